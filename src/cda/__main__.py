@@ -1,0 +1,7 @@
+"""`python -m cda` is `cda`."""
+
+import sys
+
+from cda.cli import main
+
+sys.exit(main())

@@ -1,0 +1,199 @@
+"""Long stages survive: checkpoints without pickles, signals that stop cleanly, a lease against two jobs at one work.
+
+A checkpoint is one safetensors file: tensors as they are, everything else as JSON in its header, under the key of what it belongs to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cda.errors import ArtifactError, Interrupted
+from cda.files import whole
+from cda.progress import say
+
+LEASE_SECONDS = 600.0
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors put into `tensors` and referred to by name."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [pack(item, tensors) for item in value]
+    return value
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `pack` packed (tuples come back as lists)."""
+    if isinstance(value, dict):
+        return tensors[value["tensor"]] if "tensor" in value else {key: unpack(item, tensors) for key, item in value["dict"]}
+    return [unpack(item, tensors) for item in value] if isinstance(value, list) else value
+
+
+class Checkpoint:
+    """The newest state of an unfinished piece of work; `key` says which work, a state under another key is not taken."""
+
+    def __init__(self, path: Path, key: str, every: float) -> None:
+        self.path, self.key, self.every = path, key, every
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self._saved >= self.every
+
+    def save(self, state: Any) -> None:
+        """Write `state` (tensors in dicts and lists, and JSON values) whole."""
+        tensors: dict[str, Tensor] = {}
+        header = {"key": self.key, "state": json.dumps(pack(state, tensors))}
+        with whole(self.path) as aside:
+            save_file(tensors, aside, metadata=header)
+        self._saved = time.monotonic()
+
+    def load(self) -> Any | None:
+        """The saved state, or None if there is none that can be used."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("key") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                return unpack(json.loads(header["state"]), tensors)
+        except (SafetensorError, OSError, ValueError, KeyError):
+            say(f"{self.path}: damaged checkpoint, starting this piece again")
+            return None
+
+    def clear(self) -> None:
+        """Forget it: the work is done."""
+        self.path.unlink(missing_ok=True)
+
+
+class Stop:
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a question a loop asks between steps; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Listen for the signals within; outside the main thread, signals are left alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came; call it where everything is saved."""
+        if self.signal:
+            name = signal.Signals(self.signal).name
+            raise Interrupted(f"stopped by {name}; what is done is saved, start it again to go on")
+
+
+class Lease:
+    """Who works in a folder: a file with host and process, touched while its owner lives, ignored once stale."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lease.json"
+        self._done = threading.Event()
+
+    def _stale(self) -> bool:
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            age = time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        except ValueError:
+            return time.time() - self.path.stat().st_mtime > 5  # being written, or its writer was killed in the act
+        if owner.get("host") == socket.gethostname():
+            return not _alive(int(owner["pid"]), owner.get("started"))
+        return age > LEASE_SECONDS
+
+    def _take(self) -> None:
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            try:
+                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                if not self._stale():
+                    break
+                self.path.unlink(missing_ok=True)
+                continue
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(mine, file)
+            return
+        raise ArtifactError(f"{self.path}: another job works here; wait for it, or delete that file if you know it is gone")
+
+    def _touch(self) -> None:
+        while not self._done.wait(LEASE_SECONDS / 10):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it within; raises ArtifactError if somebody else does."""
+        self._take()
+        heart = threading.Thread(target=self._touch, daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            self.path.unlink(missing_ok=True)
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, as the kernel counts; tells a reused process number from its former owner. None off Linux."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    return None
+
+
+def _alive(pid: int, started: str | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return started is None or _started(pid) == started
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[Stop]:
+    """A leased work folder and a listener for signals; the folder is removed once the work is done."""
+    stop = Stop()
+    lease = Lease(folder)
+    with lease.held(), stop.listening():
+        yield stop
+        shutil.rmtree(folder, ignore_errors=True)

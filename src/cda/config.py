@@ -1,0 +1,267 @@
+"""Every value a user may set: its type, range, default and meaning, in one place.
+
+The stages' values live in `config/recipes/<dataset>.yaml`; where each came from is the comment on its line, which `sourced.py` reads.
+The field descriptions here are the reference page.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cda.errors import ConfigError
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+M = TypeVar("M", bound="Strict")
+
+
+class Strict(BaseModel):
+    """A model that knows its keys: an unknown one is an error, and values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Architecture(Strict):
+    """How ResNets and ConvNets are built for this data set; other networks are built as published."""
+
+    stem: Literal["imagenet", "small"] = Field(
+        "imagenet", description="small: 3×3 first convolution of stride 1 and no max-pool, for 32 and 64 pixel images"
+    )
+    width: Positive = Field(1.0, description="multiplies the channels; 1 is the published network")
+
+
+class Dataset(Strict):
+    """A real data set: what it is and how to find it."""
+
+    name: str = Field(description="also the folder under data/")
+    layout: Literal["digits", "cifar100", "tiny_imagenet", "image_folder"] = Field(description="how its files are laid out")
+    classes: int = Field(ge=2, description="number of classes")
+    resolution: int = Field(ge=8, description="height and width of an image, in pixels")
+    resize: int | None = Field(None, ge=8, description="shorter side before the centre crop; default: the resolution")
+    mean: tuple[float, float, float] = Field(description="per channel, of values in [0, 1]")
+    std: tuple[Positive, Positive, Positive] = Field(description="per channel, of values in [0, 1]")
+    train_images: Count | None = Field(None, description="how many there are; not checked when absent")
+    val_images: Count | None = Field(None, description="how many there are; not checked when absent")
+    shards_per_job: Count = Field(10, description="consecutive shards one recover job makes")
+    allow_partial: bool = Field(False, description="accept fewer images than expected")
+    get: str = Field(description="one sentence: how to get it")
+
+    def identity(self) -> dict[str, Any]:
+        """What of the data set changes a result, as opposed to where it lies."""
+        keep = ("name", "classes", "resolution", "resize", "mean", "std")
+        return {key: value for key, value in self.model_dump(mode="json").items() if key in keep}
+
+
+class Augmentation(Strict):
+    """What happens to a training image before the network sees it."""
+
+    augment: Literal["random_resized_crop", "pad_crop", "none"] = Field("random_resized_crop", description="kind of crop")
+    crop_scale: tuple[Ratio, Ratio] = Field((0.08, 1.0), description="area ratio of a random resized crop, low and high")
+    padding: int = Field(4, ge=0, description="zero pixels around the image before a pad crop")
+    flip: Ratio = Field(0.5, description="probability of a horizontal flip")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augmentation:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ValueError("crop_scale must be [low, high] with 0 < low <= high <= 1")
+        return self
+
+    def augmentation(self) -> dict[str, Any]:
+        """Its values without those that its kind of crop ignores."""
+        ignored = {"random_resized_crop": {"padding"}, "pad_crop": {"crop_scale"}, "none": {"padding", "crop_scale"}}
+        return self.model_dump(mode="json", include=set(Augmentation.model_fields) - ignored[self.augment])
+
+
+class Optimisation(Strict):
+    """How the one training loop trains a network."""
+
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(description="images an optimiser step")
+    optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
+    lr: Positive = Field(description="base learning rate")
+    momentum: Ratio = Field(0.9, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0.0)
+    decay_vectors: bool = Field(True, description="decay biases and normalisation weights too")
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule_per: Literal["epoch", "step"] = Field("epoch", description="how often the learning rate moves")
+    step_epochs: Count = Field(30, description="epochs between drops of the step schedule")
+    step_factor: Ratio = Field(0.1, description="what a drop multiplies by")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up before the schedule starts")
+    warmup_factor: Ratio = Field(0.01, description="where the warm-up starts, as a share of the base learning rate")
+    evaluate_every: Count = Field(10, description="epochs between evaluations; the last epoch always is one")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Optimisation:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs})")
+        return self
+
+    def optimisation(self) -> dict[str, Any]:
+        """Its values without those that its optimiser and schedule ignore, nor how often it is looked at."""
+        ignored = {"evaluate_every"}
+        ignored |= {"momentum"} if self.optimizer != "sgd" else set()
+        ignored |= {"step_epochs", "step_factor"} if self.schedule != "step" else set()
+        ignored |= {"warmup_factor"} if not self.warmup_epochs else set()
+        return self.model_dump(mode="json", include=set(Optimisation.model_fields) - ignored)
+
+
+class Squeeze(Optimisation, Augmentation):
+    """Stage 1: train the recovery model on the real data, or take published weights."""
+
+    label_smoothing: Ratio = 0.0
+    weights: str | None = Field(
+        None, description="published weights instead of training: torchvision:<Weights.NAME> or timm:<pretrained tag>"
+    )
+    seed: int = Field(0, ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the squeezed model."""
+        if self.weights:
+            return {"weights": self.weights}
+        own = self.model_dump(mode="json", include={"label_smoothing", "seed"})
+        return own | self.optimisation() | self.augmentation()
+
+
+class Recover(Strict):
+    """Stage 2: synthesise images that the recovery model recognises and whose statistics match the real data's."""
+
+    mode: Literal["constant", "curriculum", "reverse", "random", "imported"] = Field(
+        description="crop difficulty over the iterations; random: real images instead; imported: a released folder"
+    )
+    scheduler: Literal["step", "linear", "cosine"] = Field("cosine", description="how a curriculum's min_crop falls")
+    milestone: Ratio = Field(1.0, description="share of the iterations after which the curriculum is over")
+    min_crop: Ratio = Field(0.08, description="β_l, lower bound of the crop's area ratio")
+    max_crop: Ratio = Field(1.0, description="β_u, upper bound of the crop's area ratio")
+    iterations: Count = Field(1000, description="optimiser steps of every class block")
+    lr: Positive = Field(0.25, description="of Adam on the images")
+    alpha_bn: float = Field(0.01, ge=0.0, description="α_BN, weight of the batch-normalisation statistics")
+    first_bn_multiplier: float = Field(10.0, ge=0.0, description="extra weight of the first BN layer")
+    block_size: Count = Field(100, description="classes optimised together, whose BN statistics are matched together")
+    flip: Ratio = Field(0.5, description="probability of a horizontal flip of the block")
+    jitter: int = Field(32, ge=0, description="largest roll in each direction, pixels")
+    per_image: bool = Field(False, description="draw crop, flip and roll for each image instead of for the block")
+    snapshots: tuple[Count, ...] = Field((), description="steps after which the first shard's images are kept too")
+    release: str = Field("", description="imported: folder name under data/released/ of new000/class000_id000.jpg images")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Recover:
+        if not 0 < self.min_crop <= self.max_crop:
+            raise ValueError("min_crop and max_crop must satisfy 0 < min_crop <= max_crop <= 1")
+        if self.mode == "imported" and not self.release:
+            raise ValueError("mode imported needs release: the folder's name under data/released/")
+        return self
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a recovery model makes the images."""
+        return self.mode not in ("random", "imported")
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the images."""
+        keep = {"random": {"mode", "seed"}, "imported": {"mode", "release"}}.get(self.mode)
+        values = self.model_dump(mode="json", include=keep, exclude=None if keep else {"release"})
+        ignored = {"constant": {"scheduler", "milestone"}, "reverse": {"scheduler"}}.get(self.mode, set())
+        return {key: value for key, value in values.items() if key not in ignored}
+
+
+class Relabel(Augmentation):
+    """Stage 3: the relabel model's soft labels for every image under every epoch's augmentation."""
+
+    labels: Literal["fp16", "online", "hard"] = Field(
+        "fp16", description="fp16: stored logits; online: the relabel model runs while validating; hard: the class itself"
+    )
+    epochs: Count | None = Field(None, description="epochs of labels; default: those of validate")
+    mixing: Literal["none", "cutmix", "mixup"] = "none"
+    mixing_alpha: Positive = Field(1.0, description="both parameters of the Beta distribution of the mixing ratio")
+    batch_size: Count = Field(128, description="label batch: images whose mixing partners come from among each other")
+    seed: int = Field(0, ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the labels; how they are kept (stored or online) does not, up to rounding."""
+        values = self.augmentation() | self.model_dump(mode="json", include={"mixing", "seed"})
+        if self.mixing != "none":
+            values |= self.model_dump(mode="json", include={"mixing_alpha", "batch_size"})
+        return values | {"labels": "hard" if self.labels == "hard" else "soft"}
+
+
+class Validate(Optimisation):
+    """Stage 4 (post-train): train a fresh model on the distilled images and their labels, test it on real ones."""
+
+    temperature: Positive = Field(20.0, description="T of the distillation loss")
+    temperature_squared: bool = Field(False, description="multiply the loss by T²")
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the trained model."""
+        return self.optimisation() | self.model_dump(mode="json", include={"temperature", "temperature_squared"})
+
+
+class Recipe(Strict):
+    """One run's values for every stage, fully resolved."""
+
+    architecture: Architecture
+    squeeze: Squeeze
+    recover: Recover
+    relabel: Relabel
+    validate_: Validate = Field(alias="validate")
+
+    @model_validator(mode="after")
+    def _labels_last(self) -> Recipe:
+        if self.relabel.epochs is not None and self.relabel.epochs < self.validate_.epochs:
+            raise ValueError(f"relabel.epochs ({self.relabel.epochs}) must reach validate.epochs ({self.validate_.epochs})")
+        return self
+
+
+class Runtime(Strict):
+    """Where and how fast a job runs; none of it changes which run it is."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere")
+    compile: bool = Field(False, description="compile the recover step (10 to 60 s to start; pays on long runs)")
+    cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
+    blocks: Count = Field(1, description="class blocks that go through the network together in recover")
+    checkpoint_seconds: float = Field(60.0, ge=0.0, description="time between checkpoints of a long stage")
+
+
+class Labels(Strict):
+    """Where soft labels stop being stored."""
+
+    max_gb: Positive = Field(50.0, description="a larger label store is not written: the relabel model runs while validating")
+
+
+class Settings(Strict):
+    """`config/config.yaml`, with the scale's and the command line's changes."""
+
+    scale: str = Field("paper", description="paper, or a file in config/scales/")
+    seeds: Count = Field(1, description="validation seeds of every cell: 0, 1, …")
+    datasets: Literal["all"] | tuple[str, ...] = Field("all", description="narrows the cells of every table")
+    cells: Literal["all", "present"] = Field("all", description="present: make tables from the run JSONs that exist")
+    data: str = Field("data", description="folder of the real data sets; $CDA_DATA wins")
+    data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")
+    labels: Labels = Labels()
+    runtime: Runtime = Runtime()
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """The first problem of a pydantic error as (dotted key, what is allowed)."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return key, "is not a known key"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return key, message[0].lower() + message[1:] + shown
+
+
+def parse(model: type[M], values: dict[str, Any], where: str) -> M:
+    """`values` as a `model`; raises ConfigError, one line that names `where`, the key and what is allowed."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        key, problem = first_error(error)
+        raise ConfigError(f"{where}: {key or model.__name__.lower()} {problem}") from None

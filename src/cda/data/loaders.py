@@ -1,0 +1,118 @@
+"""Device-resident images: uint8 on the device, everything else batched tensor operations there; no image is decoded twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cda.config import Dataset, Relabel, Squeeze
+from cda.data.labels import EpochPlan, epoch_plan
+from cda.data.sources import ImageSet
+from cda.method.augment import cutmix, draw_views, generator, mixup, resample, resampling
+from cda.runtime import Machine
+
+
+class Images:
+    """All images of a set on the device: uint8 [N, 3, R, R] and labels [N]."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], data: Dataset, machine: Machine) -> None:
+        self.pixels = torch.from_numpy(images).to(machine.device).permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.from_numpy(labels).to(machine.device)
+        self.mean = torch.tensor(data.mean, device=machine.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(data.std, device=machine.device).view(1, 3, 1, 1)
+        self.size, self.device, self.machine = data.resolution, machine.device, machine
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, index: Tensor) -> Tensor:
+        """Images `index` in [0, 1], float32 [n, 3, R, R]."""
+        return self.pixels[index].float().div_(255)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(images − mean) / std."""
+        return (images - self.mean) / self.std
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module, batch: int = 512) -> dict[str, float]:
+        """Top-1 and top-5 accuracy in percent of `model` on all of them, unaugmented."""
+        model.eval()
+        correct = torch.zeros(2, device=self.device, dtype=torch.long)
+        for start in range(0, len(self), batch):
+            index = torch.arange(start, min(start + batch, len(self)), device=self.device)
+            with self.machine.autocast():
+                logits = model(self.normalised(self.at(index)).contiguous(memory_format=torch.channels_last))
+            ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == self.labels[index, None]
+            correct += torch.stack([ranked[:, 0].sum(), ranked.sum()])
+        top1, top5 = (correct.double() * 100 / len(self)).tolist()
+        return {"top1": top1, "top5": top5}
+
+
+def images_of(source: ImageSet, data: Dataset, machine: Machine) -> Images:
+    """A real set on the device."""
+    return Images(source.images, source.labels, data, machine)
+
+
+class SqueezeBatches:
+    """The real training set, augmented and shuffled: every epoch a pure function of (seed, epoch)."""
+
+    def __init__(self, images: Images, recipe: Squeeze) -> None:
+        self.set, self.recipe = images, recipe
+        self.images = len(images)
+        self.steps = -(-len(images) // recipe.batch_size)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """(normalised images [B, 3, R, R], labels [B]) of every step."""
+        recipe, images = self.recipe, self.set
+        order = generator("squeeze", recipe.seed, epoch, "order").permutation(len(images))
+        views = draw_views(
+            generator("squeeze", recipe.seed, epoch, "views"), len(images), images.size,
+            crop=recipe.augment, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip,
+        )  # fmt: skip
+        for step in range(first_step, self.steps):
+            chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            index = torch.from_numpy(chosen).to(images.device)
+            matrices = resampling(type(views)(*(part[chosen] for part in views)), images.size, images.device)
+            yield images.normalised(resample(images.at(index), matrices)), images.labels[index]
+
+
+class DistilledBatches:
+    """Distilled images as an epoch of a label store sees them: augmented and mixed; any batch size sees the same images."""
+
+    def __init__(self, images: Images, recipe: Relabel, batch_size: int) -> None:
+        self.set, self.recipe, self.batch_size = images, recipe, batch_size
+        self.images = len(images)
+        self.steps = -(-len(images) // batch_size)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """How `epoch` sees every image."""
+        return epoch_plan(self.recipe, self.set.size, len(self.set), epoch)
+
+    def inputs(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
+        """Normalised, augmented and mixed images `chosen` [B] of the plan's epoch, float32 [B, 3, R, R]."""
+        images = self._seen(plan, chosen)
+        if self.recipe.mixing == "none":
+            return self.set.normalised(images)
+        partners = self._seen(plan, plan.partners[chosen])
+        if self.recipe.mixing == "cutmix":
+            mixed = cutmix(images, partners, torch.from_numpy(plan.boxes[chosen]).to(self.set.device))
+        else:
+            mixed = mixup(images, partners, torch.from_numpy(plan.ratios[chosen]).float().to(self.set.device))
+        return self.set.normalised(mixed)
+
+    def _seen(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
+        views = type(plan.views)(*(part[chosen] for part in plan.views))
+        index = torch.from_numpy(chosen).to(self.set.device)
+        return resample(self.set.at(index), resampling(views, self.set.size, self.set.device))
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """(inputs, (epoch, plan, image indices)) of every step, in the label store's order."""
+        plan = self.plan(epoch)
+        for step in range(first_step, self.steps):
+            chosen = plan.order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.inputs(plan, chosen), (epoch, plan, chosen)

@@ -1,0 +1,21 @@
+"""What a user can mend: each message is one line that names the file, the key and the mend."""
+
+
+class CdaError(ValueError):
+    """Any mistake of the user's or damage on disk; the command line prints it as one line."""
+
+
+class ConfigError(CdaError):
+    """A value in `config/` or on the command line that cannot be used."""
+
+
+class DataError(CdaError):
+    """A real data set that is missing, partial or unreadable."""
+
+
+class ArtifactError(CdaError):
+    """A model, shard or label store that is missing, damaged or belongs to something else."""
+
+
+class Interrupted(CdaError):
+    """A signal asked the stage to stop; what is done is saved and the next start goes on from there."""

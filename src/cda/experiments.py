@@ -1,0 +1,238 @@
+"""From `config/` to cells and runs: what every table is made of.
+
+A table is a declared grid of cells; a cell resolves to one validate run per seed and, through it, to everything below. Cells of
+different tables that resolve to equal values are the same run. What a cell's paper reported is joined from `config/reported.csv` by key.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cda import runs
+from cda.config import Dataset, Recipe, Settings, Strict, parse
+from cda.errors import ConfigError
+from cda.paths import CONFIG, Layout
+from cda.sourced import Layer, Sourced, below, nested, read_layer, read_plain
+
+KEYS = ("dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric")
+STAGES = ("architecture", "squeeze", "recover", "relabel", "validate")
+
+
+class Group(Strict):
+    """A grid of cells: every combination of its lists."""
+
+    dataset: str
+    methods: tuple[str, ...]
+    recovery_models: tuple[str, ...]
+    ipc: tuple[int, ...]
+    validation_models: tuple[str, ...]
+    relabel_model: str | None = None
+    metric: str = "top1"
+    setting: str = ""
+    set: dict[str, Any] = {}
+    variants: tuple[str, ...] = ()
+    control: bool = False
+
+
+class Layout2D(Strict):
+    """Which keys become the rows and the columns of the Markdown table."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+class Experiment(Strict):
+    """A table of the paper (or of ours): `config/experiments/<name>.yaml`."""
+
+    title: str
+    caption: str = ""
+    reported: int | None = None
+    scales: tuple[str, ...]
+    layout: Layout2D
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: its key, what was reported, and the run that measures it (None if its data set is not declared)."""
+
+    table: str
+    key: Mapping[str, Any]
+    reported: str
+    reported_std: str
+    run: runs.Run | None
+    note: str = ""
+    control: bool = False
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CONFIG) -> Settings:
+    """`config/config.yaml`, then the scale's `settings`, then `overrides` (the command line); raises ConfigError."""
+    file = config / "config.yaml"
+    layer = dict(read_layer(file))
+    given = _given(overrides or {})
+    scale = given.get("scale", layer.get("scale", Sourced("paper", ""))).value
+    if scale != "paper":
+        layer |= below(read_layer(_scale_file(config, scale)), "settings")
+    layer |= given
+    return parse(Settings, nested(layer), str(file))
+
+
+def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
+    layer: Layer = {}
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and key != "data_paths":
+            layer |= _given(value, f"{prefix}{key}.")
+        else:
+            layer[prefix + key] = Sourced(value, "the command line")
+    return layer
+
+
+def _scale_file(config: Path, scale: str) -> Path:
+    file = config / "scales" / f"{scale}.yaml"
+    if not file.is_file():
+        known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
+        raise ConfigError(f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}")
+    return file
+
+
+class ExperimentSet:
+    """Everything declared in `config/`, resolved for one scale."""
+
+    def __init__(self, settings: Settings, config: Path = CONFIG) -> None:
+        self.settings, self.config = settings, config
+        self.layout = Layout(settings.scale)
+        self._scale: Layer = {} if settings.scale == "paper" else read_layer(_scale_file(config, settings.scale))
+        self._declared = {path.stem for path in (config / "datasets").glob("*.yaml")}
+        for name in settings.datasets if settings.datasets != "all" else ():
+            if name not in self._declared:
+                raise ConfigError(f"config key datasets: {name!r} is not declared; use {', '.join(sorted(self._declared))}")
+
+    @cached_property
+    def tables(self) -> dict[str, Experiment]:
+        """The experiments of this scale, by name."""
+        found = {}
+        for path in sorted((self.config / "experiments").glob("*.yaml")):
+            experiment = parse(Experiment, read_plain(path), str(path))
+            if self.settings.scale in experiment.scales:
+                found[path.stem] = experiment
+        return found
+
+    def dataset(self, name: str) -> Dataset:
+        """The declared data set `name`; raises ConfigError."""
+        file = self.config / "datasets" / f"{name}.yaml"
+        return parse(Dataset, read_plain(file), str(file))
+
+    def cells(self, table: str) -> list[Cell]:
+        """The cells of a table, in declared order, narrowed to the settings' data sets."""
+        if table not in self.tables:
+            raise ConfigError(f"there is no table {table!r} at scale {self.settings.scale}; there is {', '.join(self.tables)}")
+        wanted = self.settings.datasets
+        experiment = self.tables[table]
+        found = [c for g in experiment.groups for c in self._cells(table, experiment, g)]
+        found += _quoted(self._reported, experiment.reported, table)
+        return [cell for cell in found if wanted == "all" or cell.key["dataset"] in wanted]
+
+    def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:
+        axes = (group.ipc, group.recovery_models, group.validation_models, group.methods)
+        for ipc, recovery_model, validation_model, method in itertools.product(*axes):
+            key: dict[str, Any] = {"dataset": group.dataset, "method": method, "recovery_model": recovery_model, "ipc": ipc}
+            key |= {"setting": group.setting, "validation_model": validation_model, "metric": group.metric}
+            if group.dataset not in self._declared:
+                matches = [r for r in self._reported if _matches(r, experiment.reported, key)]
+                key["recovery_iterations"] = matches[0]["recovery_iterations"] if matches else ""
+                run, note = None, f"data set {group.dataset} is not declared in config/datasets/"
+                yield self._cell(table, experiment, key, key, run, note, group.control)
+                continue
+            paper = self._resolve(group, method, recovery_model, ipc, validation_model, scaled=False)
+            run = self._resolve(group, method, recovery_model, ipc, validation_model, scaled=True)
+            reported_key = key | {"recovery_iterations": _iterations(paper)}
+            yield self._cell(table, experiment, key | {"recovery_iterations": _iterations(run)}, reported_key, run, "", group.control)
+
+    def _cell(
+        self, table: str, experiment: Experiment, key: dict[str, Any], reported_key: dict[str, Any], run: runs.Run | None,
+        note: str, control: bool,
+    ) -> Cell:  # fmt: skip
+        row = next((r for r in self._reported if not control and _matches(r, experiment.reported, reported_key)), None)
+        return Cell(table, key, row["value"] if row else "", row["std"] if row else "", run, note, control)
+
+    @cached_property
+    def _reported(self) -> list[dict[str, str]]:
+        with (self.config / "reported.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _resolve(self, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool) -> runs.Run:
+        data = self.dataset(group.dataset)
+        layer = self._layers(group, method, recovery_model, scaled)
+        where = next((v.where for v in layer.values() if v.where.startswith(str(self.config / "recipes"))), "config/recipes")
+        recipe = parse(Recipe, nested(layer), where.rsplit(":", 1)[0])
+        model = runs.squeeze_run(data, recipe, recovery_model, layer)
+        relabel_model = runs.squeeze_run(data, recipe, group.relabel_model, layer) if group.relabel_model else model
+        images = runs.recover_run(data, recipe, model, layer)
+        labels = runs.relabel_run(data, recipe, images, relabel_model, ipc, layer)
+        return runs.validate_run(data, recipe, labels, validation_model, layer)
+
+    def _layers(self, group: Group, method: str, recovery_model: str, scaled: bool) -> Layer:
+        """Recipe, recovery model's own values, method, variants, cell, scale: a later one wins."""
+        file = self.config / "recipes" / f"{group.dataset}.yaml"
+        recipe = read_layer(file)
+        layer = {k: v for k, v in recipe.items() if k.split(".")[0] not in ("methods", "variants", "recovery_models")}
+        layer |= below(recipe, f"recovery_models.{recovery_model}")
+        layer |= _named(recipe, "methods", method, file)
+        for variant in group.variants:
+            layer |= _named(recipe, "variants", variant, file)
+        layer |= {k: Sourced(v, f"config/experiments ({group.setting or 'set'})", "the table's own setting") for k, v in group.set.items()}
+        if scaled:
+            layer |= below(self._scale, "recipe")
+            layer |= below(self._scale, f"datasets.{group.dataset}")
+        return layer
+
+    def runs(self, tables: tuple[str, ...] | None = None) -> dict[str, runs.Run]:
+        """Every run of the named tables (default all), upstream first, by id."""
+        found: dict[str, runs.Run] = {}
+        for table in tables if tables is not None else tuple(self.tables):
+            for cell in self.cells(table):
+                for run in cell.run.chain() if cell.run else ():
+                    found.setdefault(run.id, run)
+        return found
+
+    def run(self, run_id: str, stage: str | None = None) -> runs.Run:
+        """The run with this id; raises ConfigError if no table of the scale has it."""
+        run = self._all_runs.get(run_id)
+        if run is None or stage not in (None, run.stage):
+            raise ConfigError(f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda runs` lists the runs of a table")
+        return run
+
+    @cached_property
+    def _all_runs(self) -> dict[str, runs.Run]:
+        everything = self.settings.model_copy(update={"datasets": "all"})
+        return ExperimentSet(everything, self.config).runs() if self.settings.datasets != "all" else self.runs()
+
+
+def _iterations(run: runs.Run) -> int | str:
+    recover = run.upstream["labels"].upstream["images"].recipe.recover
+    return recover.iterations if recover.synthetic else ""
+
+
+def _named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:
+    layer = below(recipe, f"{kind}.{name}")
+    if not layer and f"{kind}.{name}" not in recipe:
+        known = sorted({key.split(".")[1] for key in recipe if key.startswith(f"{kind}.")})
+        raise ConfigError(f"{file}: {kind}.{name} is missing; add it or use one of {', '.join(known) or 'none'}")
+    return layer
+
+
+def _matches(row: Mapping[str, str], table: int | None, key: Mapping[str, Any]) -> bool:
+    if table is None or row["table"] != str(table):
+        return False
+    return all(row[name] == str(key[name]) for name in KEYS if name in key)
+
+
+def _quoted(reported: list[dict[str, str]], table: int | None, name: str) -> list[Cell]:
+    rows = [row for row in reported if row["table"] == str(table) and row["setting"] == "quoted"]
+    return [Cell(name, {key: row[key] for key in KEYS}, row["value"], row["std"], None, "quoted in the paper") for row in rows]

@@ -1,0 +1,97 @@
+"""Outputs appear whole or not at all: written aside, synced, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cda.errors import ArtifactError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _full_disk(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path}: cannot be written ({error.strerror}); make room or allow writing, then start again: it goes on")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write; it becomes `path` at the end and vanishes after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        _sync(aside)
+        os.replace(aside, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _full_disk(path, error) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file whole."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file whole, readable and with sorted keys only where order means nothing."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object at `path`; raises ArtifactError that says what it should have been."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path}: {what} cannot be read ({error.strerror}); make or pull it first") from None
+    except ValueError:
+        raise ArtifactError(f"{path}: {what} is damaged (not JSON); delete it and make it again") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: {what} is not what it should be (no JSON object); delete it and make it again")
+    return value
+
+
+def publish(folder: Path, output: Path) -> None:
+    """Move a finished folder to its place, replacing what is there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+        shutil.move(folder, aside)  # across file systems this copies, so the rename below is what makes it appear
+        if output.exists():
+            shutil.rmtree(output)
+        os.rename(aside, output)
+        _sync(output.parent)
+    except OSError as error:
+        raise _full_disk(output, error) from None
+
+
+def digest(*chunks: bytes) -> str:
+    """SHA-256 of the chunks, as hex."""
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

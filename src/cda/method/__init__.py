@@ -1,0 +1,1 @@
+"""The method as pure tensor functions: no files, no config."""

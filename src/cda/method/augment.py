@@ -1,0 +1,151 @@
+"""Crop, flip and roll as two small matrices an image, and where their draws come from.
+
+Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of Y holds the two weights of
+an output row's source rows. A flip reverses the rows of X, a roll rotates the rows of both, a padded crop has rows of zeros. So any of
+them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in its gradient too, and fast on any device.
+The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8). A crop of an R×R image resized to R×R only ever
+enlarges, so torchvision's antialiasing would change nothing; `resampling` asserts that.
+
+Draws are made on the CPU by counter-based generators, so that they depend on what they are for and on nothing that ran before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+TRIES = 10  # torchvision's RandomResizedCrop gives up after ten boxes and takes the whole image
+LOG_RATIO = (float(np.log(3 / 4)), float(np.log(4 / 3)))
+DRAWS_PER_IMAGE = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
+
+
+class Views(NamedTuple):
+    """How each of N images is seen; boxes are [N, 4] pixels (top, left, height, width), flips [N], rolls [N, 2] (down, right)."""
+
+    boxes: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    rolls: NDArray[np.int64]
+
+
+def generator(*purpose: object) -> np.random.Generator:
+    """A generator of its own for `purpose`, e.g. ("relabel", seed, epoch): equal purposes give equal draws, on any machine."""
+    digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def crop_boxes(uniform: Floats, size: int, low: float, high: float) -> NDArray[np.int64]:
+    """RandomResizedCrop's boxes [N, 4] from uniform draws [N, >= 22] in [0, 1), by torchvision's rules.
+
+    A box has an area ratio in [low, high] and a log-uniform aspect ratio in 3/4 to 4/3; the first of ten that fits is taken, else the
+    whole image (of a square image, torchvision's fall-back is all of it).
+    """
+    area = size * size * (low + (high - low) * uniform[:, :TRIES])
+    ratio = np.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * uniform[:, TRIES : 2 * TRIES])
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
+    first = fits.argmax(axis=1)
+    rows = np.arange(len(uniform))
+    found = fits[rows, first]
+    height = np.where(found, height[rows, first], size)
+    width = np.where(found, width[rows, first], size)
+    top = np.floor(uniform[:, 2 * TRIES] * (size - height + 1)).astype(np.int64)
+    left = np.floor(uniform[:, 2 * TRIES + 1] * (size - width + 1)).astype(np.int64)
+    return np.stack([top, left, height, width], axis=1)
+
+
+def draw_views(
+    draws: np.random.Generator, count: int, size: int, *, crop: str, scale: tuple[float, float] = (0.08, 1.0),
+    padding: int = 0, flip: float = 0.5, jitter: int = 0,
+) -> Views:  # fmt: skip
+    """How `count` images of `size` pixels are seen; image i's draws depend on the generator and i, not on `count`.
+
+    `crop` is random_resized_crop (area ratio in `scale`), pad_crop (a window of the zero-padded image) or none.
+    """
+    uniform = draws.random((count, DRAWS_PER_IMAGE + 2))
+    boxes = np.tile(np.array([0, 0, size, size], dtype=np.int64), (count, 1))
+    if crop == "random_resized_crop":
+        boxes = crop_boxes(uniform, size, *scale)
+    elif crop == "pad_crop":
+        boxes[:, :2] = np.floor(uniform[:, :2] * (2 * padding + 1)).astype(np.int64) - padding
+    elif crop != "none":
+        raise ValueError(f"unknown crop {crop!r}: random_resized_crop, pad_crop or none")
+    flips = uniform[:, DRAWS_PER_IMAGE - 1] < flip
+    rolls = np.floor(uniform[:, DRAWS_PER_IMAGE:] * (jitter + 1)).astype(np.int64)
+    return Views(boxes, flips, rolls)
+
+
+def _axis(start: Tensor, length: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Resampling matrices [N, size, size] of one axis: output pixel o reads `start + (o + ½) · length/size − ½`, kept within the crop.
+
+    torchvision crops first and resizes then, so a source coordinate is clamped to the crop and not to the image.
+    """
+    assert bool((length <= size).all()), "a crop larger than the image would need antialiasing"
+    out = torch.arange(size, device=start.device, dtype=dtype)
+    span = length.to(dtype)[:, None]
+    source = ((out + 0.5) * span / size - 0.5).clamp(min=0.0).minimum(span - 1)
+    floor = source.floor()
+    weight = source - floor
+    lower = floor.long() + start[:, None]
+    upper = torch.minimum(floor.long() + 1, length[:, None] - 1) + start[:, None]
+    columns = torch.arange(size, device=start.device)
+    matrix = (columns == lower[..., None]) * (1 - weight)[..., None] + (columns == upper[..., None]) * weight[..., None]
+    return matrix
+
+
+def resampling(views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls."""
+    boxes = torch.from_numpy(views.boxes).to(device)
+    rows = _axis(boxes[:, 0], boxes[:, 2], size, dtype)
+    columns = _axis(boxes[:, 1], boxes[:, 3], size, dtype)
+    flips = torch.from_numpy(views.flips).to(device)
+    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    rolls = torch.from_numpy(views.rolls).to(device)
+    if views.rolls.any():
+        order = torch.arange(size, device=device)[None]
+        rows = rows.gather(1, ((order - rolls[:, :1]) % size)[..., None].expand_as(rows))
+        columns = columns.gather(1, ((order - rolls[:, 1:]) % size)[..., None].expand_as(columns))
+    return rows, columns
+
+
+def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    """Images [N, C, R, R] seen through `resampling` matrices of N views, or of N/B views each shared by B images in a row."""
+    rows, columns = matrices
+    views, size = len(rows), images.shape[-1]
+    with torch.autocast(images.device.type, enabled=False):
+        wide = images.reshape(views, -1, size) @ columns.mT  # one product a view: [B·C·R, R] @ [R, R]
+        tall = wide.view(views, -1, size, size).mT.reshape(views, -1, size) @ rows.mT
+    return tall.view(views, -1, size, size).mT.reshape(images.shape)
+
+
+def mixing_boxes(ratio: Floats, centre: Floats, size: int) -> NDArray[np.int64]:
+    """CutMix boxes [N, 4] (top, bottom, left, right) for mixing ratios [N] and centres [N, 2] in [0, 1).
+
+    The patch covers a share 1 − ratio of the image before it is clipped at the borders (Yun et al. 2019, as in the authors' relabelling).
+    """
+    half = (size * np.sqrt(1.0 - ratio)).astype(np.int64) // 2
+    middle = np.floor(centre * size).astype(np.int64)
+    low = np.clip(middle - half[:, None], 0, size)
+    high = np.clip(middle + half[:, None], 0, size)
+    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+
+
+def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> Tensor:
+    """Images [N, C, R, R] with each one's box [N, 4] (top, bottom, left, right) filled from its partner."""
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    top, bottom, left, right = (boxes[:, i, None] for i in range(4))
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None, :]
+    return torch.where(inside, partners, images)
+
+
+def mixup(images: Tensor, partners: Tensor, ratio: Tensor) -> Tensor:
+    """ratio · image + (1 − ratio) · partner, a ratio [N] each."""
+    ratio = ratio.view(-1, 1, 1, 1)
+    return ratio * images + (1 - ratio) * partners

@@ -1,0 +1,66 @@
+"""The regulariser of recovery: batch statistics that agree with what the recovery model's BN layers remember of the real data.
+
+Paper Eq. 7 sums, over BN layers, the L2 distances of channel means and variances to the running ones. As in the authors' code the
+statistics are of the layer's INPUT, the variance is biased, and the first layer counts ten times (fidelity 5). They are taken
+per class block: a batch may hold several blocks one after the other, each matched by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cda.errors import ConfigError
+
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def bn_layers(model: nn.Module) -> list[nn.Module]:
+    """Its BN layers with running statistics, in module order; raises ConfigError if there is none."""
+    layers = [module for module in model.modules() if isinstance(module, BatchNorm) and module.running_mean is not None]
+    if not layers:
+        raise ConfigError(f"recovery model {type(model).__name__} has no BN layers to match; choose one that has, such as resnet18")
+    return layers
+
+
+def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Tensor:
+    """‖var − RV‖₂ + ‖mean − RM‖₂ of each block [blocks] for features [blocks·B, C, …], in float32 or better."""
+    precise = features if features.dtype == torch.float64 else features.float()
+    grouped = precise.reshape(blocks, -1, *features.shape[1:])
+    over = [1, *range(3, grouped.ndim)]
+    block_var, block_mean = torch.var_mean(grouped, dim=over, correction=0)
+    return torch.linalg.vector_norm(block_var - var, dim=1) + torch.linalg.vector_norm(block_mean - mean, dim=1)
+
+
+class BNMatching:
+    """Hooks on a model's BN layers: after a forward pass over `blocks` equal class blocks, `loss` sums their distances."""
+
+    def __init__(self, model: nn.Module, blocks: int, first_multiplier: float = 10.0) -> None:
+        layers = bn_layers(model)
+        self.blocks = blocks
+        self.multipliers = [first_multiplier] + [1.0] * (len(layers) - 1)
+        self._distances: dict[int, Tensor] = {}
+        self._handles = [layer.register_forward_pre_hook(self._hook(index)) for index, layer in enumerate(layers)]
+
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            mean, var = layer.running_mean, layer.running_var
+            assert isinstance(mean, Tensor)
+            assert isinstance(var, Tensor)
+            with torch.autocast(inputs[0].device.type, enabled=False):
+                self._distances[index] = bn_distance(inputs[0], mean, var, self.blocks)
+
+        return keep
+
+    def loss(self) -> Tensor:
+        """Σ_k m_k (…) of each block [blocks], from the last forward pass; the sum runs in the order of the layers."""
+        total = torch.stack([m * self._distances[k] for k, m in enumerate(self.multipliers)]).sum(dim=0)
+        self._distances.clear()
+        return total
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()

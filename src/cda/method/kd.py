@@ -1,0 +1,26 @@
+"""Losses of post-training: how a validation model learns from soft labels (FKD; fidelity 11, 13, 15)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:
+    """KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, for logits [N, C]; times T² where `squared`."""
+    loss = F.kl_div(
+        F.log_softmax(student.float() / temperature, dim=1),
+        F.log_softmax(teacher.float() / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return loss * temperature**2 if squared else loss
+
+
+def mixed_ce(student: Tensor, own: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Cross-entropy with hard labels of mixed images: `share` [N] of the own class [N], the rest of the partner's."""
+    student = student.float()
+    first = F.cross_entropy(student, own, reduction="none")
+    second = F.cross_entropy(student, partner, reduction="none")
+    return torch.mean(share * first + (1 - share) * second)

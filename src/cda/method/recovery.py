@@ -1,0 +1,133 @@
+"""The recover loop: images that the recovery model recognises and whose batch statistics match the real data's (paper Section 2.3, Eq. 6).
+
+Several class blocks go through the network together; draws, BN statistics and losses are each block's own, so that one block alone
+is the special case. docs/fidelity.md gives the loop's order; items 3 to 9 say where it follows the authors' code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cda.config import Dataset, Recover
+from cda.errors import ArtifactError
+from cda.method.augment import Views, draw_views, generator, resample, resampling
+from cda.method.bn_matching import BNMatching
+from cda.method.curriculum import image_lr, min_crop
+from cda.runtime import Machine
+
+
+@dataclass(frozen=True)
+class Block:
+    """The classes `first` to `last` (exclusive) of one shard, optimised together."""
+
+    shard: int
+    first: int
+    last: int
+
+    def purpose(self, seed: int) -> tuple[object, ...]:
+        """What its draws are seeded by: it and nothing around it."""
+        return ("recover", seed, "shard", self.shard, "from", self.first)
+
+
+def blocks_of(shard: int, classes: int, size: int) -> list[Block]:
+    """A shard's class blocks: `size` consecutive classes each, the last one with what is left (fidelity 4)."""
+    return [Block(shard, first, min(first + size, classes)) for first in range(0, classes, size)]
+
+
+def start_images(block: Block, seed: int, resolution: int) -> NDArray[np.float64]:
+    """N(0, 1) images [classes of the block, 3, R, R] in normalised space."""
+    count = block.last - block.first
+    return generator(*block.purpose(seed), "start").standard_normal((count, 3, resolution, resolution))
+
+
+def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Views:
+    """Crop, flip and roll of a block at `step`: one for all its images (fidelity 3), or one each with `per_image`."""
+    low = min_crop(
+        step, recipe.iterations, mode=recipe.mode, scheduler=recipe.scheduler, milestone=recipe.milestone,
+        low=recipe.min_crop, high=recipe.max_crop,
+    )  # fmt: skip
+    count = block.last - block.first if recipe.per_image else 1
+    draws = generator(*block.purpose(recipe.seed), "step", step)
+    return draw_views(
+        draws, count, resolution, crop="random_resized_crop", scale=(low, recipe.max_crop), flip=recipe.flip, jitter=recipe.jitter
+    )
+
+
+class Recovery:
+    """Equal-sized class blocks on their way from noise to images; `step` moves all of them on by one iteration."""
+
+    def __init__(
+        self, model: nn.Module, blocks: list[Block], recipe: Recover, data: Dataset, machine: Machine, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model, self.blocks, self.recipe, self.data, self.machine = model, blocks, recipe, data, machine
+        self.done = 0
+        self.trace: list[dict[str, Any]] = []
+        start = np.concatenate([start_images(block, recipe.seed, data.resolution) for block in blocks])
+        self.images = torch.from_numpy(start).to(machine.device, dtype).requires_grad_()
+        self.labels = torch.cat([torch.arange(b.first, b.last) for b in blocks]).to(machine.device)
+        mean, std = (torch.tensor(values, dtype=dtype, device=machine.device).view(3, 1, 1) for values in (data.mean, data.std))
+        self.mean, self.std = mean, std
+        self.optimizer = torch.optim.Adam([self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
+        self.matching = BNMatching(model, len(blocks), recipe.first_bn_multiplier)
+        self._objective = machine.compiled(self._losses)
+
+    def _losses(self, images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and BN distance of each block [K] for its images as the views show them."""
+        seen = resample(images, (rows, columns))
+        with self.machine.autocast():
+            logits = self.model(seen.contiguous(memory_format=torch.channels_last))
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        entropy = F.cross_entropy(precise, self.labels, reduction="none").view(len(self.blocks), -1).mean(dim=1)
+        return entropy, self.matching.loss()
+
+    def step(self) -> None:
+        """One iteration; raises ArtifactError if a block's loss is no longer a number."""
+        recipe, step = self.recipe, self.done
+        drawn = [step_views(block, recipe, step, self.data.resolution) for block in self.blocks]
+        views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
+        matrices = resampling(views, self.data.resolution, self.machine.device, self.images.dtype)
+        entropy, distance = self._objective(self.images, *matrices)
+        self.optimizer.param_groups[0]["lr"] = image_lr(step, recipe.iterations, recipe.lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        (entropy + recipe.alpha_bn * distance).sum().backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.images.copy_(self.images.maximum(-self.mean / self.std).minimum((1 - self.mean) / self.std))
+        self.done += 1
+        if self.done == 1 or self.done == recipe.iterations or self.done % max(1, recipe.iterations // 20) == 0:
+            self._note(entropy.tolist(), distance.tolist())
+
+    def _note(self, entropy: list[float], distance: list[float]) -> None:
+        for block, ce, bn in zip(self.blocks, entropy, distance, strict=True):
+            if not (math.isfinite(ce) and math.isfinite(bn)):
+                where = f"shard {block.shard}, classes {block.first} to {block.last - 1}, step {self.done}"
+                raise ArtifactError(f"recover: the loss is no number at {where}; lower recover.lr or use precision fp32")
+        self.trace.append({"step": self.done, "ce": entropy, "bn": distance})
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The images as uint8 [K · B, R, R, 3], truncated as the authors' code does (fidelity 9)."""
+        unit = (self.images.detach() * self.std + self.mean).clamp(0, 1)
+        return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def state(self) -> dict[str, Any]:
+        """Everything the remaining iterations depend on."""
+        return {"done": self.done, "images": self.images, "optimizer": self.optimizer.state_dict(), "trace": self.trace}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.done, self.trace = state["done"], state["trace"]
+        with torch.no_grad():
+            self.images.copy_(state["images"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.matching.remove()

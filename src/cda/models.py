@@ -1,0 +1,129 @@
+"""Networks by name: ResNets (with a small stem and narrow widths), the field's ConvNets, and everything torchvision and timm have.
+
+The ResNets' tensors are named and shaped as torchvision's, so published weights load; they are written out here because narrow ones
+exist nowhere else and because importing torchvision costs every small job five seconds.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cda.config import Architecture
+from cda.errors import ArtifactError, ConfigError
+
+RESNETS = {"resnet18": (False, (2, 2, 2, 2)), "resnet34": (False, (3, 4, 6, 3)), "resnet50": (True, (3, 4, 6, 3)),
+           "resnet101": (True, (3, 4, 23, 3)), "resnet152": (True, (3, 8, 36, 3))}  # fmt: skip
+
+
+def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(ins, outs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Residual(nn.Module):
+    """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 with fourfold output) block (He et al. 2016; stride on the 3×3)."""
+
+    def __init__(self, ins: int, planes: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        outs = planes * 4 if bottleneck else planes
+        self.conv1, self.bn1 = (_conv(ins, planes, 1) if bottleneck else _conv(ins, planes, 3, stride)), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = _conv(planes, planes, 3, stride if bottleneck else 1), nn.BatchNorm2d(planes)
+        if bottleneck:
+            self.conv3, self.bn3 = _conv(planes, outs, 1), nn.BatchNorm2d(outs)
+        self.bottleneck = bottleneck
+        fits = stride == 1 and ins == outs
+        self.downsample = None if fits else nn.Sequential(_conv(ins, outs, 1, stride), nn.BatchNorm2d(outs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, ins, H, W] to [N, outs, H/stride, W/stride]."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(torch.relu(y)))
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """ResNet-18 to 152; `stem: small` is a 3×3 convolution of stride 1 and no max-pool."""
+
+    def __init__(self, name: str, classes: int, architecture: Architecture) -> None:
+        super().__init__()
+        bottleneck, depths = RESNETS[name]
+        planes = [max(8, round(64 * architecture.width * 2**i)) for i in range(4)]
+        small = architecture.stem == "small"
+        self.conv1 = _conv(3, planes[0], 3 if small else 7, 1 if small else 2)
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        ins = planes[0]
+        for index, (width, depth) in enumerate(zip(planes, depths, strict=True)):
+            blocks = []
+            for block in range(depth):
+                blocks.append(Residual(ins, width, 2 if index and not block else 1, bottleneck))
+                ins = width * 4 if bottleneck else width
+            setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(ins, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 3, R, R] to logits [N, classes]."""
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        for index in range(1, 5):
+            x = getattr(self, f"layer{index}")(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class ConvNet(nn.Module):
+    """The ConvNet of the distillation literature: blocks of 3×3 convolution, InstanceNorm, ReLU, average pool (fidelity, baselines)."""
+
+    def __init__(self, depth: int, classes: int, resolution: int, architecture: Architecture) -> None:
+        super().__init__()
+        width = max(8, round(128 * architecture.width))
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            norm = nn.GroupNorm(width, width)
+            layers += [nn.Conv2d(width if index else 3, width, 3, padding=1), norm, nn.ReLU(), nn.AvgPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * (resolution // 2**depth) ** 2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 3, R, R] to logits [N, classes]."""
+        return self.classifier(self.features(x).flatten(1))
+
+
+def build(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:
+    """A fresh network; raises ConfigError for a name that nobody knows. Weights come from torch's global generator."""
+    if name in RESNETS:
+        return ResNet(name, classes, architecture)
+    if match := re.fullmatch(r"convnet(\d)", name):
+        return ConvNet(int(match[1]), classes, resolution, architecture)
+    from torchvision.models import get_model, list_models
+
+    if name in list_models():
+        return get_model(name, weights=None, num_classes=classes)
+    import timm
+
+    if timm.is_model(name):
+        sized = {"img_size": resolution} if re.match(r"(vit|deit|swin)", name) else {}
+        return timm.create_model(name, num_classes=classes, **sized)
+    raise ConfigError(f"model {name!r} is unknown; use convnet3, {', '.join(RESNETS)}, or a name of torchvision or timm")
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Put the safetensors at `path` into `model`; raises ArtifactError if they are damaged or another network's."""
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such model; make it with `cda squeeze` or pull it") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: damaged model file ({error}); delete it and make or pull it again") from None
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ArtifactError(f"{path}: weights of another network ({first}); check the recipe's model and architecture") from None
+    return model

@@ -1,0 +1,1 @@
+"""From run JSONs to tables and figures."""

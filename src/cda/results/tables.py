@@ -1,0 +1,122 @@
+"""Tables from run JSONs: tidy CSV, one row a cell, and Markdown in the paper's layout."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cda.errors import ArtifactError
+from cda.experiments import KEYS, Cell, Experiment, ExperimentSet
+from cda.files import read_json, write_text
+
+COLUMNS = ("table", *KEYS, "reported", "reported_std", "measured", "measured_std", "seeds", "delta", "status", "scale", "run", "role", "note")
+
+
+def measurements(experiments: ExperimentSet, cell: Cell) -> list[float]:
+    """The cell's metric for each seed whose run JSON exists; raises ArtifactError for a JSON of another run."""
+    found = []
+    for seed in range(experiments.settings.seeds) if cell.run else ():
+        assert cell.run is not None
+        path = Path(experiments.layout.run_json(cell.run, seed))
+        if not path.is_file():
+            continue
+        told = read_json(path, "a run's measurements")
+        if told.get("run") != cell.run.id or not isinstance(told.get(cell.key["metric"]), int | float):
+            raise ArtifactError(f"{path}: does not hold {cell.key['metric']} of run {cell.run.id}; delete it and run the cell again")
+        found.append(float(told[cell.key["metric"]]))
+    return found
+
+
+def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
+    """One row of the tidy table."""
+    values = measurements(experiments, cell)
+    mean = round(statistics.fmean(values), 2) if values else None
+    reported = float(cell.reported) if cell.reported else None
+    status = "measured" if values else "quoted" if cell.key["setting"] == "quoted" else "not_run"
+    return {
+        "table": cell.table,
+        **{key: cell.key[key] for key in KEYS},
+        "reported": cell.reported,
+        "reported_std": cell.reported_std,
+        "measured": mean,
+        "measured_std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+        "seeds": len(values),
+        "delta": round(mean - reported, 2) if mean is not None and reported is not None else None,
+        "status": status,
+        "scale": experiments.settings.scale,
+        "run": cell.run.id if cell.run else "",
+        "role": "control" if cell.control else "paper" if cell.reported else "ours",
+        "note": cell.note,
+    }
+
+
+def table(experiments: ExperimentSet, name: str) -> pd.DataFrame:
+    """The tidy table `name`, cells in declared order."""
+    return pd.DataFrame([row_of(experiments, cell) for cell in experiments.cells(name)], columns=list(COLUMNS))
+
+
+def _shown(row: pd.Series[Any]) -> str:
+    """A cell as people read it: measured ± std, and in parentheses what the paper reported."""
+    spread = f" ± {row['measured_std']:.2f}" if pd.notna(row["measured_std"]) else ""
+    ours = f"{row['measured']:.2f}{spread}" if pd.notna(row["measured"]) else "–"
+    return f"{ours} ({row['reported']})" if row["reported"] else ours
+
+
+def _pivot(frame: pd.DataFrame, experiment: Experiment) -> list[list[str]]:
+    """Header and body of the Markdown table, in the experiment's layout."""
+    rows, columns = list(experiment.layout.rows), list(experiment.layout.columns)
+    text = frame.assign(shown=frame.apply(_shown, axis=1)).astype({key: str for key in rows + columns})
+    row_keys = list(dict.fromkeys(text[rows].itertuples(index=False, name=None)))
+    column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
+    cells = {(tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"] for _, r in text.iterrows()}
+    head = rows + [" · ".join(part for part in key if part) for key in column_keys]
+    return [head, *([*key, *(cells.get((key, column), "") for column in column_keys)] for key in row_keys)]
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    drawn = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    drawn.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(drawn)
+
+
+def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
+    """The table for people: title, what was run, the paper's layout, the caption."""
+    experiment, scale = experiments.tables[name], experiments.settings.scale
+    counts = frame["status"].value_counts()
+    told = ", ".join(f"{counts[status]} {status}" for status in ("measured", "quoted", "not_run") if status in counts)
+    scaled = "" if scale == "paper" else f" **Scaled down: scale `{scale}`, not comparable with the paper.**"
+    reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
+    notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
+    lines = [f"# {experiment.title}", "", _aligned(_pivot(frame, experiment)), "", f"{experiment.caption}{reported}{scaled}"]
+    return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
+
+
+def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
+    """Write the tidy table at `csv` and the Markdown table beside it."""
+    frame = table(experiments, name)
+    write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
+
+
+def describe(experiments: ExperimentSet, run_id: str) -> str:
+    """A resolved run for people: its upstream, and each value of its stage with its source."""
+    run = experiments.run(run_id)
+    stage = "validate" if run.stage == "validate" else run.stage
+    values = run.recipe.model_dump(mode="json", by_alias=True)
+    lines = [f"{run.stage} {run.id}", f"  data set: {json.dumps(run.data.identity())}"]
+    lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
+    if run.model:
+        lines.append(f"  model: {run.model}")
+    counted = {part for part in run.spec["recipe"]}
+    for part in ("architecture", stage) if run.model else (stage,):
+        for key, value in values[part].items():
+            sourced = run.values.get(f"{part}.{key}")
+            source = f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"
+            unused = "" if part == "architecture" or key in counted else "  [changes nothing here]"
+            lines.append(f"  {part}.{key}: {json.dumps(value)}  # {source}{unused}")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""Runs: one stage with all its values resolved, under an id that changes whenever its result could.
+
+The id is `<slug>-<8 hex>`; the hex is a SHA-256 of the canonical JSON of the run's `spec`: the stage and its version, the data set's
+identity, the stage's own relevant values, and the ids of the runs it builds on. The slug is read by people only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cda.config import Dataset, Recipe
+from cda.sourced import Layer
+
+# Raised by hand when a change of code changes a stage's results.
+VERSIONS = {"squeeze": 1, "recover": 1, "relabel": 1, "validate": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One stage, resolved. `upstream` names the runs it reads; `model` is the network it builds or trains."""
+
+    stage: str
+    slug: str
+    spec: Mapping[str, Any]
+    data: Dataset
+    recipe: Recipe
+    model: str = ""
+    ipc: int = 0
+    upstream: Mapping[str, Run] = field(default_factory=dict)
+    values: Layer = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """Name of its data set."""
+        return self.data.name
+
+    @property
+    def id(self) -> str:
+        """Slug and hash."""
+        canonical = json.dumps(self.spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return f"{self.slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def chain(self) -> Iterator[Run]:
+        """It and every run below it, upstream first; a run may come twice."""
+        for run in self.upstream.values():
+            yield from run.chain()
+        yield self
+
+
+def _spec(stage: str, data: Dataset, upstream: Mapping[str, Run], **values: Any) -> dict[str, Any]:
+    ids = {name: run.id for name, run in upstream.items()}
+    return {"stage": stage, "version": VERSIONS[stage], "dataset": data.identity(), "upstream": ids, **values}
+
+
+def squeeze_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run:
+    """Train (or fetch) `model` on the real data."""
+    spec = _spec("squeeze", data, {}, model=model, architecture=recipe.architecture.model_dump(), recipe=recipe.squeeze.identity())
+    return Run("squeeze", model, spec, data, recipe, model=model, values=values)
+
+
+def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run:
+    """Images of every class; `model` is not looked at when they are real or imported."""
+    recover = recipe.recover
+    upstream = {"model": model} if recover.synthetic else {}
+    kind = f"{recover.mode}-{recover.scheduler}" if recover.mode == "curriculum" else recover.mode
+    slug = f"{kind}-{model.model}" if recover.synthetic else kind
+    spec = _spec("recover", data, upstream, recipe=recover.identity(), shards_per_job=data.shards_per_job)
+    return Run("recover", slug, spec, data, recipe, upstream=upstream, values=values)
+
+
+def relabel_run(data: Dataset, recipe: Recipe, images: Run, model: Run, ipc: int, values: Layer) -> Run:
+    """Soft labels of the first `ipc` shards for every epoch; hard labels need no model."""
+    soft = recipe.relabel.labels != "hard"
+    upstream = {"images": images} | ({"model": model} if soft else {})
+    epochs = recipe.relabel.epochs or recipe.validate_.epochs
+    spec = _spec("relabel", data, upstream, recipe=recipe.relabel.identity(), ipc=ipc, epochs=epochs)
+    slug = f"{images.slug}-ipc{ipc}" + ("" if soft else "-hard")
+    return Run("relabel", slug, spec, data, recipe, ipc=ipc, upstream=upstream, values=values)
+
+
+def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values: Layer) -> Run:
+    """A fresh `model` trained on the distilled images; its seed is in the file's name."""
+    upstream = {"labels": labels}
+    architecture = recipe.architecture.model_dump()
+    spec = _spec("validate", data, upstream, model=model, architecture=architecture, recipe=recipe.validate_.identity())
+    return Run("validate", f"{labels.slug}-{model}", spec, data, recipe, model=model, ipc=labels.ipc, upstream=upstream, values=values)
+
+
+def label_epochs(relabel: Run) -> int:
+    """Epochs of labels that a relabel run holds."""
+    return int(relabel.spec["epochs"])
+
+
+def label_gigabytes(relabel: Run) -> float:
+    """Size of its logits stored as fp16, in GB (1e9 bytes): images × epochs × classes × 2."""
+    return relabel.ipc * relabel.data.classes * label_epochs(relabel) * relabel.data.classes * 2 / 1e9
+
+
+def label_mode(relabel: Run, max_gb: float) -> str:
+    """How a relabel run's labels are kept: `hard`, `fp16`, or `online` where asked for or where a store would be too large."""
+    mode = relabel.recipe.relabel.labels
+    return "online" if mode == "fp16" and label_gigabytes(relabel) > max_gb else mode
+
+
+def parts(recover: Run, ipc: int) -> range:
+    """The recover jobs that make its first `ipc` shards."""
+    return range(math.ceil(ipc / recover.data.shards_per_job))

@@ -1,0 +1,114 @@
+"""YAML whose trailing comments say where each value comes from.
+
+    lr: 0.25  # paper Table 10b
+
+reads as the value 0.25 of key `lr` with the source "paper Table 10b", its file and its line. Layers of such values (recipe, method,
+variant, scale, cell) are laid over each other key by key, so that a resolved run can tell the source of everything in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cda.errors import ConfigError
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """A value, where it is written, and why it is what it is."""
+
+    value: Any
+    where: str
+    source: str = ""
+
+
+Layer = dict[str, Sourced]  # dotted key -> value
+
+
+def _node(path: Path) -> tuple[yaml.Node | None, list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        raise ConfigError(f"{path}: no such file; it should be one of {_siblings(path)}") from None
+    try:
+        return yaml.compose(text, Loader=_Loader), text.splitlines()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}; mend that line") from None
+
+
+def _siblings(path: Path) -> str:
+    names = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return ", ".join(names) or f"the files of {path.parent} (the folder is missing: start in the repository's root)"
+
+
+def _plain(node: yaml.Node) -> Any:
+    """The Python value of a node."""
+    return yaml.load(yaml.serialize(node), Loader=_Loader)  # noqa: S506 (a safe loader)
+
+
+def _comment(lines: list[str], mark: yaml.Mark) -> str:
+    """The comment after the value that ends at `mark`."""
+    if mark.line >= len(lines):
+        return ""
+    rest = lines[mark.line][mark.column :].strip().lstrip(",]} ")
+    return rest[1:].strip() if rest.startswith("#") else ""
+
+
+def flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "", depth: int = 99) -> Layer:
+    """Every leaf of a mapping node as a dotted key; mappings deeper than `depth` are values."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: {prefix or 'the file'} must be a mapping of keys to values")
+    layer: Layer = {}
+    for key_node, value_node in node.value:
+        key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        if key in layer:
+            raise ConfigError(f"{where}: {key} is written twice; keep one")
+        if isinstance(value_node, yaml.MappingNode) and value_node.value and depth > 1:
+            layer |= flatten(value_node, lines, path, key, depth - 1)
+        else:
+            layer[key] = Sourced(_plain(value_node), where, _comment(lines, value_node.end_mark))
+    return layer
+
+
+@cache
+def read_layer(path: Path) -> Layer:
+    """The file at `path` as dotted keys with sources; raises ConfigError, one line with file and line, for anything wrong."""
+    node, lines = _node(path)
+    return flatten(node, lines, path) if node is not None else {}
+
+
+@cache
+def read_plain(path: Path) -> Any:
+    """The file at `path` as plain Python values, keys checked for repeats."""
+    node, lines = _node(path)
+    if node is None:
+        return {}
+    flatten(node, lines, path)
+    return _plain(node)
+
+
+def below(layer: Layer, prefix: str) -> Layer:
+    """The part of a layer under `prefix`, with the prefix taken off."""
+    cut = len(prefix) + 1
+    return {key[cut:]: value for key, value in layer.items() if key.startswith(prefix + ".")}
+
+
+def nested(layer: Layer) -> dict[str, Any]:
+    """A layer as nested plain values."""
+    tree: dict[str, Any] = {}
+    for key, sourced in layer.items():
+        *parents, last = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = sourced.value
+    return tree

@@ -1,0 +1,1 @@
+"""One file a stage: read inputs, compute, write outputs."""

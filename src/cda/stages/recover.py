@@ -1,0 +1,166 @@
+"""Recover: synthesise the images of some consecutive shards; or take real or released images in their place.
+
+Reads a squeezed model (or images); writes a part folder of shards `ipc-000.tar` with `ipc-000.json` beside each, and the first shard's
+snapshots under `snapshots/`. A shard depends on the run and its index alone. Finished blocks and the newest state of
+the unfinished ones wait in the work folder, so that a killed job goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from cda.checkpoint import Checkpoint, Stop, working
+from cda.data.shards import shard_name, write_shard
+from cda.errors import ConfigError
+from cda.files import file_digest, publish, read_json, whole, write_json
+from cda.method.augment import generator
+from cda.method.bn_matching import bn_layers
+from cda.method.recovery import Block, Recovery, blocks_of
+from cda.progress import Progress
+from cda.runtime import Machine
+from cda.stages.context import Context
+from cda.stages.squeeze import load_squeezed
+
+Pixels = NDArray[np.uint8]
+
+
+def groups(blocks: list[Block], together: int) -> Iterator[list[Block]]:
+    """Blocks of equal size, at most `together` at a time."""
+    for _, same in itertools.groupby(sorted(blocks, key=lambda b: b.first - b.last), key=lambda b: b.last - b.first):
+        equal = list(same)
+        yield from (equal[start : start + together] for start in range(0, len(equal), together))
+
+
+def _block_file(work: Path, block: Block, step: int | None = None) -> Path:
+    at = "" if step is None else f"-step-{step}"
+    return work / "blocks" / f"shard-{block.shard}-class-{block.first}{at}.npy"
+
+
+def _save_pixels(path: Path, pixels: Pixels) -> None:
+    with whole(path) as aside, aside.open("wb") as file:
+        np.save(file, pixels, allow_pickle=False)
+
+
+def run(context: Context, part: int, model_path: Path | None, out: Path) -> None:
+    """Make part `part` of the run at `out`."""
+    data, recipe = context.run.data, context.run.recipe.recover
+    shards = range(part * data.shards_per_job, (part + 1) * data.shards_per_job)
+    machine = context.machine()
+    work = context.work(f"part-{part}")
+    with working(work) as stop:
+        if recipe.synthetic:
+            assert model_path is not None
+            classes = _synthesise(context, machine, model_path, shards, work, stop)
+        else:
+            classes = _take(context, machine, shards, work)
+        _write_part(context, machine, shards, classes, work)
+        publish(work / "out", out)
+
+
+def _synthesise(context: Context, machine: Machine, model_path: Path, shards: range, work: Path, stop: Stop) -> list[str]:
+    """Recover every block that is not finished yet; returns the class names."""
+    run, recipe = context.run, context.run.recipe.recover
+    described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
+    model = load_squeezed(model_path, run.upstream["model"], machine)
+    if len(described["classes"]) != run.data.classes:
+        raise ConfigError(f"{model_path}: knows {len(described['classes'])} classes, {run.dataset} has {run.data.classes}; squeeze it again")
+    bn_layers(model)
+    blocks = [b for shard in shards for b in blocks_of(shard, run.data.classes, recipe.block_size)]
+    left = [b for b in blocks if not _block_file(work, b).is_file()]
+    progress = Progress(len(blocks) * recipe.iterations, f"recover {run.id}", "block-steps", (len(blocks) - len(left)) * recipe.iterations)
+    for group in groups(left, context.settings.runtime.blocks):
+        _recover_group(context, machine, model, group, work, stop, progress)
+    progress.close()
+    return list(described["classes"])
+
+
+def _recover_group(
+    context: Context, machine: Machine, model: nn.Module, group: list[Block], work: Path, stop: Stop, progress: Progress
+) -> None:
+    """Take one group of blocks to its last step, from its checkpoint if there is one."""
+    run, recipe = context.run, context.run.recipe.recover
+    key = f"{run.id} {[(b.shard, b.first) for b in group]}"
+    checkpoint = Checkpoint(work / "state.safetensors", key, context.settings.runtime.checkpoint_seconds)
+    recovery = Recovery(model, group, recipe, run.data, machine)
+    if (state := checkpoint.load()) is not None:
+        recovery.restore(state)
+        progress.update(recovery.done * len(group))
+    while recovery.done < recipe.iterations:
+        recovery.step()
+        if recovery.done in recipe.snapshots and any(block.shard == 0 for block in group):
+            _keep(work, group, recovery.pixels(), recovery.done)
+        if stop.signal or checkpoint.due():
+            checkpoint.save(recovery.state())
+            stop.check()
+        progress.note = f"loss {sum(recovery.trace[-1]['ce']) / len(group):.3f} + α·{sum(recovery.trace[-1]['bn']) / len(group):.2f}"
+        progress.update(len(group))
+    for index, block in enumerate(group):
+        trace = [{"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]} for row in recovery.trace]
+        write_json(_block_file(work, block).with_suffix(".json"), {"trace": trace})
+    _keep(work, group, recovery.pixels(), None)
+    checkpoint.clear()
+    recovery.close()
+
+
+def _keep(work: Path, group: list[Block], pixels: Pixels, step: int | None) -> None:
+    """Keep each block's images: the finished ones, or a snapshot of the first shard's."""
+    for index, block in enumerate(group):
+        if step is None or block.shard == 0:
+            size = block.last - block.first
+            _save_pixels(_block_file(work, block, step), pixels[index * size : (index + 1) * size])
+
+
+def _take(context: Context, machine: Machine, shards: range, work: Path) -> list[str]:
+    """Real images (the random control) or released ones (the authors' folder) as the blocks' finished images."""
+    run, recipe = context.run, context.run.recipe.recover
+    train = context.real("train") if recipe.mode == "random" else None
+    classes = list(train.classes) if train else context.class_names()
+    for shard in shards:
+        if train is not None:
+            images = _random_images(train.images, train.labels, run.data.classes, shard, recipe.seed)
+        else:
+            from cda.data.released import released_images
+
+            images = released_images(context.released_folder(), shard, run.data)
+        _save_pixels(_block_file(work, Block(shard, 0, run.data.classes)), images)
+    return classes
+
+
+def _random_images(images: Pixels, labels: NDArray[np.int64], classes: int, shard: int, seed: int) -> Pixels:
+    """The `shard`-th image of every class in a fixed random order; raises ConfigError if a class has fewer."""
+    chosen = []
+    for label in range(classes):
+        own = np.flatnonzero(labels == label)
+        if shard >= len(own):
+            raise ConfigError(f"recover mode random: class {label} has {len(own)} real images, shard {shard} needs more; lower the IPC")
+        chosen.append(own[generator("random", seed, "class", label).permutation(len(own))[shard]])
+    return images[chosen]
+
+
+def _write_part(context: Context, machine: Machine, shards: range, classes: list[str], work: Path) -> None:
+    """Join finished blocks into the part's shards, with what was measured beside each."""
+    run, recipe = context.run, context.run.recipe.recover
+    size = recipe.block_size if recipe.synthetic else run.data.classes
+    for shard in shards:
+        blocks = blocks_of(shard, run.data.classes, size)
+        target = work / "out" / shard_name(shard)
+        _join(context, target, work, blocks, classes)
+        traces = [_block_file(work, block).with_suffix(".json") for block in blocks]
+        told: dict[str, Any] = {"blocks": [read_json(path, "a block's losses") for path in traces if path.is_file()]}
+        told |= {"sha256": file_digest(target), "provenance": machine.provenance()}
+        write_json(target.with_suffix(".json"), context.described() | {"ipc": shard} | told)
+        if shard == 0 and recipe.synthetic:
+            for step in [s for s in recipe.snapshots if s <= recipe.iterations]:
+                _join(context, work / "out" / "snapshots" / f"step-{step:05d}.tar", work, blocks, classes, step)
+
+
+def _join(context: Context, target: Path, work: Path, blocks: list[Block], classes: list[str], step: int | None = None) -> None:
+    images = np.concatenate([np.load(_block_file(work, block, step), allow_pickle=False) for block in blocks])
+    write_shard(target, images, classes, blocks[0].shard, context.run.id, context.run.dataset)

@@ -1,0 +1,90 @@
+"""Relabel: the relabel model's logits for every distilled image under every epoch's augmentation (FKD; paper Section 2.3).
+
+Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`, `logits.npy`). Hard and online labels
+leave a header only: it is the augmentations' rule all the same.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cda.checkpoint import Stop, working
+from cda.config import Relabel
+from cda.data.labels import FORMAT, logits_file
+from cda.data.loaders import DistilledBatches, Images
+from cda.data.shards import load_distilled
+from cda.files import digest, publish, read_json, write_json
+from cda.progress import Progress, say
+from cda.runs import label_epochs, label_gigabytes, label_mode
+from cda.runtime import Machine
+from cda.stages.context import Context
+from cda.stages.squeeze import load_squeezed
+
+BATCH = 256  # images the relabel model sees at a time; changes nothing but speed and rounding
+
+
+def run(context: Context, images_folder: Path, model_path: Path | None, out: Path) -> None:
+    """Write the run's label store at `out`."""
+    run, data = context.run, context.run.data
+    machine = context.machine()
+    mode = label_mode(run, context.settings.labels.max_gb)
+    if mode != run.recipe.relabel.labels:
+        size, limit = label_gigabytes(run), context.settings.labels.max_gb
+        say(f"relabel {run.id}: {size:.0f} GB of labels are over labels.max_gb = {limit:.0f}; the model will run while validating instead")
+    pixels, labels, classes, images_digest = load_distilled(images_folder, run.ipc, data.name)
+    with working(context.work("labels")) as stop:
+        out_aside = context.work("labels") / "out"
+        told: dict[str, Any] = {}
+        if mode == "fp16":
+            assert model_path is not None
+            batches = DistilledBatches(Images(pixels, labels, data, machine), run.recipe.relabel, BATCH)
+            told = _write_logits(context, machine, batches, model_path, out_aside, stop)
+        _write_header(context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told})
+        publish(out_aside, out)
+
+
+def _write_header(context: Context, machine: Machine, folder: Path, told: dict[str, Any]) -> None:
+    run = context.run
+    header = {"format": FORMAT, **context.described(), "ipc": run.ipc, "epochs": label_epochs(run)}
+    header["recipe"] = run.recipe.relabel.model_dump(mode="json")
+    write_json(folder / "header.json", header | told | {"provenance": machine.provenance()})
+
+
+def recipe_of(header: dict[str, Any]) -> Relabel:
+    """The relabel recipe that a header records: what its augmentations are drawn by."""
+    return Relabel.model_validate(header["recipe"])
+
+
+@torch.inference_mode()
+def _write_logits(
+    context: Context, machine: Machine, batches: DistilledBatches, model_path: Path, folder: Path, stop: Stop
+) -> dict[str, Any]:
+    """Stream the logits of every epoch to disk; epochs that an earlier start finished are kept."""
+    run = context.run
+    model = load_squeezed(model_path, run.upstream["model"], machine)
+    epochs, shape = label_epochs(run), (label_epochs(run), batches.images, run.data.classes)
+    path, mark = logits_file(folder), folder.with_name("epochs.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    done = read_json(mark, "the mark of finished epochs")["done"] if mark.is_file() and path.is_file() else 0
+    store = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    progress = Progress(epochs, f"relabel {run.id}", "epochs", done)
+    for epoch in range(done, epochs):
+        plan = batches.plan(epoch)
+        for start in range(0, batches.images, BATCH):
+            chosen = plan.order[start : start + BATCH]
+            with machine.autocast():
+                logits = model(batches.inputs(plan, chosen).contiguous(memory_format=torch.channels_last))
+            store[epoch, chosen] = logits.half().cpu().numpy()
+        if stop.signal:
+            store.flush()
+            write_json(mark, {"done": epoch + 1})
+            stop.check()
+        progress.update()
+    store.flush()
+    os.sync()
+    return {"shape": list(shape), "sha256": digest(store)}

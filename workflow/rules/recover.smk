@@ -1,0 +1,21 @@
+rule recover:
+    """Synthesise consecutive IPC indices of every class; a smaller IPC is a prefix of a larger one."""
+    input:
+        model=PLAN.recovery_model,
+    output:
+        part=directory("{artifacts}/recover/{dataset}/{run}/part-{part}"),
+    log:
+        "logs/{artifacts}/recover/{dataset}/{run}/part-{part}.log",
+    benchmark:
+        "logs/{artifacts}/benchmarks/recover/{dataset}/{run}/part-{part}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: PLAN.threads
+    resources:
+        gpu=1,
+        runtime=growing(240),
+        mem_mb=growing(8000),
+    params:
+        recipe=PLAN.recipe,
+    shell:
+        "cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} {OPTIONS} &> {log}"

@@ -1,0 +1,22 @@
+rule relabel:
+    """Store the relabel model's logits of every image in every epoch."""
+    input:
+        parts=PLAN.shards,
+        model=PLAN.relabel_model,
+    output:
+        labels=directory("{artifacts}/relabel/{dataset}/{run}/labels"),
+    log:
+        "logs/{artifacts}/relabel/{dataset}/{run}.log",
+    benchmark:
+        "logs/{artifacts}/benchmarks/relabel/{dataset}/{run}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: PLAN.threads
+    resources:
+        gpu=1,
+        runtime=growing(120),
+        mem_mb=growing(8000),
+    params:
+        recipe=PLAN.recipe,
+    shell:
+        "cda relabel --run {wildcards.run} --out {output.labels} {OPTIONS} &> {log}"

@@ -1,0 +1,23 @@
+rule validate:
+    """Train a fresh model on distilled images and their labels, and test it on real ones."""
+    input:
+        parts=PLAN.shards,
+        labels=PLAN.labels,
+        model=PLAN.online_model,
+    output:
+        measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
+    log:
+        "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
+    benchmark:
+        "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: PLAN.threads
+    resources:
+        gpu=1,
+        runtime=growing(240),
+        mem_mb=growing(8000),
+    params:
+        recipe=PLAN.recipe,
+    shell:
+        "cda validate --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} {OPTIONS} &> {log}"
