@@ -1,6 +1,7 @@
 """Long stages survive: checkpoints without pickles, signals that stop cleanly, a lease against two jobs at one work.
 
-A checkpoint is one safetensors file: tensors as they are, everything else as JSON in its header, under the key of what it belongs to.
+A checkpoint is one safetensors file: tensors as they are, everything else as JSON in its header, under the key of what
+it belongs to.
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """What `pack` packed (tuples come back as lists)."""
     if isinstance(value, dict):
-        return tensors[value["tensor"]] if "tensor" in value else {key: unpack(item, tensors) for key, item in value["dict"]}
+        return (
+            tensors[value["tensor"]]
+            if "tensor" in value
+            else {key: unpack(item, tensors) for key, item in value["dict"]}
+        )
     return [unpack(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 class Checkpoint:
-    """The newest state of an unfinished piece of work; `key` says which work, a state under another key is not taken."""
+    """The newest state of an unfinished piece of work; a state saved under another `key` is not taken."""
 
     def __init__(self, path: Path, key: str, every: float) -> None:
         self.path, self.key, self.every = path, key, every
@@ -105,7 +110,9 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        }
         try:
             yield self
         finally:
@@ -152,7 +159,9 @@ class Lease:
             with os.fdopen(descriptor, "w") as file:
                 json.dump(mine, file)
             return
-        raise ArtifactError(f"{self.path}: another job works here; wait for it, or delete that file if you know it is gone")
+        raise ArtifactError(
+            f"{self.path}: another job works here; wait for it, or delete that file if you know it is gone"
+        )
 
     def _touch(self) -> None:
         while not self._done.wait(LEASE_SECONDS / 10):
@@ -173,7 +182,7 @@ class Lease:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, as the kernel counts; tells a reused process number from its former owner. None off Linux."""
+    """When a process started, in kernel ticks: tells a reused process number from its former owner. None off Linux."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     return None

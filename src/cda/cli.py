@@ -16,7 +16,7 @@ import yaml
 
 from cda import __version__
 from cda.errors import CdaError, ConfigError, Interrupted
-from cda.experiments import ExperimentSet, load_settings
+from cda.experiments import ExperimentSet, from_environment, load_settings
 from cda.runs import Run, label_mode, parts
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _experiments(arguments: Arguments) -> ExperimentSet:
-    return ExperimentSet(load_settings(_overrides(arguments.config)))
+    return ExperimentSet(load_settings(from_environment() | _overrides(arguments.config)))
 
 
 def _context(arguments: Arguments, stage: str) -> Context:
@@ -83,7 +83,12 @@ def _relabel(arguments: Arguments) -> None:
 
     run = context.run
     model = _model(arguments, context, run.upstream.get("model"))
-    relabel.run(context, _images(arguments, context, run.upstream["images"]), model, Path(arguments.out or context.layout.labels(run)))
+    relabel.run(
+        context,
+        _images(arguments, context, run.upstream["images"]),
+        model,
+        Path(arguments.out or context.layout.labels(run)),
+    )
 
 
 def _validate(arguments: Arguments) -> None:
@@ -117,7 +122,11 @@ def _figure(arguments: Arguments) -> None:
 
     experiments = _experiments(arguments)
     draw = {"distilled": figures.distilled, "progress": figures.progress}[arguments.kind]
-    draw(experiments, arguments.table, Path(arguments.out or f"{experiments.layout.results}/{arguments.table}-{arguments.kind}.png"))
+    draw(
+        experiments,
+        arguments.table,
+        Path(arguments.out or experiments.layout.picture(arguments.table, arguments.kind)),
+    )
 
 
 def _show(arguments: Arguments) -> None:
@@ -153,7 +162,12 @@ def _runs(arguments: Arguments) -> None:
 def _command(commands: Any, name: str, text: str, function: Callable[[Arguments], None]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
-        "--config", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="as snakemake's: scale=demo runtime.device=cpu"
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        action="extend",
+        help="as snakemake's: scale=demo runtime.device=cpu",
     )
     parser.set_defaults(function=function)
     return parser
@@ -168,7 +182,9 @@ def _stage(commands: Any, name: str, text: str, function: Callable[[Arguments], 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="cda", description="Curriculum data augmentation for dataset distillation, run by run.")
+    top = argparse.ArgumentParser(
+        prog="cda", description="Curriculum data augmentation for dataset distillation, run by run."
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     model = {"metavar": "PATH", "help": "the squeezed model.safetensors; default: its standard place"}
@@ -194,7 +210,9 @@ def parser() -> argparse.ArgumentParser:
     figure.add_argument("table")
     figure.add_argument("--out", metavar="PNG")
     _command(commands, "runs", "list the runs of a table and which are done", _runs).add_argument("table")
-    config = commands.add_parser("config", help="look at the configuration").add_subparsers(required=True, metavar="COMMAND")
+    config = commands.add_parser("config", help="look at the configuration").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
     _command(config, "show", "a resolved run, each value with its source", _show).add_argument("run", metavar="RUN")
     return top
 

@@ -1,7 +1,7 @@
 """Every value a user may set: its type, range, default and meaning, in one place.
 
-The stages' values live in `config/recipes/<dataset>.yaml`; where each came from is the comment on its line, which `sourced.py` reads.
-The field descriptions here are the reference page.
+The stages' values live in `config/recipes/<dataset>.yaml`; where each came from is the comment on its line, which
+`sourced.py` reads. The field descriptions here are the reference page.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Dataset(Strict):
     """A real data set: what it is and how to find it."""
 
     name: str = Field(description="also the folder under data/")
-    layout: Literal["digits", "cifar100", "tiny_imagenet", "image_folder"] = Field(description="how its files are laid out")
+    layout: Literal["digits", "cifar100", "tiny_imagenet", "image_folder"] = Field(
+        description="how its files are laid out"
+    )
     classes: int = Field(ge=2, description="number of classes")
     resolution: int = Field(ge=8, description="height and width of an image, in pixels")
     resize: int | None = Field(None, ge=8, description="shorter side before the centre crop; default: the resolution")
@@ -60,8 +62,12 @@ class Dataset(Strict):
 class Augmentation(Strict):
     """What happens to a training image before the network sees it."""
 
-    augment: Literal["random_resized_crop", "pad_crop", "none"] = Field("random_resized_crop", description="kind of crop")
-    crop_scale: tuple[Ratio, Ratio] = Field((0.08, 1.0), description="area ratio of a random resized crop, low and high")
+    augment: Literal["random_resized_crop", "pad_crop", "none"] = Field(
+        "random_resized_crop", description="kind of crop"
+    )
+    crop_scale: tuple[Ratio, Ratio] = Field(
+        (0.08, 1.0), description="area ratio of a random resized crop, low and high"
+    )
     padding: int = Field(4, ge=0, description="zero pixels around the image before a pad crop")
     flip: Ratio = Field(0.5, description="probability of a horizontal flip")
 
@@ -146,7 +152,9 @@ class Recover(Strict):
     jitter: int = Field(32, ge=0, description="largest roll in each direction, pixels")
     per_image: bool = Field(False, description="draw crop, flip and roll for each image instead of for the block")
     snapshots: tuple[Count, ...] = Field((), description="steps after which the first shard's images are kept too")
-    release: str = Field("", description="imported: folder name under data/released/ of new000/class000_id000.jpg images")
+    release: str = Field(
+        "", description="imported: folder name under data/released/ of new000/class000_id000.jpg images"
+    )
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -174,7 +182,8 @@ class Relabel(Augmentation):
     """Stage 3: the relabel model's soft labels for every image under every epoch's augmentation."""
 
     labels: Literal["fp16", "online", "hard"] = Field(
-        "fp16", description="fp16: stored logits; online: the relabel model runs while validating; hard: the class itself"
+        "fp16",
+        description="fp16: stored logits; online: the relabel model runs while validating; hard: the class itself",
     )
     epochs: Count | None = Field(None, description="epochs of labels; default: those of validate")
     mixing: Literal["none", "cutmix", "mixup"] = "none"
@@ -213,7 +222,9 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _labels_last(self) -> Recipe:
         if self.relabel.epochs is not None and self.relabel.epochs < self.validate_.epochs:
-            raise ValueError(f"relabel.epochs ({self.relabel.epochs}) must reach validate.epochs ({self.validate_.epochs})")
+            raise ValueError(
+                f"relabel.epochs ({self.relabel.epochs}) must reach validate.epochs ({self.validate_.epochs})"
+            )
         return self
 
 
@@ -221,7 +232,9 @@ class Runtime(Strict):
     """Where and how fast a job runs; none of it changes which run it is."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
+    )
     compile: bool = Field(False, description="compile the recover step (10 to 60 s to start; pays on long runs)")
     cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
     blocks: Count = Field(1, description="class blocks that go through the network together in recover")
@@ -231,7 +244,9 @@ class Runtime(Strict):
 class Labels(Strict):
     """Where soft labels stop being stored."""
 
-    max_gb: Positive = Field(50.0, description="a larger label store is not written: the relabel model runs while validating")
+    max_gb: Positive = Field(
+        50.0, description="a larger label store is not written: the relabel model runs while validating"
+    )
 
 
 class Settings(Strict):

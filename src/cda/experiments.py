@@ -1,23 +1,28 @@
 """From `config/` to cells and runs: what every table is made of.
 
-A table is a declared grid of cells; a cell resolves to one validate run per seed and, through it, to everything below. Cells of
-different tables that resolve to equal values are the same run. What a cell's paper reported is joined from `config/reported.csv` by key.
+A table is a declared grid of cells; a cell resolves to one validate run per seed and, through it, to everything below.
+Cells of different tables that resolve to equal values are the same run. What a cell's paper reported is joined from
+`config/reported.csv` by key.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
+import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cda import runs
+from pydantic import Field
+
 from cda.config import Dataset, Recipe, Settings, Strict, parse
 from cda.errors import ConfigError
 from cda.paths import CONFIG, Layout
+from cda.runs import Run, recover_run, relabel_run, squeeze_run, validate_run
 from cda.sourced import Layer, Sourced, below, nested, read_layer, read_plain
 
 KEYS = ("dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric")
@@ -35,7 +40,7 @@ class Group(Strict):
     relabel_model: str | None = None
     metric: str = "top1"
     setting: str = ""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     variants: tuple[str, ...] = ()
     control: bool = False
 
@@ -60,13 +65,13 @@ class Experiment(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: its key, what was reported, and the run that measures it (None if its data set is not declared)."""
+    """One number of a table: its key, what was reported, and the run that measures it (None: data set not declared)."""
 
     table: str
     key: Mapping[str, Any]
     reported: str
     reported_std: str
-    run: runs.Run | None
+    run: Run | None
     note: str = ""
     control: bool = False
 
@@ -81,6 +86,19 @@ def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CON
         layer |= below(read_layer(_scale_file(config, scale)), "settings")
     layer |= given
     return parse(Settings, nested(layer), str(file))
+
+
+def from_environment() -> dict[str, Any]:
+    """What $CDA_CONFIG gives, as JSON: the configuration of the workflow that started this job; raises ConfigError."""
+    try:
+        given = json.loads(os.environ.get("CDA_CONFIG") or "{}")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ConfigError(
+            'CDA_CONFIG in the environment: must be a JSON object such as {"scale": "demo"}; unset or mend it'
+        )
+    return given
 
 
 def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
@@ -111,7 +129,9 @@ class ExperimentSet:
         self._declared = {path.stem for path in (config / "datasets").glob("*.yaml")}
         for name in settings.datasets if settings.datasets != "all" else ():
             if name not in self._declared:
-                raise ConfigError(f"config key datasets: {name!r} is not declared; use {', '.join(sorted(self._declared))}")
+                raise ConfigError(
+                    f"config key datasets: {name!r} is not declared; use {', '.join(sorted(self._declared))}"
+                )
 
     @cached_property
     def tables(self) -> dict[str, Experiment]:
@@ -131,7 +151,9 @@ class ExperimentSet:
     def cells(self, table: str) -> list[Cell]:
         """The cells of a table, in declared order, narrowed to the settings' data sets."""
         if table not in self.tables:
-            raise ConfigError(f"there is no table {table!r} at scale {self.settings.scale}; there is {', '.join(self.tables)}")
+            raise ConfigError(
+                f"there is no table {table!r} at scale {self.settings.scale}; there is {', '.join(self.tables)}"
+            )
         wanted = self.settings.datasets
         experiment = self.tables[table]
         found = [c for g in experiment.groups for c in self._cells(table, experiment, g)]
@@ -141,7 +163,12 @@ class ExperimentSet:
     def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:
         axes = (group.ipc, group.recovery_models, group.validation_models, group.methods)
         for ipc, recovery_model, validation_model, method in itertools.product(*axes):
-            key: dict[str, Any] = {"dataset": group.dataset, "method": method, "recovery_model": recovery_model, "ipc": ipc}
+            key: dict[str, Any] = {
+                "dataset": group.dataset,
+                "method": method,
+                "recovery_model": recovery_model,
+                "ipc": ipc,
+            }
             key |= {"setting": group.setting, "validation_model": validation_model, "metric": group.metric}
             if group.dataset not in self._declared:
                 matches = [r for r in self._reported if _matches(r, experiment.reported, key)]
@@ -152,11 +179,13 @@ class ExperimentSet:
             paper = self._resolve(group, method, recovery_model, ipc, validation_model, scaled=False)
             run = self._resolve(group, method, recovery_model, ipc, validation_model, scaled=True)
             reported_key = key | {"recovery_iterations": _iterations(paper)}
-            yield self._cell(table, experiment, key | {"recovery_iterations": _iterations(run)}, reported_key, run, "", group.control)
+            yield self._cell(
+                table, experiment, key | {"recovery_iterations": _iterations(run)}, reported_key, run, "", group.control
+            )
 
     def _cell(
-        self, table: str, experiment: Experiment, key: dict[str, Any], reported_key: dict[str, Any], run: runs.Run | None,
-        note: str, control: bool,
+        self, table: str, experiment: Experiment, key: dict[str, Any], reported_key: dict[str, Any], run: Run |
+        None, note: str, control: bool,
     ) -> Cell:  # fmt: skip
         row = next((r for r in self._reported if not control and _matches(r, experiment.reported, reported_key)), None)
         return Cell(table, key, row["value"] if row else "", row["std"] if row else "", run, note, control)
@@ -166,16 +195,20 @@ class ExperimentSet:
         with (self.config / "reported.csv").open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
-    def _resolve(self, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool) -> runs.Run:
+    def _resolve(
+        self, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool
+    ) -> Run:
         data = self.dataset(group.dataset)
         layer = self._layers(group, method, recovery_model, scaled)
-        where = next((v.where for v in layer.values() if v.where.startswith(str(self.config / "recipes"))), "config/recipes")
+        where = next(
+            (v.where for v in layer.values() if v.where.startswith(str(self.config / "recipes"))), "config/recipes"
+        )
         recipe = parse(Recipe, nested(layer), where.rsplit(":", 1)[0])
-        model = runs.squeeze_run(data, recipe, recovery_model, layer)
-        relabel_model = runs.squeeze_run(data, recipe, group.relabel_model, layer) if group.relabel_model else model
-        images = runs.recover_run(data, recipe, model, layer)
-        labels = runs.relabel_run(data, recipe, images, relabel_model, ipc, layer)
-        return runs.validate_run(data, recipe, labels, validation_model, layer)
+        model = squeeze_run(data, recipe, recovery_model, layer)
+        relabel_model = squeeze_run(data, recipe, group.relabel_model, layer) if group.relabel_model else model
+        images = recover_run(data, recipe, model, layer)
+        labels = relabel_run(data, recipe, images, relabel_model, ipc, layer)
+        return validate_run(data, recipe, labels, validation_model, layer)
 
     def _layers(self, group: Group, method: str, recovery_model: str, scaled: bool) -> Layer:
         """Recipe, recovery model's own values, method, variants, cell, scale: a later one wins."""
@@ -186,35 +219,40 @@ class ExperimentSet:
         layer |= _named(recipe, "methods", method, file)
         for variant in group.variants:
             layer |= _named(recipe, "variants", variant, file)
-        layer |= {k: Sourced(v, f"config/experiments ({group.setting or 'set'})", "the table's own setting") for k, v in group.set.items()}
+        layer |= {
+            k: Sourced(v, f"config/experiments ({group.setting or 'set'})", "the table's own setting")
+            for k, v in group.set.items()
+        }
         if scaled:
             layer |= below(self._scale, "recipe")
             layer |= below(self._scale, f"datasets.{group.dataset}")
         return layer
 
-    def runs(self, tables: tuple[str, ...] | None = None) -> dict[str, runs.Run]:
+    def runs(self, tables: tuple[str, ...] | None = None) -> dict[str, Run]:
         """Every run of the named tables (default all), upstream first, by id."""
-        found: dict[str, runs.Run] = {}
+        found: dict[str, Run] = {}
         for table in tables if tables is not None else tuple(self.tables):
             for cell in self.cells(table):
                 for run in cell.run.chain() if cell.run else ():
                     found.setdefault(run.id, run)
         return found
 
-    def run(self, run_id: str, stage: str | None = None) -> runs.Run:
+    def run(self, run_id: str, stage: str | None = None) -> Run:
         """The run with this id; raises ConfigError if no table of the scale has it."""
         run = self._all_runs.get(run_id)
         if run is None or stage not in (None, run.stage):
-            raise ConfigError(f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda runs` lists the runs of a table")
+            raise ConfigError(
+                f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda runs` lists the runs of a table"
+            )
         return run
 
     @cached_property
-    def _all_runs(self) -> dict[str, runs.Run]:
+    def _all_runs(self) -> dict[str, Run]:
         everything = self.settings.model_copy(update={"datasets": "all"})
         return ExperimentSet(everything, self.config).runs() if self.settings.datasets != "all" else self.runs()
 
 
-def _iterations(run: runs.Run) -> int | str:
+def _iterations(run: Run) -> int | str:
     recover = run.upstream["labels"].upstream["images"].recipe.recover
     return recover.iterations if recover.synthetic else ""
 
@@ -235,4 +273,7 @@ def _matches(row: Mapping[str, str], table: int | None, key: Mapping[str, Any]) 
 
 def _quoted(reported: list[dict[str, str]], table: int | None, name: str) -> list[Cell]:
     rows = [row for row in reported if row["table"] == str(table) and row["setting"] == "quoted"]
-    return [Cell(name, {key: row[key] for key in KEYS}, row["value"], row["std"], None, "quoted in the paper") for row in rows]
+    return [
+        Cell(name, {key: row[key] for key in KEYS}, row["value"], row["std"], None, "quoted in the paper")
+        for row in rows
+    ]

@@ -23,7 +23,9 @@ def _sync(path: Path) -> None:
 
 
 def _full_disk(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{path}: cannot be written ({error.strerror}); make room or allow writing, then start again: it goes on")
+    return ArtifactError(
+        f"{path}: cannot be written ({error.strerror}); make room or allow writing, then start again: it goes on"
+    )
 
 
 @contextmanager

@@ -1,13 +1,14 @@
-"""Networks by name: ResNets (with a small stem and narrow widths), the field's ConvNets, and everything torchvision and timm have.
+"""Networks by name: ResNets (small stems, narrow widths), the field's ConvNets, and all of torchvision and timm.
 
-The ResNets' tensors are named and shaped as torchvision's, so published weights load; they are written out here because narrow ones
-exist nowhere else and because importing torchvision costs every small job five seconds.
+The ResNets' tensors are named and shaped as torchvision's, so published weights load; they are written out here because
+narrow ones exist nowhere else and because importing torchvision costs every small job five seconds.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,12 +27,15 @@ def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 with fourfold output) block (He et al. 2016; stride on the 3×3)."""
+    """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 to fourfold) block; He et al. 2016, with the stride on the 3×3."""
 
     def __init__(self, ins: int, planes: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         outs = planes * 4 if bottleneck else planes
-        self.conv1, self.bn1 = (_conv(ins, planes, 1) if bottleneck else _conv(ins, planes, 3, stride)), nn.BatchNorm2d(planes)
+        self.conv1, self.bn1 = (
+            (_conv(ins, planes, 1) if bottleneck else _conv(ins, planes, 3, stride)),
+            nn.BatchNorm2d(planes),
+        )
         self.conv2, self.bn2 = _conv(planes, planes, 3, stride if bottleneck else 1), nn.BatchNorm2d(planes)
         if bottleneck:
             self.conv3, self.bn3 = _conv(planes, outs, 1), nn.BatchNorm2d(outs)
@@ -80,7 +84,7 @@ class ResNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """The ConvNet of the distillation literature: blocks of 3×3 convolution, InstanceNorm, ReLU, average pool (fidelity, baselines)."""
+    """The ConvNet of the distillation literature: blocks of 3×3 convolution, InstanceNorm, ReLU and average pool."""
 
     def __init__(self, depth: int, classes: int, resolution: int, architecture: Architecture) -> None:
         super().__init__()
@@ -110,9 +114,11 @@ def build(name: str, classes: int, resolution: int, architecture: Architecture) 
     import timm
 
     if timm.is_model(name):
-        sized = {"img_size": resolution} if re.match(r"(vit|deit|swin)", name) else {}
+        sized: Any = {"img_size": resolution} if re.match(r"(vit|deit|swin)", name) else {}
         return timm.create_model(name, num_classes=classes, **sized)
-    raise ConfigError(f"model {name!r} is unknown; use convnet3, {', '.join(RESNETS)}, or a name of torchvision or timm")
+    raise ConfigError(
+        f"model {name!r} is unknown; use convnet3, {', '.join(RESNETS)}, or a name of torchvision or timm"
+    )
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -125,5 +131,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         raise ArtifactError(f"{path}: damaged model file ({error}); delete it and make or pull it again") from None
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ArtifactError(f"{path}: weights of another network ({first}); check the recipe's model and architecture") from None
+        raise ArtifactError(
+            f"{path}: weights of another network ({first}); check the recipe's model and architecture"
+        ) from None
     return model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cda.config import Settings
 
 if TYPE_CHECKING:
-    from cda.experiments import Run
+    from cda.runs import Run
 
 CONFIG = Path("config")
 
@@ -61,6 +61,10 @@ class Layout:
     def table(self, name: str) -> str:
         """A table as tidy CSV; the Markdown table lies beside it."""
         return f"{self.results}/{name}.csv"
+
+    def picture(self, table: str, kind: str) -> str:
+        """A picture of a table's images: `distilled` or `progress`."""
+        return f"{self.results}/{table}-{kind}.png"
 
 
 def data_root(settings: Settings, dataset: str) -> Path:

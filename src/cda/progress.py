@@ -32,7 +32,9 @@ class Progress:
         self.total, self.label, self.unit, self.done = total, label, unit, done
         self.note = ""
         self._first, self._start, self._last = done, time.monotonic(), 0.0
-        self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=True) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=True) if sys.stderr.isatty() else None
+        )
 
     def update(self, count: int = 1) -> None:
         """Count `count` more things done."""

@@ -1,7 +1,8 @@
 """Runs: one stage with all its values resolved, under an id that changes whenever its result could.
 
-The id is `<slug>-<8 hex>`; the hex is a SHA-256 of the canonical JSON of the run's `spec`: the stage and its version, the data set's
-identity, the stage's own relevant values, and the ids of the runs it builds on. The slug is read by people only.
+The id is `<slug>-<8 hex>`; the hex is a SHA-256 of the canonical JSON of the run's `spec`: the stage and its version,
+the data set's identity, the stage's own relevant values, and the ids of the runs it builds on. The slug is read by
+people only.
 """
 
 from __future__ import annotations
@@ -59,7 +60,14 @@ def _spec(stage: str, data: Dataset, upstream: Mapping[str, Run], **values: Any)
 
 def squeeze_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run:
     """Train (or fetch) `model` on the real data."""
-    spec = _spec("squeeze", data, {}, model=model, architecture=recipe.architecture.model_dump(), recipe=recipe.squeeze.identity())
+    spec = _spec(
+        "squeeze",
+        data,
+        {},
+        model=model,
+        architecture=recipe.architecture.model_dump(),
+        recipe=recipe.squeeze.identity(),
+    )
     return Run("squeeze", model, spec, data, recipe, model=model, values=values)
 
 
@@ -88,7 +96,17 @@ def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values:
     upstream = {"labels": labels}
     architecture = recipe.architecture.model_dump()
     spec = _spec("validate", data, upstream, model=model, architecture=architecture, recipe=recipe.validate_.identity())
-    return Run("validate", f"{labels.slug}-{model}", spec, data, recipe, model=model, ipc=labels.ipc, upstream=upstream, values=values)
+    return Run(
+        "validate",
+        f"{labels.slug}-{model}",
+        spec,
+        data,
+        recipe,
+        model=model,
+        ipc=labels.ipc,
+        upstream=upstream,
+        values=values,
+    )
 
 
 def label_epochs(relabel: Run) -> int:
@@ -102,7 +120,7 @@ def label_gigabytes(relabel: Run) -> float:
 
 
 def label_mode(relabel: Run, max_gb: float) -> str:
-    """How a relabel run's labels are kept: `hard`, `fp16`, or `online` where asked for or where a store would be too large."""
+    """How a relabel run's labels are kept: `hard`, `fp16`, or `online` (asked for, or a store would be too large)."""
     mode = relabel.recipe.relabel.labels
     return "online" if mode == "fp16" and label_gigabytes(relabel) > max_gb else mode
 

@@ -43,7 +43,8 @@ class Machine:
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, channels last."""
-        return model.to(self.device, memory_format=torch.channels_last)
+        placed: nn.Module = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed
 
     def compiled(self, function: F) -> F:
         """`function` compiled where the settings ask for it and a C++ compiler is there; as it is otherwise."""
@@ -109,5 +110,9 @@ def code_digest() -> str:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{names[0] if names else platform.machine()} ({os.cpu_count()} logical cores)"

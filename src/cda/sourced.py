@@ -2,8 +2,9 @@
 
     lr: 0.25  # paper Table 10b
 
-reads as the value 0.25 of key `lr` with the source "paper Table 10b", its file and its line. Layers of such values (recipe, method,
-variant, scale, cell) are laid over each other key by key, so that a resolved run can tell the source of everything in it.
+reads as the value 0.25 of key `lr` with the source "paper Table 10b", its file and its line. Layers of such values
+(recipe, method, variant, scale, cell) are laid over each other key by key, so that a resolved run can tell
+the source of everything in it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _siblings(path: Path) -> str:
 
 def _plain(node: yaml.Node) -> Any:
     """The Python value of a node."""
-    return yaml.load(yaml.serialize(node), Loader=_Loader)  # noqa: S506 (a safe loader)
+    return yaml.load(yaml.serialize(node), Loader=_Loader)
 
 
 def _comment(lines: list[str], mark: yaml.Mark) -> str:
@@ -65,7 +66,9 @@ def _comment(lines: list[str], mark: yaml.Mark) -> str:
 def flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "", depth: int = 99) -> Layer:
     """Every leaf of a mapping node as a dotted key; mappings deeper than `depth` are values."""
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: {prefix or 'the file'} must be a mapping of keys to values")
+        raise ConfigError(
+            f"{path}:{node.start_mark.line + 1}: {prefix or 'the file'} must be a mapping of keys to values"
+        )
     layer: Layer = {}
     for key_node, value_node in node.value:
         key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
@@ -81,7 +84,7 @@ def flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "", dep
 
 @cache
 def read_layer(path: Path) -> Layer:
-    """The file at `path` as dotted keys with sources; raises ConfigError, one line with file and line, for anything wrong."""
+    """The file at `path` as dotted keys with sources; raises ConfigError, one line with file and line."""
     node, lines = _node(path)
     return flatten(node, lines, path) if node is not None else {}
 

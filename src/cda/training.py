@@ -22,7 +22,7 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
 class Batches(Protocol):
-    """Training images: `epoch` is a pure function of its arguments, so that a resumed epoch goes on with the same batches."""
+    """Training images; `epoch` is a pure function of its arguments, so that a resumed epoch sees the same batches."""
 
     steps: int
     images: int
@@ -35,7 +35,8 @@ class Batches(Protocol):
 def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
     """Learning rate of `step` (of `steps`) in `epoch`, both from 0: linear warm-up, then the schedule.
 
-    Per epoch it moves between epochs (as torch's LinearLR, then CosineAnnealingLR or StepLR); per step it moves at every step.
+    Per epoch it moves between epochs (as torch's LinearLR, then CosineAnnealingLR or StepLR); per step it moves at
+    every step.
     """
     now = epoch + (step / steps if values.schedule_per == "step" else 0.0)
     if now < values.warmup_epochs:
@@ -126,8 +127,10 @@ class Trainer:
         self.loss_sum += value.detach()
 
 
-def fit(trainer: Trainer, batches: Batches, loss: Loss, evaluate: Evaluate, checkpoint: Checkpoint, stop: Stop, label: str) -> History:
-    """Train to the last epoch, from the checkpoint if there is one; raises Interrupted (all saved) and ArtifactError (diverged)."""
+def fit(
+    trainer: Trainer, batches: Batches, loss: Loss, evaluate: Evaluate, checkpoint: Checkpoint, stop: Stop, label: str
+) -> History:
+    """Train to the last epoch, from the checkpoint if any; raises Interrupted (all saved), ArtifactError (diverged)."""
     state = checkpoint.load()
     if state is not None:
         trainer.restore(state)
@@ -158,7 +161,9 @@ def _close_epoch(trainer: Trainer, epoch: int, steps: int, evaluate: Evaluate, p
     """Evaluate where the recipe says so, and move on to the next epoch."""
     mean_loss = float(trainer.loss_sum) / steps
     if not math.isfinite(mean_loss):
-        raise ArtifactError(f"{progress.label}: the loss is {mean_loss} in epoch {epoch}; lower the recipe's lr or use precision fp32")
+        raise ArtifactError(
+            f"{progress.label}: the loss is {mean_loss} in epoch {epoch}; lower the recipe's lr or use precision fp32"
+        )
     last = epoch + 1 == trainer.values.epochs
     if last or (epoch + 1) % trainer.values.evaluate_every == 0:
         row = {"epoch": epoch + 1, "loss": mean_loss, **evaluate(trainer.model)}

@@ -1,14 +1,16 @@
-"""What the rules ask: input functions and parameters, as plain tested Python. Nothing here imports snakemake or torch."""
+"""What the rules ask: input functions and parameters as plain, tested Python. Imports neither snakemake nor torch."""
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet, load_settings
+from cda.experiments import ExperimentSet, from_environment, load_settings
 from cda.paths import Layout
 from cda.runs import Run, label_mode, parts
 
@@ -24,30 +26,45 @@ class Wildcards(Protocol):
     table: str
 
 
-def job_options(overrides: Mapping[str, Any], prefix: str = "") -> str:
-    """The command line's configuration as `cda` options, so that a job resolves its run as the workflow did.
-
-    >>> job_options({"scale": "demo", "runtime": {"device": "cpu"}, "cells": "present"})
-    '--config scale=demo runtime.device=cpu'
-    """
-    pairs = []
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            pairs += shlex.split(job_options(value, f"{prefix}{key}."))[1:]
-        elif key not in ("cells", "datasets"):
-            pairs.append(f"{prefix}{key}={value}")
-    return shlex.join(["--config", *pairs]) if pairs else ""
-
-
 class Plan:
     """The experiments of one snakemake call and what each job of it needs."""
 
-    def __init__(self, overrides: Mapping[str, Any]) -> None:
-        self.experiments = ExperimentSet(load_settings(overrides))
+    def __init__(self, overrides: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
+        given = from_environment() | dict(overrides)
+        self.experiments = ExperimentSet(load_settings(given))
         self.settings = self.experiments.settings
         self.layout = Layout(self.settings.scale)
-        self.options = job_options(overrides)
+        exported = f"export CDA_CONFIG={shlex.quote(json.dumps(given, sort_keys=True))}; "
+        self.prefix = exported.replace("{", "{{").replace("}", "}}")  # snakemake formats it
         self.threads = self.settings.runtime.cpu_threads
+        self._check_targets(arguments)
+
+    def _check_targets(self, arguments: Sequence[str]) -> None:
+        """Raises ConfigError for a result on the command line that is another scale's, or no table's."""
+        known = {"paper", *(path.stem for path in (self.experiments.config / "scales").glob("*.yaml"))}
+        for target in arguments:
+            match = re.fullmatch(r"results/(?:([a-z]+)/)?([a-z]+\d*)(\.csv|\.md|-\w+\.png)", target)
+            if not match or (match[1] and match[1] not in known):
+                continue
+            asked, scale = match[1] or "paper", self.settings.scale
+            if asked != scale:
+                raise ConfigError(
+                    f"{target} is of scale {asked}, but this is scale {scale}; add --config scale={asked}"
+                )
+            if match[2] not in self.experiments.tables:
+                there = ", ".join(self.experiments.tables)
+                raise ConfigError(f"{target}: there is no table {match[2]} at scale {scale}; there is {there}")
+
+    def told(self) -> str:
+        """What is there already, in a line; and which data sets of its tables are not declared."""
+        wanted = self.run_jsons()
+        done = sum(Path(path).is_file() for path in wanted)
+        notes = sorted(
+            {cell.note for table in self.experiments.tables for cell in self.experiments.cells(table) if cell.note}
+        )
+        left = "all done already: nothing is computed again" if done == len(wanted) else f"{done} of {len(wanted)} done"
+        lines = [f"Scale {self.settings.scale}, measurements of all its tables: {left}."]
+        return "\n".join(lines + [f"Not run: {note}." for note in notes if "not declared" in note])
 
     def _run(self, wildcards: Wildcards, stage: str) -> Run:
         return self.experiments.run(wildcards.run, stage)
@@ -58,7 +75,9 @@ class Plan:
 
     def recovery_model(self, wildcards: Wildcards) -> list[str]:
         """A recover job's model; none for real and imported images."""
-        return [self.layout.model(run) for name, run in self._run(wildcards, "recover").upstream.items() if name == "model"]
+        return [
+            self.layout.model(run) for name, run in self._run(wildcards, "recover").upstream.items() if name == "model"
+        ]
 
     def shards(self, wildcards: Wildcards) -> list[str]:
         """The part folders that a relabel or validate job reads."""
@@ -87,28 +106,39 @@ class Plan:
         """What a run's result depends on: Snakemake re-runs what it was changed for."""
         return dict(self.experiments.run(wildcards.run).spec)
 
-    def _of_this_scale(self, wildcards: Wildcards) -> None:
-        if wildcards.results != self.layout.results:
-            asked = wildcards.results.partition("/")[2] or "paper"
-            scale = self.settings.scale
-            raise ConfigError(f"{wildcards.results}/… is scale {asked}, but this is scale {scale}; add --config scale={asked}")
+    def run_jsons(self) -> list[str]:
+        """Every measurement of the scale's tables."""
+        runs = [run for run in self.experiments.runs().values() if run.stage == "validate"]
+        return [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
 
     def measurements(self, wildcards: Wildcards) -> list[str]:
         """The run JSONs a table reads: all of its cells', or with `cells=present` those that exist."""
-        self._of_this_scale(wildcards)
         runs = [cell.run for cell in self.experiments.cells(wildcards.table) if cell.run]
         wanted = [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
         return wanted if self.settings.cells == "all" else [path for path in wanted if Path(path).is_file()]
 
     def pictured(self, wildcards: Wildcards) -> list[str]:
         """The first part of each recover run of a table: what its pictures show."""
-        self._of_this_scale(wildcards)
-        runs = [cell.run.upstream["labels"].upstream["images"] for cell in self.experiments.cells(wildcards.table) if cell.run]
+        runs = [
+            cell.run.upstream["labels"].upstream["images"]
+            for cell in self.experiments.cells(wildcards.table)
+            if cell.run
+        ]
         return list(dict.fromkeys(self.layout.part(run, 0) for run in runs))
 
-    def undeclared(self, table: str) -> list[str]:
-        """Why some cells of a table cannot be run."""
-        return sorted({cell.note for cell in self.experiments.cells(table) if cell.run is None and "not declared" in cell.note})
+    def pictures(self) -> list[str]:
+        """The demo's pictures, at its scale."""
+        return [
+            self.layout.picture("demo", kind) for kind in ("distilled", "progress") if "demo" in self.experiments.tables
+        ]
+
+    def reported(self) -> list[str]:
+        """What the report shows: the scale's tables, and the demo's pictures."""
+        return self.tables() + self.pictures()
+
+    def report_reasons(self) -> list[str]:
+        """What makes the report anew; a table always runs again, so that it is none by itself."""
+        return self.run_jsons() + self.pictures()
 
 
 def growing(base: int) -> Any:

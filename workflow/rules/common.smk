@@ -1,14 +1,27 @@
+import sys
+
+from cda.errors import CdaError
 from cda.workflow import Plan, growing
 
-PLAN = Plan(config)
-OPTIONS = PLAN.options
+try:
+    PLAN = Plan(config, sys.argv[1:])
+except CdaError as error:
+    sys.exit(f"cda: {error}")
+
+
+# Jobs resolve their runs with the configuration that this call was given.
+shell.prefix(PLAN.prefix)
 
 
 wildcard_constraints:
     artifacts=PLAN.layout.artifacts,
-    results=r"results(/[a-z]+)?",
+    results=PLAN.layout.results,
     dataset=r"\w+",
     run=r"[\w.-]+",
     part=r"\d+",
     seed=r"\d+",
     table=r"[a-z]+\d*",
+
+
+onstart:
+    print(PLAN.told(), file=sys.stderr)

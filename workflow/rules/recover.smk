@@ -18,4 +18,4 @@ rule recover:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} {OPTIONS} &> {log}"
+        "cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} &> {log}"

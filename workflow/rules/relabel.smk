@@ -19,4 +19,4 @@ rule relabel:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda relabel --run {wildcards.run} --out {output.labels} {OPTIONS} &> {log}"
+        "cda relabel --run {wildcards.run} --out {output.labels} &> {log}"

@@ -17,4 +17,4 @@ rule squeeze:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda squeeze --run {wildcards.run} --out {output.model} {OPTIONS} &> {log}"
+        "cda squeeze --run {wildcards.run} --out {output.model} &> {log}"

@@ -16,7 +16,7 @@ rule table:
     conda:
         "../../environment.yml"
     shell:
-        "cda table {wildcards.table} --out {output.csv} {OPTIONS} &> {log}"
+        "cda table {wildcards.table} --out {output.csv} &> {log}"
 
 
 rule distilled:
@@ -30,7 +30,7 @@ rule distilled:
     conda:
         "../../environment.yml"
     shell:
-        "cda figure distilled {wildcards.table} --out {output} {OPTIONS} &> {log}"
+        "cda figure distilled {wildcards.table} --out {output} &> {log}"
 
 
 rule progress:
@@ -44,4 +44,4 @@ rule progress:
     conda:
         "../../environment.yml"
     shell:
-        "cda figure progress {wildcards.table} --out {output} {OPTIONS} &> {log}"
+        "cda figure progress {wildcards.table} --out {output} &> {log}"

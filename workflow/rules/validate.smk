@@ -20,4 +20,4 @@ rule validate:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda validate --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} {OPTIONS} &> {log}"
+        "cda validate --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} &> {log}"

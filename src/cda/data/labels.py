@@ -1,8 +1,10 @@
 """The label store: soft labels of every image in every epoch, and the rule that makes each epoch's images again.
 
-What image i looks like in epoch e (crop, flip, partner, patch) is a pure function of the relabel seed, e and i (for mixing also of the
-label batch and the number of images), so a store holds logits and a header and no coordinates. Mixing partners come from the
-same block of `batch_size` images in the epoch's order, so that one store serves every batch size of post-training.
+What image i looks like in epoch e (crop, flip, partner, patch) is a pure function of the relabel seed, e and i (for
+mixing also of the label batch and the number of images), so a store holds logits and a header and no coordinates.
+Mixing partners come
+from the same block of `batch_size` images in the epoch's order, so that one store serves every batch size of post-
+training.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ class LabelStore:
         return logits
 
     def check(self, images: str, classes: list[str], epochs: int) -> None:
-        """Raises ArtifactError unless the store was made for these images (their digest) and classes, with enough epochs."""
+        """Raises ArtifactError unless it was made for these images (their digest) and classes, with enough epochs."""
         where = self.folder / "header.json"
         if self.header["images_digest"] != images:
             raise ArtifactError(f"{where}: these labels belong to another set of images; relabel the shards at hand")

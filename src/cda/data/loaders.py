@@ -1,4 +1,4 @@
-"""Device-resident images: uint8 on the device, everything else batched tensor operations there; no image is decoded twice."""
+"""Images resident on the device as uint8; the rest is batched tensor operations there, no image decoded twice."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class SqueezeBatches:
         for step in range(first_step, self.steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             index = torch.from_numpy(chosen).to(images.device)
-            matrices = resampling(type(views)(*(part[chosen] for part in views)), images.size, images.device)
+            matrices = resampling(views.of(chosen), images.size, images.device)
             yield images.normalised(resample(images.at(index), matrices)), images.labels[index]
 
 
 class DistilledBatches:
-    """Distilled images as an epoch of a label store sees them: augmented and mixed; any batch size sees the same images."""
+    """Distilled images as a label store's epoch sees them, augmented and mixed; any batch size sees the same images."""
 
     def __init__(self, images: Images, recipe: Relabel, batch_size: int) -> None:
         self.set, self.recipe, self.batch_size = images, recipe, batch_size
@@ -106,9 +106,8 @@ class DistilledBatches:
         return self.set.normalised(mixed)
 
     def _seen(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
-        views = type(plan.views)(*(part[chosen] for part in plan.views))
         index = torch.from_numpy(chosen).to(self.set.device)
-        return resample(self.set.at(index), resampling(views, self.set.size, self.set.device))
+        return resample(self.set.at(index), resampling(plan.views.of(chosen), self.set.size, self.set.device))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(inputs, (epoch, plan, image indices)) of every step, in the label store's order."""

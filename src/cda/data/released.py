@@ -35,12 +35,12 @@ def _image(path: Path, data: Dataset) -> NDArray[np.uint8]:
             pixels = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(
-            f"{path}: missing; the release must hold that IPC of all {data.classes} classes, or set shards_per_job lower"
+            f"{path}: missing; a release holds every IPC index of all {data.classes} classes; or lower shards_per_job"
         ) from None
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{path}: unreadable image ({error}); unpack the archive again") from None
     if pixels.shape != (data.resolution, data.resolution, 3):
         raise DataError(
-            f"{path}: is {pixels.shape[1]}×{pixels.shape[0]} pixels, {data.name} has {data.resolution}×{data.resolution}"
+            f"{path}: {pixels.shape[1]}×{pixels.shape[0]} pixels, {data.name} has {data.resolution}×{data.resolution}"
         )
     return pixels

@@ -1,7 +1,8 @@
 """Distilled images on disk: a shard is one IPC index over all classes, a tar that WebDataset reads too.
 
-`ipc-007.tar` holds `00042_007.png` and `00042_007.cls` for class 42, and `__shard.json__` with the class names, the run and a digest of
-the pixels. Only what is a function of the run is inside, so that equal runs give equal bytes; times and losses lie in `ipc-007.json`.
+`ipc-007.tar` holds `00042_007.png` and `00042_007.cls` for class 42, and `__shard.json__` with the class names, the run
+and a digest of the pixels. Only what is a function of the run is inside, so that equal runs give equal
+bytes; times and losses lie in `ipc-007.json`.
 
     from cda.data.shards import DistilledDataset
     dataset = DistilledDataset("artifacts/recover/cifar100/<run>", ipc=10, transform=...)
@@ -69,7 +70,7 @@ def write_shard(path: Path, images: Pixels, classes: list[str], ipc: int, run: s
 
 
 def read_shard(path: Path) -> tuple[Pixels, dict[str, Any]]:
-    """Images uint8 [classes, R, R, 3] in class order and the shard's description; raises ArtifactError for anything amiss."""
+    """Images uint8 [classes, R, R, 3] in class order, and the shard's description; raises ArtifactError."""
     remake = "delete its part folder and recover it again, or pull it again"
     try:
         with tarfile.open(path, "r:") as tar:
@@ -133,7 +134,7 @@ def shard_paths(folder: Path, ipc: int) -> list[Path]:
 def load_distilled(
     folder: Path, ipc: int, dataset: str | None = None
 ) -> tuple[Pixels, NDArray[np.int64], list[str], str]:
-    """Images uint8 [ipc · classes, R, R, 3] (all classes of shard 0, then of shard 1, …), labels, class names, and a digest of it all."""
+    """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a digest of it all."""
     shards = [(path, *read_shard(path)) for path in shard_paths(folder, ipc)]
     first = shards[0][2]
     for index, (path, _, meta) in enumerate(shards):
@@ -143,7 +144,7 @@ def load_distilled(
             dataset or first["dataset"],
         ) or meta["ipc"] != index:
             raise ArtifactError(
-                f"{path}: belongs to run {meta['run']} on {meta['dataset']}, not to its neighbours'; recover the run again"
+                f"{path}: belongs to run {meta['run']} on {meta['dataset']}, not to its neighbours'; recover it again"
             )
     images = np.concatenate([images for _, images, _ in shards])
     labels = np.tile(np.arange(len(first["classes"]), dtype=np.int64), ipc)

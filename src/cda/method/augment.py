@@ -1,12 +1,16 @@
 """Crop, flip and roll as two small matrices an image, and where their draws come from.
 
-Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of Y holds the two weights of
-an output row's source rows. A flip reverses the rows of X, a roll rotates the rows of both, a padded crop has rows of zeros. So any of
-them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in its gradient too, and fast on any device.
-The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8). A crop of an R×R image resized to R×R only ever
-enlarges, so torchvision's antialiasing would change nothing; `resampling` asserts that.
+Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of Y holds the two
+weights of an output row's source rows. A flip reverses the rows of X, a roll rotates the rows of both, a padded crop
+has rows of
+zeros. So any of them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in its gradient
+too, and fast on
+any device. The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8). A crop of an R×R image resized
+to R×R only
+ever enlarges, so torchvision's antialiasing would change nothing; `resampling` asserts that.
 
-Draws are made on the CPU by counter-based generators, so that they depend on what they are for and on nothing that ran before.
+Draws are made on the CPU by counter-based generators, so that they depend on what they are for and on nothing that ran
+before.
 """
 
 from __future__ import annotations
@@ -26,15 +30,19 @@ DRAWS_PER_IMAGE = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
 
 
 class Views(NamedTuple):
-    """How each of N images is seen; boxes are [N, 4] pixels (top, left, height, width), flips [N], rolls [N, 2] (down, right)."""
+    """How N images are seen: boxes [N, 4] (top, left, height, width), flips [N], rolls [N, 2] (down, right), pixels."""
 
     boxes: NDArray[np.int64]
     flips: NDArray[np.bool_]
     rolls: NDArray[np.int64]
 
+    def of(self, chosen: NDArray[np.int64]) -> Views:
+        """The views of the images `chosen`."""
+        return Views(self.boxes[chosen], self.flips[chosen], self.rolls[chosen])
+
 
 def generator(*purpose: object) -> np.random.Generator:
-    """A generator of its own for `purpose`, e.g. ("relabel", seed, epoch): equal purposes give equal draws, on any machine."""
+    """A generator for `purpose`, e.g. ("relabel", seed, epoch): equal purposes give equal draws, on any machine."""
     digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
@@ -42,8 +50,8 @@ def generator(*purpose: object) -> np.random.Generator:
 def crop_boxes(uniform: Floats, size: int, low: float, high: float) -> NDArray[np.int64]:
     """RandomResizedCrop's boxes [N, 4] from uniform draws [N, >= 22] in [0, 1), by torchvision's rules.
 
-    A box has an area ratio in [low, high] and a log-uniform aspect ratio in 3/4 to 4/3; the first of ten that fits is taken, else the
-    whole image (of a square image, torchvision's fall-back is all of it).
+    A box has an area ratio in [low, high] and a log-uniform aspect ratio in 3/4 to 4/3; the first of ten that fits is
+    taken, else the whole image (of a square image, torchvision's fall-back is all of it).
     """
     area = size * size * (low + (high - low) * uniform[:, :TRIES])
     ratio = np.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * uniform[:, TRIES : 2 * TRIES])
@@ -82,9 +90,10 @@ def draw_views(
 
 
 def _axis(start: Tensor, length: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Resampling matrices [N, size, size] of one axis: output pixel o reads `start + (o + ½) · length/size − ½`, kept within the crop.
+    """Resampling matrices [N, size, size] of one axis.
 
-    torchvision crops first and resizes then, so a source coordinate is clamped to the crop and not to the image.
+    Output pixel o reads source coordinate `start + (o + ½) · length/size − ½`. torchvision crops first and resizes
+    then, so the coordinate is clamped to the crop and not to the image.
     """
     assert bool((length <= size).all()), "a crop larger than the image would need antialiasing"
     out = torch.arange(size, device=start.device, dtype=dtype)
@@ -99,7 +108,9 @@ def _axis(start: Tensor, length: Tensor, size: int, dtype: torch.dtype) -> Tenso
     return matrix
 
 
-def resampling(views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def resampling(
+    views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls."""
     boxes = torch.from_numpy(views.boxes).to(device)
     rows = _axis(boxes[:, 0], boxes[:, 2], size, dtype)
@@ -115,7 +126,7 @@ def resampling(views: Views, size: int, device: torch.device | str = "cpu", dtyp
 
 
 def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-    """Images [N, C, R, R] seen through `resampling` matrices of N views, or of N/B views each shared by B images in a row."""
+    """Images [N, C, R, R] through `resampling` matrices of N views, or of N/B views each shared by B images."""
     rows, columns = matrices
     views, size = len(rows), images.shape[-1]
     with torch.autocast(images.device.type, enabled=False):
@@ -127,7 +138,8 @@ def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
 def mixing_boxes(ratio: Floats, centre: Floats, size: int) -> NDArray[np.int64]:
     """CutMix boxes [N, 4] (top, bottom, left, right) for mixing ratios [N] and centres [N, 2] in [0, 1).
 
-    The patch covers a share 1 − ratio of the image before it is clipped at the borders (Yun et al. 2019, as in the authors' relabelling).
+    The patch covers a share 1 − ratio of the image before it is clipped at the borders (Yun et al. 2019, as in the
+    authors' relabelling).
     """
     half = (size * np.sqrt(1.0 - ratio)).astype(np.int64) // 2
     middle = np.floor(centre * size).astype(np.int64)
@@ -141,11 +153,13 @@ def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> Tensor:
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     top, bottom, left, right = (boxes[:, i, None] for i in range(4))
-    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None, :]
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[
+        :, None, None, :
+    ]
     return torch.where(inside, partners, images)
 
 
 def mixup(images: Tensor, partners: Tensor, ratio: Tensor) -> Tensor:
-    """ratio · image + (1 − ratio) · partner, a ratio [N] each."""
+    """Ratio · image + (1 − ratio) · partner, a ratio [N] each."""
     ratio = ratio.view(-1, 1, 1, 1)
     return ratio * images + (1 - ratio) * partners

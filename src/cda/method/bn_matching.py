@@ -1,13 +1,13 @@
-"""The regulariser of recovery: batch statistics that agree with what the recovery model's BN layers remember of the real data.
+"""The regulariser of recovery: batch statistics as the recovery model's BN layers remember the real data's.
 
-Paper Eq. 7 sums, over BN layers, the L2 distances of channel means and variances to the running ones. As in the authors' code the
-statistics are of the layer's INPUT, the variance is biased, and the first layer counts ten times (fidelity 5). They are taken
-per class block: a batch may hold several blocks one after the other, each matched by itself.
+Paper Eq. 7 sums, over BN layers, the L2 distances of channel means and variances to the running ones. As in the
+authors' code the statistics are of the layer's INPUT, the variance is biased, and the first layer counts ten times
+(fidelity 5). They are taken per class block: a batch may hold several blocks in a row, each matched by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from cda.errors import ConfigError
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def bn_layers(model: nn.Module) -> list[nn.Module]:
+def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
     """Its BN layers with running statistics, in module order; raises ConfigError if there is none."""
     layers = [module for module in model.modules() if isinstance(module, BatchNorm) and module.running_mean is not None]
     if not layers:
-        raise ConfigError(f"recovery model {type(model).__name__} has no BN layers to match; choose one that has, such as resnet18")
+        raise ConfigError(
+            f"recovery model {type(model).__name__} has no BN layers to match; choose one that has, such as resnet18"
+        )
     return layers
 
 
@@ -35,7 +37,7 @@ def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Ten
 
 
 class BNMatching:
-    """Hooks on a model's BN layers: after a forward pass over `blocks` equal class blocks, `loss` sums their distances."""
+    """Hooks on a model's BN layers: after a forward pass over `blocks` class blocks, `loss` sums their distances."""
 
     def __init__(self, model: nn.Module, blocks: int, first_multiplier: float = 10.0) -> None:
         layers = bn_layers(model)

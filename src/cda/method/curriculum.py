@@ -1,8 +1,9 @@
 """How hard each recovery step is: the crop schedule of curriculum data augmentation.
 
-A step optimises a random crop whose area ratio lies between `min_crop` and β_u. With a curriculum early steps see nearly the whole image;
-the lower bound then falls to β_l and small crops appear (paper Section 2.3, Algorithm 1). The paper's decay γ = 0.92 is
-β_u − β_l at its defaults, and it is taken as that for every β (fidelity 6); a step s counts as early while s < milestone · S.
+A step optimises a random crop whose area ratio lies between `min_crop` and β_u. With a curriculum early steps see
+nearly the whole image; the lower bound then falls to β_l and small crops appear (paper Section 2.3, Algorithm 1). The
+paper's decay γ = 0.92 is
+β_u − β_l at its defaults, and is taken as that for every β (fidelity 6); a step s is early while s < milestone · S.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def min_crop(
 ) -> float:
     """Lower bound of the crop's area ratio at `step` (from 0) of `steps`.
 
-    `constant`: always `low` (CTL; SRe²L is low 0.08, high 1). `curriculum`: from `high` to `low`, reached at the milestone (CL). `reverse`:
-    `low` until the milestone, then `high` (RCL, Table 3). Raises ValueError unless 0 < low <= high <= 1, 0 <= milestone <= 1,
-    0 <= step < steps and the names are known.
+    `constant`: always `low` (CTL; SRe²L is low 0.08, high 1). `curriculum`: from `high` to `low`, reached at the
+    milestone (CL). `reverse`: `low` until the milestone, then `high` (RCL, Table 3). Raises ValueError unless
+    0 < low <= high <= 1, 0 <= milestone <= 1, 0 <= step < steps and the names are known.
 
     >>> [round(min_crop(s, 4, low=0.2, scheduler="linear", milestone=0.5), 2) for s in range(4)]
     [1.0, 0.6, 0.2, 0.2]

@@ -1,7 +1,8 @@
-"""The recover loop: images that the recovery model recognises and whose batch statistics match the real data's (paper Section 2.3, Eq. 6).
+"""The recover loop (paper Section 2.3, Eq. 6): images that the model recognises, with the real data's BN statistics.
 
-Several class blocks go through the network together; draws, BN statistics and losses are each block's own, so that one block alone
-is the special case. docs/fidelity.md gives the loop's order; items 3 to 9 say where it follows the authors' code.
+Several class blocks go through the network together; draws, BN statistics and losses are each block's own, so that one
+block alone is the special case. docs/fidelity.md gives the loop's order; items 3 to 9 say where it follows the authors'
+code.
 """
 
 from __future__ import annotations
@@ -57,7 +58,13 @@ def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Vie
     count = block.last - block.first if recipe.per_image else 1
     draws = generator(*block.purpose(recipe.seed), "step", step)
     return draw_views(
-        draws, count, resolution, crop="random_resized_crop", scale=(low, recipe.max_crop), flip=recipe.flip, jitter=recipe.jitter
+        draws,
+        count,
+        resolution,
+        crop="random_resized_crop",
+        scale=(low, recipe.max_crop),
+        flip=recipe.flip,
+        jitter=recipe.jitter,
     )
 
 
@@ -65,7 +72,13 @@ class Recovery:
     """Equal-sized class blocks on their way from noise to images; `step` moves all of them on by one iteration."""
 
     def __init__(
-        self, model: nn.Module, blocks: list[Block], recipe: Recover, data: Dataset, machine: Machine, dtype: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        blocks: list[Block],
+        recipe: Recover,
+        data: Dataset,
+        machine: Machine,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.blocks, self.recipe, self.data, self.machine = model, blocks, recipe, data, machine
         self.done = 0
@@ -73,7 +86,9 @@ class Recovery:
         start = np.concatenate([start_images(block, recipe.seed, data.resolution) for block in blocks])
         self.images = torch.from_numpy(start).to(machine.device, dtype).requires_grad_()
         self.labels = torch.cat([torch.arange(b.first, b.last) for b in blocks]).to(machine.device)
-        mean, std = (torch.tensor(values, dtype=dtype, device=machine.device).view(3, 1, 1) for values in (data.mean, data.std))
+        mean, std = (
+            torch.tensor(values, dtype=dtype, device=machine.device).view(3, 1, 1) for values in (data.mean, data.std)
+        )
         self.mean, self.std = mean, std
         self.optimizer = torch.optim.Adam([self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
         self.matching = BNMatching(model, len(blocks), recipe.first_bn_multiplier)
@@ -102,15 +117,22 @@ class Recovery:
         with torch.no_grad():
             self.images.copy_(self.images.maximum(-self.mean / self.std).minimum((1 - self.mean) / self.std))
         self.done += 1
-        if self.done == 1 or self.done == recipe.iterations or self.done % max(1, recipe.iterations // 20) == 0:
+        if self.done in (1, recipe.iterations) or self.done % max(1, recipe.iterations // 20) == 0:
             self._note(entropy.tolist(), distance.tolist())
 
     def _note(self, entropy: list[float], distance: list[float]) -> None:
         for block, ce, bn in zip(self.blocks, entropy, distance, strict=True):
             if not (math.isfinite(ce) and math.isfinite(bn)):
                 where = f"shard {block.shard}, classes {block.first} to {block.last - 1}, step {self.done}"
-                raise ArtifactError(f"recover: the loss is no number at {where}; lower recover.lr or use precision fp32")
+                raise ArtifactError(
+                    f"recover: the loss is no number at {where}; lower recover.lr or use precision fp32"
+                )
         self.trace.append({"step": self.done, "ce": entropy, "bn": distance})
+
+    def told(self) -> str:
+        """The last noted losses, mean over the blocks, for people."""
+        ce, bn = (float(np.mean(self.trace[-1][key])) for key in ("ce", "bn"))
+        return f"loss {ce:.3f} + α·{bn:.2f}"
 
     def pixels(self) -> NDArray[np.uint8]:
         """The images as uint8 [K · B, R, R, 3], truncated as the authors' code does (fidelity 9)."""

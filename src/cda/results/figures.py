@@ -16,7 +16,7 @@ from cda.files import whole
 from cda.runs import Run
 
 mpl.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the backend is chosen)
+import matplotlib.pyplot as plt
 
 Pixels = NDArray[np.uint8]
 NAMES = {"cda": "CDA", "sre2l": "SRe²L", "random": "Random real images"}
@@ -36,18 +36,11 @@ def _first_part(experiments: ExperimentSet, run: Run) -> Path:
     return Path(experiments.layout.part(run, 0))
 
 
-def _strip(images: Pixels, gap: int = 1) -> Pixels:
-    """Images [N, R, R, 3] side by side with a white gap."""
-    padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)[:, :-gap]
-
-
 def _mosaic(images: Pixels, across: int, gap: int = 1) -> Pixels:
-    """Images [N, R, R, 3] in rows of `across`, what is left over dropped."""
-    whole_rows = images[: len(images) // across * across] if len(images) >= across else images
-    rows = [_strip(whole_rows[i : i + across], gap) for i in range(0, len(whole_rows), across)]
-    padded = [np.pad(row, ((0, gap), (0, 0), (0, 0)), constant_values=255) for row in rows]
-    return np.concatenate(padded, axis=0)[:-gap]
+    """Images [N, R, R, 3] in rows of `across` with white gaps; N is a multiple of `across`."""
+    padded = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    rows = [np.concatenate(list(padded[i : i + across]), axis=1) for i in range(0, len(padded), across)]
+    return np.concatenate(rows, axis=0)[:-gap, :-gap]
 
 
 def _show(axis: Any, image: Pixels, title: str = "", label: str = "") -> None:
@@ -65,7 +58,7 @@ def _caption(experiments: ExperimentSet) -> str:
 
 
 def _save(figure: Any, out: Path, note: str) -> None:
-    figure.text(0.5, 0.005, note, ha="center", fontsize=8, color="0.35")
+    figure.supxlabel(note, fontsize=8, color="0.35")
     with whole(out) as aside:
         figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)
@@ -74,31 +67,44 @@ def _save(figure: Any, out: Path, note: str) -> None:
 def distilled(experiments: ExperimentSet, table: str, out: Path) -> None:
     """Distilled images by class: a panel a method, a column a class, a row a shard."""
     runs = recover_runs(experiments, table)
-    figure, axes = plt.subplots(1, len(runs), figsize=(3.6 * len(runs), 4.0), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(runs), figsize=(3.6 * len(runs), 4.4), squeeze=False, layout="constrained")
     for axis, (method, run) in zip(axes[0], runs.items(), strict=True):
         part = _first_part(experiments, run)
-        shards = [read_shard(part / shard_name(i)) for i in range(min(MOST, run.data.shards_per_job))]
+        shards = [read_shard(part / shard_name(index)) for index in range(min(MOST, run.data.shards_per_job))]
         classes = shards[0][1]["classes"][:MOST]
-        _show(axis, np.concatenate([_mosaic(images[:MOST], len(classes)) for images, _ in shards]), NAMES.get(method, method))
-        size = run.data.resolution + 1
-        axis.set_xticks([size * (i + 0.5) for i in range(len(classes))], classes, fontsize=8, rotation=0 if len(classes[0]) < 3 else 90)
-        axis.set_xlabel("class")
-    axes[0][0].set_ylabel("shard (one image of every class each)")
-    figure.suptitle(f"Images that {table}'s models are trained on, by class", fontsize=11)
+        _show(
+            axis,
+            _mosaic(np.concatenate([images[:MOST] for images, _ in shards]), len(classes)),
+            NAMES.get(method, method),
+        )
+        ticks = (run.data.resolution + 1) * (np.arange(len(classes)) + 0.5)
+        axis.set_xticks(ticks, classes, fontsize=8, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axis.set_xlabel("class", fontsize=9)
+    axes[0][0].set_ylabel("shard: one image of every class", fontsize=9)
+    figure.suptitle(experiments.tables[table].title, fontsize=11)
     _save(figure, out, _caption(experiments))
 
 
 def progress(experiments: ExperimentSet, table: str, out: Path) -> None:
-    """How images emerge: a row a synthetic method, a column a recovery step; all at the same steps from the same noise."""
+    """How images emerge: a row a synthetic method, a column a recovery step, all from the same noise."""
     runs = {method: run for method, run in recover_runs(experiments, table).items() if run.recipe.recover.synthetic}
     steps = sorted(set.intersection(*(set(run.recipe.recover.snapshots) for run in runs.values())) if runs else set())
     if not steps:
-        raise ArtifactError(f"table {table}: its methods share no recover.snapshots; set the same steps in the recipe and recover again")
-    figure, axes = plt.subplots(len(runs), len(steps), figsize=(2.4 * len(steps), 1.45 * len(runs) + 0.7), squeeze=False, layout="constrained")
+        raise ArtifactError(
+            f"table {table}: its methods share no recover.snapshots; set the same steps in the recipe and recover again"
+        )
+    figure, axes = plt.subplots(
+        len(runs), len(steps), figsize=(2.4 * len(steps), 1.1 * len(runs) + 0.9), squeeze=False, layout="constrained"
+    )
     for row, (method, run) in zip(axes, runs.items(), strict=True):
         for axis, step in zip(row, steps, strict=True):
             images, _ = read_shard(_first_part(experiments, run) / "snapshots" / f"step-{step:05d}.tar")
             title = f"step {step:,}" if axis in axes[0] else ""
-            _show(axis, _mosaic(images[:MOST], min(5, len(images))), title, NAMES.get(method, method) if axis is row[0] else "")
-    figure.suptitle("Synthetic images during recovery (one shard)", fontsize=11)
+            _show(
+                axis,
+                _mosaic(images[:MOST], min(5, len(images))),
+                title,
+                NAMES.get(method, method) if axis is row[0] else "",
+            )
+    figure.suptitle(f"Images of one shard during recovery, {next(iter(runs.values())).dataset}", fontsize=11)
     _save(figure, out, _caption(experiments))

@@ -13,7 +13,21 @@ from cda.errors import ArtifactError
 from cda.experiments import KEYS, Cell, Experiment, ExperimentSet
 from cda.files import read_json, write_text
 
-COLUMNS = ("table", *KEYS, "reported", "reported_std", "measured", "measured_std", "seeds", "delta", "status", "scale", "run", "role", "note")
+COLUMNS = (
+    "table",
+    *KEYS,
+    "reported",
+    "reported_std",
+    "measured",
+    "measured_std",
+    "seeds",
+    "delta",
+    "status",
+    "scale",
+    "run",
+    "role",
+    "note",
+)
 
 
 def measurements(experiments: ExperimentSet, cell: Cell) -> list[float]:
@@ -26,7 +40,9 @@ def measurements(experiments: ExperimentSet, cell: Cell) -> list[float]:
             continue
         told = read_json(path, "a run's measurements")
         if told.get("run") != cell.run.id or not isinstance(told.get(cell.key["metric"]), int | float):
-            raise ArtifactError(f"{path}: does not hold {cell.key['metric']} of run {cell.run.id}; delete it and run the cell again")
+            raise ArtifactError(
+                f"{path}: does not hold {cell.key['metric']} of run {cell.run.id}; delete it and run the cell again"
+            )
         found.append(float(told[cell.key["metric"]]))
     return found
 
@@ -69,7 +85,7 @@ def _shown(row: pd.Series[Any]) -> str:
 def _pivot(frame: pd.DataFrame, experiment: Experiment) -> list[list[str]]:
     """Header and body of the Markdown table, in the experiment's layout."""
     rows, columns = list(experiment.layout.rows), list(experiment.layout.columns)
-    text = frame.assign(shown=frame.apply(_shown, axis=1)).astype({key: str for key in rows + columns})
+    text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(dict.fromkeys(rows + columns, str))
     row_keys = list(dict.fromkeys(text[rows].itertuples(index=False, name=None)))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
     cells = {(tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"] for _, r in text.iterrows()}
@@ -79,7 +95,9 @@ def _pivot(frame: pd.DataFrame, experiment: Experiment) -> list[list[str]]:
 
 def _aligned(lines: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    drawn = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    drawn = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     drawn.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(drawn)
 
@@ -92,7 +110,13 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     scaled = "" if scale == "paper" else f" **Scaled down: scale `{scale}`, not comparable with the paper.**"
     reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
-    lines = [f"# {experiment.title}", "", _aligned(_pivot(frame, experiment)), "", f"{experiment.caption}{reported}{scaled}"]
+    lines = [
+        f"# {experiment.title}",
+        "",
+        _aligned(_pivot(frame, experiment)),
+        "",
+        f"{experiment.caption}{reported}{scaled}",
+    ]
     return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
 
 
@@ -112,7 +136,7 @@ def describe(experiments: ExperimentSet, run_id: str) -> str:
     lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
     if run.model:
         lines.append(f"  model: {run.model}")
-    counted = {part for part in run.spec["recipe"]}
+    counted = set(run.spec["recipe"])
     for part in ("architecture", stage) if run.model else (stage,):
         for key, value in values[part].items():
             sourced = run.values.get(f"{part}.{key}")

@@ -44,4 +44,10 @@ class Context:
 
     def described(self) -> dict[str, Any]:
         """What the run is, for the files it leaves."""
-        return {"run": self.run.id, "stage": self.run.stage, "dataset": self.run.dataset, "scale": self.settings.scale, "spec": dict(self.run.spec)}
+        return {
+            "run": self.run.id,
+            "stage": self.run.stage,
+            "dataset": self.run.dataset,
+            "scale": self.settings.scale,
+            "spec": dict(self.run.spec),
+        }

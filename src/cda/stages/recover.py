@@ -1,7 +1,8 @@
 """Recover: synthesise the images of some consecutive shards; or take real or released images in their place.
 
-Reads a squeezed model (or images); writes a part folder of shards `ipc-000.tar` with `ipc-000.json` beside each, and the first shard's
-snapshots under `snapshots/`. A shard depends on the run and its index alone. Finished blocks and the newest state of
+Reads a squeezed model (or images); writes a part folder of shards `ipc-000.tar` with `ipc-000.json` beside each, and
+the first shard's snapshots under `snapshots/`. A shard depends on the run and its index alone. Finished blocks and the
+newest state of
 the unfinished ones wait in the work folder, so that a killed job goes on where it was.
 """
 
@@ -64,17 +65,26 @@ def run(context: Context, part: int, model_path: Path | None, out: Path) -> None
         publish(work / "out", out)
 
 
-def _synthesise(context: Context, machine: Machine, model_path: Path, shards: range, work: Path, stop: Stop) -> list[str]:
+def _synthesise(
+    context: Context, machine: Machine, model_path: Path, shards: range, work: Path, stop: Stop
+) -> list[str]:
     """Recover every block that is not finished yet; returns the class names."""
     run, recipe = context.run, context.run.recipe.recover
     described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
     model = load_squeezed(model_path, run.upstream["model"], machine)
     if len(described["classes"]) != run.data.classes:
-        raise ConfigError(f"{model_path}: knows {len(described['classes'])} classes, {run.dataset} has {run.data.classes}; squeeze it again")
+        raise ConfigError(
+            f"{model_path}: has {len(described['classes'])} classes, {run.dataset} {run.data.classes}; squeeze again"
+        )
     bn_layers(model)
     blocks = [b for shard in shards for b in blocks_of(shard, run.data.classes, recipe.block_size)]
     left = [b for b in blocks if not _block_file(work, b).is_file()]
-    progress = Progress(len(blocks) * recipe.iterations, f"recover {run.id}", "block-steps", (len(blocks) - len(left)) * recipe.iterations)
+    progress = Progress(
+        len(blocks) * recipe.iterations,
+        f"recover {run.id}",
+        "block-steps",
+        (len(blocks) - len(left)) * recipe.iterations,
+    )
     for group in groups(left, context.settings.runtime.blocks):
         _recover_group(context, machine, model, group, work, stop, progress)
     progress.close()
@@ -99,7 +109,7 @@ def _recover_group(
         if stop.signal or checkpoint.due():
             checkpoint.save(recovery.state())
             stop.check()
-        progress.note = f"loss {sum(recovery.trace[-1]['ce']) / len(group):.3f} + α·{sum(recovery.trace[-1]['bn']) / len(group):.2f}"
+        progress.note = recovery.told()
         progress.update(len(group))
     for index, block in enumerate(group):
         trace = [{"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]} for row in recovery.trace]
@@ -139,7 +149,9 @@ def _random_images(images: Pixels, labels: NDArray[np.int64], classes: int, shar
     for label in range(classes):
         own = np.flatnonzero(labels == label)
         if shard >= len(own):
-            raise ConfigError(f"recover mode random: class {label} has {len(own)} real images, shard {shard} needs more; lower the IPC")
+            raise ConfigError(
+                f"recover mode random: class {label} has {len(own)} images, too few for shard {shard}; lower the IPC"
+            )
         chosen.append(own[generator("random", seed, "class", label).permutation(len(own))[shard]])
     return images[chosen]
 
@@ -161,6 +173,8 @@ def _write_part(context: Context, machine: Machine, shards: range, classes: list
                 _join(context, work / "out" / "snapshots" / f"step-{step:05d}.tar", work, blocks, classes, step)
 
 
-def _join(context: Context, target: Path, work: Path, blocks: list[Block], classes: list[str], step: int | None = None) -> None:
+def _join(
+    context: Context, target: Path, work: Path, blocks: list[Block], classes: list[str], step: int | None = None
+) -> None:
     images = np.concatenate([np.load(_block_file(work, block, step), allow_pickle=False) for block in blocks])
     write_shard(target, images, classes, blocks[0].shard, context.run.id, context.run.dataset)

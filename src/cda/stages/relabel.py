@@ -1,7 +1,7 @@
-"""Relabel: the relabel model's logits for every distilled image under every epoch's augmentation (FKD; paper Section 2.3).
+"""Relabel: the relabel model's logits for every distilled image under every epoch's augmentation (FKD).
 
-Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`, `logits.npy`). Hard and online labels
-leave a header only: it is the augmentations' rule all the same.
+Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`, `logits.npy`). Hard
+and online labels leave a header only: it is the augmentations' rule all the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cda.config import Relabel
 from cda.data.labels import FORMAT, logits_file
 from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
-from cda.files import digest, publish, read_json, write_json
+from cda.files import file_digest, publish, read_json, write_json
 from cda.progress import Progress, say
 from cda.runs import label_epochs, label_gigabytes, label_mode
 from cda.runtime import Machine
@@ -35,7 +35,7 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
     mode = label_mode(run, context.settings.labels.max_gb)
     if mode != run.recipe.relabel.labels:
         size, limit = label_gigabytes(run), context.settings.labels.max_gb
-        say(f"relabel {run.id}: {size:.0f} GB of labels are over labels.max_gb = {limit:.0f}; the model will run while validating instead")
+        say(f"relabel {run.id}: {size:.0f} GB exceed labels.max_gb = {limit:.0f}; the model will run while validating")
     pixels, labels, classes, images_digest = load_distilled(images_folder, run.ipc, data.name)
     with working(context.work("labels")) as stop:
         out_aside = context.work("labels") / "out"
@@ -44,7 +44,9 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
             assert model_path is not None
             batches = DistilledBatches(Images(pixels, labels, data, machine), run.recipe.relabel, BATCH)
             told = _write_logits(context, machine, batches, model_path, out_aside, stop)
-        _write_header(context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told})
+        _write_header(
+            context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told}
+        )
         publish(out_aside, out)
 
 
@@ -87,4 +89,4 @@ def _write_logits(
         progress.update()
     store.flush()
     os.sync()
-    return {"shape": list(shape), "sha256": digest(store)}
+    return {"shape": list(shape), "sha256": file_digest(path)}

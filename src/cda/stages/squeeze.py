@@ -1,6 +1,7 @@
-"""Squeeze: train the recovery model on the real data, or take published weights (paper Section 2.2; SRe²L's first stage).
+"""Squeeze: train the recovery model on the real data, or take published weights (paper Section 2.2).
 
-Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy, network, classes, normalisation).
+Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy, network, classes,
+normalisation).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
     """A squeeze run's model, frozen and in evaluation mode; raises ArtifactError if the file is another run's."""
     described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
     if described.get("run") != run.id:
-        raise ArtifactError(f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it again or pull it")
+        raise ArtifactError(
+            f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it again or pull it"
+        )
     model = models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
     return machine.place(models.load_weights(model, path)).eval().requires_grad_(False)
 
@@ -53,7 +56,12 @@ def write_model(context: Context, model: nn.Module, classes: list[str], out: Pat
     with whole(out) as aside:
         save_file(tensors, aside)
     data = context.run.data
-    described = context.described() | {"model": context.run.model, "classes": classes, "mean": data.mean, "std": data.std}
+    described = context.described() | {
+        "model": context.run.model,
+        "classes": classes,
+        "mean": data.mean,
+        "std": data.std,
+    }
     write_json(out.with_name("squeeze.json"), described | {"sha256": file_digest(out)} | told)
 
 
@@ -66,11 +74,23 @@ def run(context: Context, out: Path) -> None:
     machine = context.machine()
     train, val = context.real("train"), context.real("val")
     with working(context.work("model")) as stop:
-        checkpoint = Checkpoint(context.work("model") / "state.safetensors", context.run.id, context.settings.runtime.checkpoint_seconds)
-        trainer = Trainer(fresh_model(context.run, machine, ("squeeze", recipe.seed)), recipe, machine, ("squeeze", recipe.seed))
+        checkpoint = Checkpoint(
+            context.work("model") / "state.safetensors", context.run.id, context.settings.runtime.checkpoint_seconds
+        )
+        trainer = Trainer(
+            fresh_model(context.run, machine, ("squeeze", recipe.seed)), recipe, machine, ("squeeze", recipe.seed)
+        )
         test = images_of(val, context.run.data, machine)
         batches = SqueezeBatches(images_of(train, context.run.data, machine), recipe)
-        history = fit(trainer, batches, smoothed_ce(recipe.label_smoothing), test.evaluate, checkpoint, stop, f"squeeze {context.run.id}")
+        history = fit(
+            trainer,
+            batches,
+            smoothed_ce(recipe.label_smoothing),
+            test.evaluate,
+            checkpoint,
+            stop,
+            f"squeeze {context.run.id}",
+        )
         last = history.last
         told = {"top1": last["top1"], "top5": last["top5"], "best_top1": history.best["top1"], "curve": history.curve}
         write_model(context, trainer.model, list(train.classes), out, told | {"provenance": machine.provenance()})
@@ -82,14 +102,24 @@ def _published(context: Context, weights: str, out: Path) -> None:
     library, _, name = weights.partition(":")
     fetch = {"torchvision": _from_torchvision, "timm": _from_timm}.get(library)
     if fetch is None or not name:
-        raise ConfigError(f"squeeze.weights: {weights!r} is neither torchvision:<Weights.NAME> nor timm:<tag>; name it so")
+        raise ConfigError(
+            f"squeeze.weights: {weights!r} is neither torchvision:<Weights.NAME> nor timm:<tag>; name it so"
+        )
     state, stated = fetch(run.model, name)
     model = models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f"squeeze.weights: {weights} does not fit {run.model} with {run.data.classes} classes ({error})") from None
-    write_model(context, model, context.class_names(), out, {"top1": stated, "weights": weights, "provenance": context.machine().provenance()})
+        raise ConfigError(
+            f"squeeze.weights: {weights} does not fit {run.model} with {run.data.classes} classes ({error})"
+        ) from None
+    write_model(
+        context,
+        model,
+        context.class_names(),
+        out,
+        {"top1": stated, "weights": weights, "provenance": context.machine().provenance()},
+    )
 
 
 def _from_torchvision(_model: str, name: str) -> tuple[dict[str, Tensor], float | None]:
@@ -98,7 +128,9 @@ def _from_torchvision(_model: str, name: str) -> tuple[dict[str, Tensor], float 
     try:
         weight = get_weight(name)
     except ValueError as error:
-        raise ConfigError(f"squeeze.weights: torchvision has no weights {name!r} ({error}); see torchvision.models.list_models") from None
+        raise ConfigError(
+            f"squeeze.weights: torchvision has no weights {name!r} ({error}); see torchvision.models.list_models"
+        ) from None
     metrics = weight.meta.get("_metrics", {}).get("ImageNet-1K", {})
     return dict(weight.get_state_dict(progress=True, check_hash=True)), metrics.get("acc@1")
 
@@ -107,5 +139,3 @@ def _from_timm(model: str, tag: str) -> tuple[dict[str, Tensor], float | None]:
     import timm
 
     return dict(timm.create_model(f"{model}.{tag}", pretrained=True).state_dict()), None
-
-

@@ -1,4 +1,4 @@
-"""Validate (post-train): train a fresh model on distilled images and soft labels alone, test it on the real validation set.
+"""Validate (post-train): train a fresh model on distilled images alone, test it on the real validation set.
 
 Reads shards, a label store and, for online labels, the relabel model; writes one JSON, the only thing a table reads.
 """
@@ -26,9 +26,11 @@ from cda.training import Batches, History, Loss, Trainer, fit
 
 
 class LabelledBatches:
-    """Distilled batches with what the loss needs: soft labels from the store or the model, or hard labels of the mixture."""
+    """Distilled batches with what the loss needs: soft labels, or hard labels of the mixture."""
 
-    def __init__(self, batches: DistilledBatches, store: LabelStore, teacher: torch.nn.Module | None, machine: Machine) -> None:
+    def __init__(
+        self, batches: DistilledBatches, store: LabelStore, teacher: torch.nn.Module | None, machine: Machine
+    ) -> None:
         self.inner, self.store, self.teacher, self.machine = batches, store, teacher, machine
         self.steps, self.images = batches.steps, batches.images
 
@@ -72,13 +74,21 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
     store.check(images_digest, classes, recipe.epochs)
     val = context.real("val")
     if list(val.classes) != classes:
-        raise DataError(f"{images_folder}: its classes are not those of {run.dataset} at hand; point config key data at the right one")
+        raise DataError(
+            f"{images_folder}: not the classes of {run.dataset} at hand; point config key data at the right one"
+        )
     machine = context.machine()
-    teacher = load_squeezed(model_path, run.upstream["labels"].upstream["model"], machine) if store.mode == "online" and model_path else None
+    teacher = (
+        load_squeezed(model_path, run.upstream["labels"].upstream["model"], machine)
+        if store.mode == "online" and model_path
+        else None
+    )
     with working(context.work(f"seed-{seed}")) as stop:
         path = context.work(f"seed-{seed}") / "state.safetensors"
         checkpoint = Checkpoint(path, f"{run.id} {seed}", context.settings.runtime.checkpoint_seconds)
-        distilled = DistilledBatches(Images(pixels, targets, run.data, machine), recipe_of(store.header), recipe.batch_size)
+        distilled = DistilledBatches(
+            Images(pixels, targets, run.data, machine), recipe_of(store.header), recipe.batch_size
+        )
         trainer = Trainer(fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed))
         batches: Batches = LabelledBatches(distilled, store, teacher, machine)
         test = images_of(val, run.data, machine)

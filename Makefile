@@ -1,0 +1,75 @@
+# Every target but clean and distclean first sets up .venv from requirements.lock; when nothing changed that costs nothing.
+# make PYTHON=python3.12 chooses the interpreter that .venv is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+UV_PIP := $(BIN)/uv pip
+LOCK_FLAGS ?=
+
+# What a user's shell or a cluster's module system may have set, and what would then reach into .venv.
+unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint lint-python lint-workflow lint-types lint-generated format lock clean distclean FORCE
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
+
+setup: $(INSTALLED) ## Make .venv: the exact packages of requirements.lock, and this one, editable
+
+demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole chain, in minutes
+	$(RUN) $(BIN)/snakemake demo --config scale=demo
+
+test: $(INSTALLED) ## Run the tests
+	$(RUN) $(BIN)/python -m pytest
+
+lint: lint-python lint-workflow lint-types lint-generated ## Check style, types, the workflow and the generated files
+
+lint-python: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+lint-workflow: $(INSTALLED)
+	$(BIN)/snakefmt --check workflow
+	$(RUN) $(BIN)/snakemake --lint
+
+lint-types: $(INSTALLED)
+	$(BIN)/mypy
+
+lint-generated: $(INSTALLED)
+	$(BIN)/python tools/environment.py --check
+
+format: $(INSTALLED) ## Lay out code and workflow the way lint asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt workflow
+
+lock: $(BIN)/uv ## Pin what pyproject.toml asks for, keeping the pins that fit (LOCK_FLAGS=--upgrade: the newest)
+	$(UV_PIP) compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --extra dev $(LOCK_FLAGS) --output-file requirements.lock pyproject.toml
+	$(BIN)/python tools/environment.py
+
+clean: ## Remove the demo's outputs and the tools' caches; no other run's
+	rm -rf results/demo artifacts/demo logs/artifacts/demo .mypy_cache .pytest_cache .ruff_cache
+	find src tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## The same, and .venv too
+	rm -rf $(VENV) src/*.egg-info
+
+# .venv starts with two packages, by pip: uv, which installs the rest, and setuptools, which builds the few packages that have
+# no wheel. Both come at the lock's version and hash, and nothing is built in an environment that the lock does not know.
+$(BIN)/uv: $(if $(wildcard $(BIN)/python),,FORCE)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "$(PYTHON) is \
+	Python %d.%d, and this needs 3.11, 3.12 or 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)" % v)'
+	$(PYTHON) -m venv --clear $(VENV)
+	awk '/^[^ ]/ {wanted = /^(setuptools|uv)==/} wanted' requirements.lock > $(VENV)/bootstrap.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(VENV)/bootstrap.txt
+
+$(INSTALLED): $(BIN)/uv requirements.lock pyproject.toml
+	$(UV_PIP) sync --python $(BIN)/python --require-hashes --no-build-isolation --compile-bytecode requirements.lock
+	$(UV_PIP) install --python $(BIN)/python --quiet --offline --no-deps --no-build-isolation --editable .
+	@touch $@

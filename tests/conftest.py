@@ -1,0 +1,169 @@
+"""A `config/` folder of the test's own, so small that a stage takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cda import sourced
+from cda.cli import main
+from cda.experiments import ExperimentSet, load_settings
+from cda.runs import Run
+from cda.stages.context import Context
+
+CONFIG = """\
+scale: paper
+seeds: 2
+data_paths: {}
+runtime:
+  device: cpu
+  cpu_threads: 1
+"""
+
+DATASET = """\
+name: digits
+layout: digits
+classes: 10
+resolution: 8
+mean: [0.305, 0.305, 0.305]
+std: [0.318, 0.318, 0.318]
+train_images: 1438
+val_images: 359
+shards_per_job: 2
+get: scikit-learn ships it
+"""
+
+RECIPE = """\
+architecture:
+  stem: small            # our choice: small images
+  width: 0.125           # our choice: speed
+squeeze:
+  epochs: 2              # paper Table 10a
+  batch_size: 256        # our choice: few steps
+  lr: 0.1                # paper Table 10a
+  augment: pad_crop      # authors' code
+  padding: 1             # our choice: small images
+  flip: 0.0              # our choice: a mirrored digit is no digit
+recover:
+  mode: curriculum       # paper Algorithm 1
+  min_crop: 0.4          # paper Table 11
+  max_crop: 1.0          # paper Section 3.1
+  iterations: 6          # our choice: speed
+  block_size: 5          # our choice: two blocks a shard
+  jitter: 1              # our choice: small images
+  snapshots: [3, 6]      # our choice
+relabel:
+  labels: fp16           # our choice
+  epochs: 5              # our choice: more than validate uses
+  mixing: cutmix         # authors' code
+  batch_size: 8          # our choice
+  crop_scale: [0.4, 1.0] # our choice
+  flip: 0.0              # our choice
+validate:
+  epochs: 3              # our choice: speed
+  batch_size: 6          # our choice: some steps, the last one short
+  optimizer: adamw       # paper Table 16b
+  lr: 2.0e-3             # our choice
+  warmup_epochs: 1       # our choice
+  temperature: 4.0       # our choice
+methods:
+  cda: {}
+  sre2l:
+    recover:
+      mode: constant     # SRe2L has no curriculum
+      min_crop: 0.08     # authors' code
+  random:
+    recover:
+      mode: random       # our choice: the control
+  released:
+    recover:
+      mode: imported     # the authors' released images
+      release: theirs    # the name of their archive
+variants:
+  slow:
+    validate:
+      lr: 1.0e-3         # our choice
+"""
+
+GROUP = {
+    "dataset": "digits",
+    "methods": ["cda", "sre2l", "random"],
+    "recovery_models": ["resnet18"],
+    "ipc": [1, 2],
+    "validation_models": ["resnet18"],
+}
+
+REPORTED = """\
+table,dataset,method,recovery_model,ipc,recovery_iterations,setting,validation_model,metric,value,std
+9,digits,old,convnet3,1,,quoted,convnet3,top1,12.8,
+9,digits,cda,resnet18,1,6,,resnet18,top1,40.0,0.5
+9,digits,sre2l,resnet18,2,6,,resnet18,top1,60.0,
+"""
+
+
+class ConfigTree:
+    """The folder, by default with one table `tiny` of six cells on the digits, and what tests do with it."""
+
+    def __init__(self) -> None:
+        self.folder = Path("config")
+        self.write("config.yaml", CONFIG)
+        self.write("datasets/digits.yaml", DATASET)
+        self.write("recipes/digits.yaml", RECIPE)
+        self.write("reported.csv", REPORTED)
+        self.experiment("tiny")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        sourced.read_layer.cache_clear()
+        sourced.read_plain.cache_clear()
+
+    def edit(self, name: str, old: str, new: str) -> int:
+        """Replace `old`, which must be there once; returns its line."""
+        text = (self.folder / name).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} is there {text.count(old)} times"
+        self.write(name, text.replace(old, new))
+        return text[: text.index(old)].count("\n") + 1
+
+    def experiment(self, name: str, *changes: Mapping[str, Any], **top: Any) -> None:
+        """Declare a table of a group for each of `changes` to the usual one."""
+        declared = {"title": f"Table {name}", "caption": "What it shows.", "reported": 9, "scales": ["paper"]}
+        declared |= {"layout": {"rows": ["ipc"], "columns": ["method"]}, **top}
+        declared["groups"] = [GROUP | dict(change) for change in changes or ({},)]
+        self.write(f"experiments/{name}.yaml", yaml.safe_dump(declared, sort_keys=False))
+
+    def experiments(self, **overrides: Any) -> ExperimentSet:
+        return ExperimentSet(load_settings(overrides, self.folder), self.folder)
+
+    def runs(self, method: str = "cda", ipc: int = 1, table: str = "tiny", **overrides: Any) -> dict[str, Run]:
+        """The runs behind one cell, by stage."""
+        for cell in self.experiments(**overrides).cells(table):
+            if cell.run and (cell.key["method"], cell.key["ipc"]) == (method, ipc):
+                return {run.stage: run for run in cell.run.chain()}
+        raise AssertionError(f"table {table} has no cell {method}, IPC {ipc}")
+
+    def context(self, run: Run, **overrides: Any) -> Context:
+        experiments = self.experiments(**overrides)
+        return Context(run, experiments.settings, experiments.layout)
+
+    def cda(self, *arguments: str) -> int:
+        """`cda …` in this process; returns its exit status."""
+        return main(arguments)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigTree:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CDA_DATA", raising=False)
+    return ConfigTree()
+
+
+@pytest.fixture(scope="session")
+def config_tree() -> type[ConfigTree]:
+    """The class itself, for fixtures that outlive a test; it writes into the working directory."""
+    return ConfigTree
