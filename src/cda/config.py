@@ -50,8 +50,13 @@ class Dataset(Strict):
     train_images: Count | None = Field(None, description="how many there are; not checked when absent")
     val_images: Count | None = Field(None, description="how many there are; not checked when absent")
     shards_per_job: Count = Field(10, description="consecutive shards one recover job makes")
-    allow_partial: bool = Field(False, description="accept fewer images than expected")
     get: str = Field(description="one sentence: how to get it")
+
+    @model_validator(mode="after")
+    def _cropped(self) -> Dataset:
+        if self.resize is not None and self.resize < self.resolution:
+            raise ValueError(f"resize ({self.resize}) must be at least the resolution ({self.resolution})")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What of the data set changes a result, as opposed to where it lies."""

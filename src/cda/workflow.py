@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,14 +108,16 @@ class Plan:
 
     def run_jsons(self) -> list[str]:
         """Every measurement of the scale's tables."""
-        runs = [run for run in self.experiments.runs().values() if run.stage == "validate"]
-        return [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
+        return self._measured(run for run in self.experiments.runs().values() if run.stage == "validate")
+
+    def _measured(self, runs: Iterable[Run]) -> list[str]:
+        """The JSONs of validate runs; with `cells=present`, those that exist."""
+        wanted = [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
+        return wanted if self.settings.cells == "all" else [path for path in wanted if Path(path).is_file()]
 
     def measurements(self, wildcards: Wildcards) -> list[str]:
         """The run JSONs a table reads: all of its cells', or with `cells=present` those that exist."""
-        runs = [cell.run for cell in self.experiments.cells(wildcards.table) if cell.run]
-        wanted = [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
-        return wanted if self.settings.cells == "all" else [path for path in wanted if Path(path).is_file()]
+        return self._measured(cell.run for cell in self.experiments.cells(wildcards.table) if cell.run)
 
     def pictured(self, wildcards: Wildcards) -> list[str]:
         """The first part of each recover run of a table: what its pictures show."""

@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 
 from cda.config import Dataset
+from cda.data import folders as folder_layout
 from cda.data import sources
 from cda.errors import DataError
 
-GET = "Fetch it from example.org."
+GET = "fetch it from example.org."
 
 
 def dataset(layout: str, **values: Any) -> Dataset:
@@ -61,7 +62,7 @@ def test_imports_nothing_heavy_even_to_load():
     code = (
         "import sys, types, pathlib; from cda.data import sources;"
         "d = types.SimpleNamespace(name='digits', layout='digits', classes=10, resolution=16, resize=None,"
-        " train_images=None, val_images=None, get='', allow_partial=False);"
+        " train_images=None, val_images=None, get='');"
         "assert sources.load(d, 'val', pathlib.Path('nowhere')).images.shape == (359, 16, 16, 3);"
         "sys.exit(str({'torch', 'torchvision', 'sklearn', 'pandas', 'scipy'} & set(sys.modules) or ''))"
     )
@@ -140,8 +141,8 @@ def test_folders_order_is_by_class_then_path(folders):
 
 @pytest.mark.parametrize("resolution", [8, 72])  # 72 decodes in the threads, 8 beside them
 def test_order_holds_over_many_chunks(tmp_path, monkeypatch, resolution):
-    monkeypatch.setattr(sources, "_CHUNK", 2)
-    monkeypatch.setattr(sources, "_AHEAD", 6)
+    monkeypatch.setattr(folder_layout, "_CHUNK", 2)
+    monkeypatch.setattr(folder_layout, "_AHEAD", 6)
     for i in range(20):
         write(tmp_path / "train" / "ab"[i % 2] / f"{i:02d}.png", pixels(i, resolution, resolution))
     train = sources.load(dataset("image_folder", resolution=resolution), "train", tmp_path)
@@ -165,11 +166,11 @@ def test_other_sizes_are_fitted_exactly_as_torchvision_does(tmp_path, resize):
 def test_missing_folder_names_path_and_mend(tmp_path):
     data = dataset("image_folder")
     line = problem_of(data, tmp_path / "nowhere")
-    assert line.startswith(f"{tmp_path}/nowhere: toy needs a folder train in it, found nothing.")
+    assert line.startswith(f"{tmp_path}/nowhere: toy needs a folder train in it, found nothing;")
     assert sources.check(data, tmp_path / "nowhere") == line
     write(tmp_path / "train/a/0.png", pixels(0))
     write(tmp_path / "train/b/0.png", pixels(0))
-    assert "needs a folder val or validation or test in it, found a folder with train." in problem_of(
+    assert "needs a folder val or validation or test in it, found a folder with train;" in problem_of(
         data, tmp_path, "val"
     )
 
@@ -185,23 +186,17 @@ def test_wrong_number_of_classes(folders):
 def test_wrong_number_of_images(folders, expected, found):
     data = dataset("image_folder", train_images=expected)
     line = problem_of(data, folders)
-    assert f"{folders}/train: toy needs {expected} train images, found {found}." in line
+    assert f"{folders}/train: toy needs {expected} train images, found {found};" in line
     assert sources.check(data, folders) == line
 
 
-def test_partial_data_only_when_allowed(folders):
+def test_partial_data_is_refused(folders):
     (folders / "validation/cat/0.png").unlink()
-    whole = dataset("image_folder", train_images=7, val_images=2)
-    partial = whole.model_copy(update={"allow_partial": True})
-    assert "needs images of every class, found none of 1 (cat)" in problem_of(whole, folders, "val")
-    assert len(sources.load(partial, "train", folders).images) == 6
-    assert sources.load(partial, "val", folders).labels.tolist() == [0]
-    assert sources.check(partial, folders) is None
+    data = dataset("image_folder", train_images=7, val_images=2)
+    assert "needs images of every class, found none of 1 (cat)" in problem_of(data, folders, "val")
     shutil.rmtree(folders / "train/cat")
     (folders / "train/cat").mkdir()
-    assert "found none of 1 (cat)" in problem_of(partial, folders)
-    shutil.rmtree(folders / "validation/ant")
-    assert "needs images of every class" in problem_of(whole, folders, "val")
+    assert "found none of 1 (cat)" in problem_of(data, folders)
 
 
 def test_held_out_class_unknown_to_train(folders):
@@ -369,10 +364,10 @@ def test_packed_or_missing_cifar(tmp_path):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"")
     line = problem_of(cifar(), tmp_path)
     assert "cifar-100-python/{train,test,meta}, unpacked," in line
-    assert "found a folder with cifar-100-python.tar.gz." in line
+    assert "found a folder with cifar-100-python.tar.gz;" in line
     write_pickles(tmp_path)
     (tmp_path / "test").unlink()
-    assert sources.check(cifar(), tmp_path) == f"{tmp_path}/test: toy needs a pickle, found nothing. {GET}"
+    assert sources.check(cifar(), tmp_path) == f"{tmp_path}/test: toy needs a pickle, found nothing; {GET}"
 
 
 # Tiny-ImageNet -------------------------------------------------------------------------------------
@@ -438,7 +433,6 @@ def test_tiny_partial(tmp_path):
     line = problem_of(tiny(), tmp_path, "val")
     assert line.startswith(f"{tmp_path}/val/images/val_2.JPEG: toy needs the image that line 3 of val_annotations.txt")
     assert sources.check(tiny(), tmp_path) == line
-    assert len(sources.load(tiny(allow_partial=True), "val", tmp_path).images) == 3
     shutil.rmtree(tmp_path / "train/n01")
     assert f"{tmp_path}/train: toy needs images of every class, found none of 1 (n01)" in problem_of(tiny(), tmp_path)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from cda.config import Settings
 from cda.data import sources
-from cda.data.sources import ImageSet, Split
+from cda.data.layout import Split
+from cda.data.sources import ImageSet
 from cda.paths import Layout, data_root
 from cda.runs import Run
 from cda.runtime import Machine, start

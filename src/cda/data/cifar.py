@@ -1,0 +1,107 @@
+"""CIFAR-100 as its authors publish it: pickles, read by an unpickler that can build plain values and uint8 arrays."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cda.data.layout import Source, Split, fit, some
+
+
+class CifarPickles(Source):
+    """The official python layout: pickled dictionaries `train`, `test` and `meta`. Its classes are sorted by name."""
+
+    def classes(self) -> tuple[str, ...]:
+        """Sorted class names."""
+        names = self.column(self.root / "meta", self.unpickle(self.root / "meta"), "fine_label_names", str)
+        if names != sorted(names):
+            self.fail(self.root / "meta", "sorted fine_label_names", some(names))
+        return tuple(names)
+
+    def file(self, split: Split) -> Path:
+        """The pickle of a split."""
+        return self.root / ("train" if split == "train" else "test")
+
+    def probe(self, split: Split) -> None:
+        """Raise DataError unless the split is whole, as far as listing it tells."""
+        path, least = self.file(split), 3 * 32 * 32 * (self.expected(split) or 1)
+        if not path.is_file():
+            self.fail(path, "a pickle")
+        if path.stat().st_size < least:
+            self.fail(path, f"a pickle of {least} bytes or more")
+
+    def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [N, R, R, 3] and labels [N] of a split."""
+        self.probe(split)
+        path = self.file(split)
+        record = self.unpickle(path)
+        data = record.get("data")
+        labels, names = self.column(path, record, "fine_labels", int), self.column(path, record, "filenames", str)
+        shape = data.shape if isinstance(data, np.ndarray) else ()
+        if not isinstance(data, np.ndarray) or shape != (len(labels), 3 * 32 * 32) or len(names) != len(labels):
+            self.fail(path, f"{len(labels)} filenames and data of [{len(labels)}, 3072]", f"{len(names)} and {shape}")
+        if not all(0 <= label < self.dataset.classes for label in labels):
+            self.fail(path, f"labels below {self.dataset.classes}", f"{min(labels)} to {max(labels)}")
+        order = sorted(range(len(labels)), key=lambda i: (labels[i], names[i]))
+        images = np.ascontiguousarray(data[order].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        if images.size and self.dataset.resolution != 32:
+            images = np.stack([fit(Image.fromarray(image), self.dataset) for image in images])
+        return images, np.array(labels, dtype=np.int64)[order]
+
+    def column(self, path: Path, record: dict[str, Any], key: str, kind: type) -> list[Any]:
+        """The list under `key`; raises DataError unless it holds only `kind`."""
+        values = record.get(key)
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            self.fail(path, f"a list {key} of {kind.__name__}", type(values).__name__)
+        return values
+
+    def unpickle(self, path: Path) -> dict[str, Any]:
+        """The dictionary in a pickle; raises DataError."""
+        try:
+            with path.open("rb") as file:
+                record = _text_of(_ArrayUnpickler(file, encoding="bytes").load())
+        except Exception as error:  # a damaged pickle can raise nearly anything
+            self.fail(path, "a pickle of plain values and uint8 arrays", error)
+        if not isinstance(record, dict):
+            self.fail(path, "a pickled dictionary", type(record).__name__)
+        return record
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds plain values and uint8 arrays: the few names such a pickle uses have stand-ins, any other is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_ins = {"_reconstruct": _empty_array, "ndarray": None, "dtype": _uint8, "encode": _latin1}
+        modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs")
+        if module not in modules or name not in stand_ins:
+            raise pickle.UnpicklingError(f"a pickle that asks for {module}.{name}, which is refused")
+        return stand_ins[name]
+
+
+def _empty_array(*_: Any) -> np.ndarray:
+    return np.empty(0, dtype=np.uint8)  # its shape and bytes follow, by `__setstate__`, which checks them
+
+
+def _uint8(code: str | bytes, *_: Any) -> np.dtype[Any]:
+    if code not in ("u1", b"u1"):
+        raise pickle.UnpicklingError(f"an array of {code!r}, which is refused")
+    return np.dtype(np.uint8)
+
+
+def _latin1(text: str, encoding: str | bytes) -> bytes:
+    if encoding not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError(f"text in {encoding!r}, which is refused")
+    return text.encode("latin1")
+
+
+def _text_of(value: Any) -> Any:
+    """Python 2 wrote text as bytes; here it is text again, in keys and lists."""
+    if isinstance(value, dict):
+        return {_text_of(key): _text_of(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_text_of(item) for item in value]
+    return value.decode("utf-8") if isinstance(value, bytes) else value
