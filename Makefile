@@ -14,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint lint-python lint-workflow lint-types lint-generated format lock clean distclean FORCE
+.PHONY: help setup demo test lint lint-python lint-workflow lint-types lint-generated format lock docs clean distclean FORCE
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,7 @@ lint-types: $(INSTALLED)
 
 lint-generated: $(INSTALLED)
 	$(BIN)/python tools/environment.py --check
+	$(BIN)/cda config reference | diff docs/configuration.md - || { echo "docs/configuration.md is old: make docs"; exit 1; }
 
 format: $(INSTALLED) ## Lay out code and workflow the way lint asks for
 	$(BIN)/ruff check --fix
@@ -52,6 +53,11 @@ lock: $(BIN)/uv ## Pin what pyproject.toml asks for, keeping the pins that fit (
 	$(UV_PIP) compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --extra dev $(LOCK_FLAGS) --output-file requirements.lock pyproject.toml
 	$(BIN)/python tools/environment.py
+
+docs: $(INSTALLED) ## Make the generated pages and the README's pictures (the demo first)
+	$(BIN)/cda config reference > docs/configuration.md
+	$(RUN) $(BIN)/snakemake demo --config scale=demo --rulegraph mermaid-js | $(BIN)/python tools/dag.py docs/images/dag.svg
+	cp results/demo/demo-distilled.png docs/images/
 
 clean: ## Remove the demo's outputs and the tools' caches; no other run's
 	rm -rf results/demo artifacts/demo logs/artifacts/demo .mypy_cache .pytest_cache .ruff_cache

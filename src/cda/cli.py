@@ -135,6 +135,18 @@ def _show(arguments: Arguments) -> None:
     print(tables.describe(_experiments(arguments), arguments.run))
 
 
+def _reference(_arguments: Arguments) -> None:
+    from cda import reference
+
+    print(reference.page(), end="")
+
+
+def _schema(_arguments: Arguments) -> None:
+    from cda import reference
+
+    print(reference.schema())
+
+
 def _outputs(experiments: ExperimentSet, run: Run, ipc: int) -> list[str]:
     layout = experiments.layout
     if run.stage == "squeeze":
@@ -213,6 +225,8 @@ def parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="look at the configuration").add_subparsers(
         required=True, metavar="COMMAND"
     )
+    _command(config, "reference", "every key: type, default, meaning (docs/configuration.md)", _reference)
+    _command(config, "schema", "the same as JSON schema", _schema)
     _command(config, "show", "a resolved run, each value with its source", _show).add_argument("run", metavar="RUN")
     return top
 

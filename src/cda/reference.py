@@ -1,0 +1,79 @@
+"""The reference page of the configuration, and its JSON schema: both come from `config.py` and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from cda.config import Dataset, Recipe, Settings, Strict
+from cda.experiments import Experiment, Group
+
+HEAD = """# Configuration
+
+Made from `src/cda/config.py` by `make docs`; `cda config schema` prints the same as JSON schema.
+An unknown key, a wrong type or a value out of range ends in one line that names the file, the key and what is allowed.
+"""
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A field's JSON schema in few words."""
+    if "anyOf" in schema:
+        return " or ".join(_type(option) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if "$ref" in schema:
+        return "mapping"
+    kind = {"integer": "whole number", "array": "list", "object": "mapping", "string": "text", "null": "nothing"}
+    bounds = {"minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMinimum": "> {}"}
+    limits = ", ".join(text.format(f"{schema[key]:g}") for key, text in bounds.items() if key in schema)
+    name = kind.get(schema.get("type", ""), schema.get("type", "any"))
+    return f"{name} {limits}".strip()
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    default = field.default if field.default is not PydanticUndefined else field.default_factory()
+    if isinstance(default, Strict):
+        return ""
+    return f"`{json.dumps(default)}`"
+
+
+def _section(title: str, model: type[Strict]) -> list[str]:
+    properties = model.model_json_schema()["properties"]
+    about = re.sub(r"\s+", " ", model.__doc__ or "")
+    lines = [f"## {title}", "", about, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        lines.append(f"| `{key}` | {_type(properties[key])} | {_default(field)} | {field.description or ''} |")
+    return [*lines, ""]
+
+
+def page() -> str:
+    """The whole reference as Markdown."""
+    sections: list[tuple[str, type[Strict]]] = [("`config/config.yaml`, and `settings` of a scale", Settings)]
+    sections += [(f"`{key}` in it", model) for key, model in _models_in(Settings)]
+    sections += [("`config/datasets/<name>.yaml`", Dataset), ("`config/experiments/<table>.yaml`", Experiment)]
+    sections += [("one of its `groups`", Group)]
+    sections += [(f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)]
+    return "\n".join([HEAD, *(line for title, model in sections for line in _section(title, model))]).rstrip() + "\n"
+
+
+def _models_in(model: type[Strict]) -> list[tuple[str, type[Strict]]]:
+    """The fields of a model that are models themselves, by key."""
+    fields = [(field.alias or name, field.annotation) for name, field in model.model_fields.items()]
+    return [(key, kind) for key, kind in fields if isinstance(kind, type) and issubclass(kind, Strict)]
+
+
+def schema() -> str:
+    """JSON schemas of every kind of file in `config/`."""
+    models: dict[str, type[Strict]] = {
+        "config": Settings,
+        "dataset": Dataset,
+        "experiment": Experiment,
+        "recipe": Recipe,
+    }
+    return json.dumps({name: model.model_json_schema() for name, model in models.items()}, indent=1)
