@@ -169,6 +169,8 @@ def _runs(arguments: Arguments) -> None:
         outputs = _outputs(experiments, run, needed[run_id])
         done = sum(Path(output).exists() for output in outputs)
         print(f"{run.stage:9s} {run.dataset:14s} {run_id}  {done}/{len(outputs)} done")
+    for note in sorted({cell.note for cell in experiments.cells(arguments.table) if "not declared" in cell.note}):
+        print(f"not run: {note}")
 
 
 def _command(commands: Any, name: str, text: str, function: Callable[[Arguments], None]) -> argparse.ArgumentParser:

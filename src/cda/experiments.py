@@ -156,8 +156,8 @@ class ExperimentSet:
             )
         wanted = self.settings.datasets
         experiment = self.tables[table]
-        found = [c for g in experiment.groups for c in self._cells(table, experiment, g)]
-        found += _quoted(self._reported, experiment.reported, table)
+        found = _quoted(self._reported, experiment.reported, table)
+        found += [cell for group in experiment.groups for cell in self._cells(table, experiment, group)]
         return [cell for cell in found if wanted == "all" or cell.key["dataset"] in wanted]
 
     def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:

@@ -76,4 +76,4 @@ def schema() -> str:
         "experiment": Experiment,
         "recipe": Recipe,
     }
-    return json.dumps({name: model.model_json_schema() for name, model in models.items()}, indent=1)
+    return json.dumps([model.model_json_schema() for model in models], indent=1)

@@ -7,6 +7,7 @@ try:
     PLAN = Plan(config, sys.argv[1:])
 except CdaError as error:
     sys.exit(f"cda: {error}")
+print(PLAN.told(), file=sys.stderr)
 
 
 # Jobs resolve their runs with the configuration that this call was given.
@@ -21,7 +22,3 @@ wildcard_constraints:
     part=r"\d+",
     seed=r"\d+",
     table=r"[a-z]+\d*",
-
-
-onstart:
-    print(PLAN.told(), file=sys.stderr)

@@ -9,6 +9,7 @@ rule relabel:
         "logs/{artifacts}/relabel/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/relabel/{dataset}/{run}.tsv"
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

@@ -7,6 +7,7 @@ rule squeeze:
         "logs/{artifacts}/squeeze/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/squeeze/{dataset}/{run}.tsv"
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

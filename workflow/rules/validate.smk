@@ -10,6 +10,7 @@ rule validate:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

@@ -82,9 +82,8 @@ def _shown(row: pd.Series[Any]) -> str:
     return f"{ours} ({row['reported']})" if row["reported"] else ours
 
 
-def _pivot(frame: pd.DataFrame, experiment: Experiment) -> list[list[str]]:
-    """Header and body of the Markdown table, in the experiment's layout."""
-    rows, columns = list(experiment.layout.rows), list(experiment.layout.columns)
+def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[str]]:
+    """Header and body of a Markdown table with the keys `rows` down and `columns` across."""
     text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(dict.fromkeys(rows + columns, str))
     row_keys = list(dict.fromkeys(text[rows].itertuples(index=False, name=None)))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
@@ -110,13 +109,12 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     scaled = "" if scale == "paper" else f" **Scaled down: scale `{scale}`, not comparable with the paper.**"
     reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
-    lines = [
-        f"# {experiment.title}",
-        "",
-        _aligned(_pivot(frame, experiment)),
-        "",
-        f"{experiment.caption}{reported}{scaled}",
-    ]
+    rows, columns, controls = list(experiment.layout.rows), list(experiment.layout.columns), frame["role"] == "control"
+    lines = [f"# {experiment.title}", "", _aligned(_pivot(frame[~controls], rows, columns))]
+    if controls.any():
+        across = list(dict.fromkeys([*columns, "method", "setting"]))
+        lines += ["", "Controls, ours and not the paper's:", "", _aligned(_pivot(frame[controls], rows, across))]
+    lines += ["", f"{experiment.caption}{reported}{scaled}"]
     return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
 
 
