@@ -6,6 +6,7 @@ narrow ones exist nowhere else and because importing torchvision costs every sma
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,13 @@ def build(name: str, classes: int, resolution: int, architecture: Architecture) 
     if name in RESNETS:
         return ResNet(name, classes, architecture)
     if match := re.fullmatch(r"convnet(\d)", name):
+        if not 1 <= int(match[1]) <= math.log2(resolution):
+            raise ConfigError(f"model {name!r} halves {resolution} pixels too often or never; use convnet3")
         return ConvNet(int(match[1]), classes, resolution, architecture)
-    from torchvision.models import get_model, list_models
+    from torchvision import models
 
-    if name in list_models():
-        return get_model(name, weights=None, num_classes=classes)
+    if name in models.list_models(module=models):
+        return models.get_model(name, weights=None, num_classes=classes)
     import timm
 
     if timm.is_model(name):
@@ -127,7 +130,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
         model.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such model; make it with `cda squeeze` or pull it") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: damaged model file ({error}); delete it and make or pull it again") from None
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)

@@ -70,10 +70,5 @@ def _models_in(model: type[Strict]) -> list[tuple[str, type[Strict]]]:
 
 def schema() -> str:
     """JSON schemas of every kind of file in `config/`."""
-    models: dict[str, type[Strict]] = {
-        "config": Settings,
-        "dataset": Dataset,
-        "experiment": Experiment,
-        "recipe": Recipe,
-    }
+    models: tuple[type[Strict], ...] = (Settings, Dataset, Experiment, Recipe)
     return json.dumps([model.model_json_schema() for model in models], indent=1)

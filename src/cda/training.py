@@ -147,6 +147,7 @@ def fit(
             trainer.step(images, target, loss, lr_at(values, epoch, step, batches.steps))
             trainer.at = (epoch, step + 1)
             if stop.signal or checkpoint.due():
+                mean_loss(trainer, step + 1, label)
                 trainer.history.seconds = time.monotonic() - began
                 checkpoint.save(trainer.state())
                 stop.check()
@@ -157,16 +158,23 @@ def fit(
     return trainer.history
 
 
+def mean_loss(trainer: Trainer, steps: int, label: str) -> float:
+    """Mean loss of an epoch's first `steps`; raises ArtifactError if it is no number: no checkpoint may hold that."""
+    mean = float(trainer.loss_sum) / steps
+    if not math.isfinite(mean):
+        epoch = trainer.at[0]
+        raise ArtifactError(
+            f"{label}: the loss is {mean} in epoch {epoch}; lower the recipe's lr or use precision fp32"
+        )
+    return mean
+
+
 def _close_epoch(trainer: Trainer, epoch: int, steps: int, evaluate: Evaluate, progress: Progress) -> None:
     """Evaluate where the recipe says so, and move on to the next epoch."""
-    mean_loss = float(trainer.loss_sum) / steps
-    if not math.isfinite(mean_loss):
-        raise ArtifactError(
-            f"{progress.label}: the loss is {mean_loss} in epoch {epoch}; lower the recipe's lr or use precision fp32"
-        )
+    loss = mean_loss(trainer, steps, progress.label)
     last = epoch + 1 == trainer.values.epochs
     if last or (epoch + 1) % trainer.values.evaluate_every == 0:
-        row = {"epoch": epoch + 1, "loss": mean_loss, **evaluate(trainer.model)}
+        row = {"epoch": epoch + 1, "loss": loss, **evaluate(trainer.model)}
         trainer.history.curve.append(row)
         progress.note = f"top-1 {row['top1']:.2f} %"
     trainer.at = (epoch + 1, 0)

@@ -1,15 +1,17 @@
 """Whatever kills a job, and whenever: the next start ends with the bytes of an undisturbed run.
 
 Jobs are processes of their own. They are forked from one that has loaded torch already, which is this file run as a
-program: a job then takes a second instead of three. It dies by its own hand at an exact moment: before the n-th forward
-pass, or before the n-th change to a file or folder. One test uses the installed `cda` and a signal from outside.
+program: a job then takes less than a second instead of three. It is killed at an exact moment: before its n-th forward
+pass, or before the n-th change to a file whose path holds a given text. Two tests start the program itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -28,18 +30,16 @@ import pytest
 STAGES = ("squeeze", "recover", "relabel", "validate")
 EVERY_STEP = ("--config", "runtime.checkpoint_seconds=0")
 SIGKILL, SIGTERM, SIGSTOP = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGSTOP)
-Moment = tuple[str, int]  # "forward" or "file", and which one
+Moment = tuple[str, int]  # "forward" or a text in the path of a file, and which one
+NEVER: Moment = ("", 0)
 
 
-# The process that jobs are forked from ---------------------------------------------------------------------------------
+# The process that jobs are forked from --------------------------------------------------------------------------------
 
 
 def serve() -> None:
     """A request a line on stdin, an answer a line on stdout: start a job, or wait for one."""
-    import cda.stages.recover
-    import cda.stages.relabel
-    import cda.stages.squeeze
-    import cda.stages.validate  # noqa: F401 (loaded for the jobs)
+    import torch._dynamo  # noqa: F401 (all loaded for the jobs; torch's optimisers would load this in each)
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -61,43 +61,44 @@ def job(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     code = 99
     try:
-        moments = count_moments(*request["die"])
+        signal_at(*request["moment"])
         code = main(request["argv"])
-        print(f"file moments: {moments['file']}")
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def count_moments(kind: str, wanted: int, number: int) -> dict[str, int]:
-    """Count this process's moments, and send it signal `number` before the wanted one."""
+def signal_at(what: str, nth: int, number: int) -> None:
+    """Send this process signal `number` at a moment to come."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     from cda.models import ResNet
 
-    seen = {"forward": 0, "file": 0}
+    count = itertools.count(1)
 
-    def tick(what: str) -> None:
-        seen[what] += 1
-        if (what, seen[what]) == (kind, wanted):
+    def changes(event: str, arguments: tuple[Any, ...]) -> str:
+        """The paths that an audited event is about to change."""
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        changed = writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+        return " ".join(map(str, arguments[:2])) if changed else ""
+
+    def forward(module: Any, _: Any) -> None:
+        if isinstance(module, ResNet) and next(count) == nth:
             os.kill(os.getpid(), number)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
-            writes and str(arguments[0]).startswith(("artifacts", "results"))
-        ):
-            tick("file")
+        if what in changes(event, arguments) and next(count) == nth:
+            os.kill(os.getpid(), number)
 
-    register_module_forward_pre_hook(lambda module, _: tick("forward") if isinstance(module, ResNet) else None)
-    sys.addaudithook(audit)
-    return seen
+    if what == "forward":
+        register_module_forward_pre_hook(forward)
+    elif what:
+        sys.addaudithook(audit)
 
 
-# What tests do with it -------------------------------------------------------------------------------------------------
+# What tests do with it ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -107,18 +108,15 @@ class Ended:
 
     @property
     def said(self) -> list[str]:
-        """Its lines, but progress and our own count."""
-        return [
-            line for line in self.log.splitlines() if " spent, " not in line and not line.startswith("file moments")
-        ]
+        """Its lines, but those of its progress."""
+        return [line for line in self.log.splitlines() if " spent, " not in line]
 
 
 class Jobs:
     def __init__(self, logs: Path) -> None:
         self.logs, self.count = logs, 0
-        self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, __file__]
+        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, **request: Any) -> Any:
         assert self.server.stdin is not None
@@ -126,49 +124,59 @@ class Jobs:
         print(json.dumps(request), file=self.server.stdin, flush=True)
         return json.loads(self.server.stdout.readline())
 
-    def start(self, cwd: Path, argv: tuple[str, ...], die: Moment, number: int, limit: int) -> tuple[int, Path]:
+    def start(self, cwd: Path, argv: tuple[str, ...], moment: Moment, number: int, limit: int) -> tuple[int, Path]:
         self.count += 1
         log = self.logs / f"{self.count}.log"
-        return self.ask(cwd=str(cwd), argv=argv, die=[*die, number], limit=limit, log=str(log)), log
+        return self.ask(cwd=str(cwd), argv=argv, moment=[*moment, number], limit=limit, log=str(log)), log
 
-    def run(self, cwd: Path, *argv: str, die: Moment = ("file", 0), number: int = SIGKILL, limit: int = 0) -> Ended:
-        """`cda ARGV` in `cwd`, until it ends."""
-        pid, log = self.start(cwd, (*argv, *EVERY_STEP), die, number, limit)
+    def run(
+        self, cwd: Path, argv: tuple[str, ...], kill: Moment = NEVER, number: int = SIGKILL, limit: int = 0
+    ) -> Ended:
+        """`cda ARGV` in `cwd` until it ends, with signal `number` at a moment or no file larger than `limit`."""
+        pid, log = self.start(cwd, argv, kill, number, limit)
         return Ended(self.ask(wait=pid), log.read_text(encoding="utf-8"))
+
+    def finish(self, cwd: Path, argv: tuple[str, ...]) -> Ended:
+        ended = self.run(cwd, argv)
+        assert ended.code == 0, ended.log
+        return ended
 
 
 @dataclass
 class Chain:
-    """The four stages of one cell, finished once; tests copy its folder and make a stage again."""
+    """The four stages of one cell, made once; tests copy its folder and make a stage again."""
 
     folder: Path
     runs: dict[str, Any]
-    moments: dict[str, int]
+
+    def command(self, stage: str) -> tuple[str, ...]:
+        return (stage, "--run", self.runs[stage].id, *EVERY_STEP)
 
     def output(self, stage: str, folder: Path) -> Path:
         run = self.runs[stage]
-        places = {"squeeze": "", "recover": "part-0", "relabel": "labels", "validate": "seed-0.json"}
+        name = {"squeeze": "", "recover": "part-0", "relabel": "labels", "validate": "seed-0.json"}[stage]
         top = "results/runs" if stage == "validate" else f"artifacts/{stage}"
-        return folder / top / run.dataset / run.id / places[stage]
+        return folder / top / "digits" / run.id / name
 
     def work(self, stage: str, folder: Path) -> Path:
-        return folder / "artifacts" / "work" / stage / "digits" / self.runs[stage].id
+        name = {"squeeze": "model", "recover": "part-0", "relabel": "labels", "validate": "seed-0"}[stage]
+        return folder / "artifacts" / "work" / stage / "digits" / self.runs[stage].id / name
 
     def without(self, stage: str, folder: Path) -> Path:
-        """A copy of the chain in `folder` that lacks the stage's output."""
+        """A copy of the chain at `folder`, without the stage's output."""
         shutil.copytree(self.folder, folder)
         output = self.output(stage, folder)
-        output.unlink() if output.is_file() else shutil.rmtree(output)
+        shutil.rmtree(output if stage == "squeeze" else output.parent)
         return folder
 
-    def command(self, stage: str) -> tuple[str, ...]:
-        return (stage, "--run", self.runs[stage].id)
+    def made(self, stage: str, folder: Path) -> dict[str, Any]:
+        """Every file of the stage's output in `folder`, litter too: its bytes, of a JSON all but its provenance."""
+        output = self.output(stage, folder)
+        place = output if stage == "squeeze" else output.parent
+        return {str(path.relative_to(place)): content(path) for path in sorted(place.rglob("*")) if path.is_file()}
 
-
-def contents(output: Path) -> dict[str, Any]:
-    """Every file below (or at) `output`: its bytes, of JSON what it says outside its provenance."""
-    files = [output] if output.is_file() else sorted(path for path in output.rglob("*") if path.is_file())
-    return {str(path.relative_to(output)): content(path) for path in files}
+    def wanted(self, stage: str) -> dict[str, Any]:
+        return self.made(stage, self.folder)
 
 
 def content(path: Path) -> Any:
@@ -179,189 +187,249 @@ def content(path: Path) -> Any:
     return told
 
 
-def images_of(shard: Path) -> dict[str, bytes]:
+def pngs(shard: Path) -> dict[str, bytes]:
     with tarfile.open(shard) as tar:
-        return {name: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".png")}
+        return {member.name: tar.extractfile(member).read() for member in tar if member.name.endswith(".png")}  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
     started = Jobs(tmp_path_factory.mktemp("logs"))
     yield started
+    assert started.server.stdin is not None
     started.server.stdin.close()
     assert started.server.wait(10) == 0
 
 
 @pytest.fixture(scope="module")
 def chain(jobs: Jobs, config_tree: Any, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    made = Chain(tmp_path_factory.mktemp("chain"), {}, {})
-    with contextlib.chdir(made.folder):
-        made.runs = config_tree().runs(ipc=2)
+    folder = tmp_path_factory.mktemp("chain")
+    with contextlib.chdir(folder):
+        tree = config_tree()
+        tree.few_images()
+        tree.edit("recipes/digits.yaml", "batch_size: 256", "batch_size: 10")
+        made = Chain(folder, tree.runs(ipc=2))
     for stage in STAGES:
-        ended = jobs.run(made.folder, *made.command(stage))
-        assert ended.code == 0, ended.log
-        made.moments[stage] = int(ended.log.rpartition("file moments: ")[2])
+        jobs.finish(folder, made.command(stage))
     return made
 
 
-# Killed and started again ----------------------------------------------------------------------------------------------
+# Killed and started again ---------------------------------------------------------------------------------------------
 
 KILLS: dict[str, list[Moment]] = {
-    "squeeze": [("forward", 3), ("file", 9), ("forward", 4)],
-    "recover": [("forward", 5), ("file", 20), ("forward", 8), ("file", 44)],
-    "relabel": [("file", 4), ("forward", 3), ("forward", 5)],
-    "validate": [("forward", 2), ("file", 11), ("forward", 5)],
+    "squeeze": [("forward", 3), ("state.safetensors", 3), ("forward", 4)],
+    "recover": [("forward", 5), ("state.safetensors", 6), ("step-3.npy", 2), ("forward", 8), (".json", 3)],
+    "relabel": [("logits.npy", 1), ("forward", 3), ("forward", 5)],
+    "validate": [("forward", 2), ("state.safetensors", 7), ("forward", 5)],
 }
 STOPS: dict[str, list[Moment]] = {
-    "squeeze": [("forward", 4), ("file", 10)],
-    "recover": [("forward", 2), ("file", 31), ("forward", 9)],
+    "squeeze": [("forward", 4), ("state.safetensors", 5)],
+    "recover": [("forward", 2), ("state.safetensors", 9), ("forward", 9)],
     "relabel": [("forward", 2), ("forward", 1)],
-    "validate": [("forward", 7), ("file", 5)],
+    "validate": [("forward", 7), ("state.safetensors", 2)],
 }
+STOPPED = "cda: stopped by SIGTERM; what is done is saved, start it again to go on"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_job_killed_several_times_leaves_the_bytes_of_an_undisturbed_one(stage, chain, jobs, tmp_path):
+def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_undisturbed_one(stage, chain, jobs, tmp_path):
     folder = chain.without(stage, tmp_path / "again")
     for moment in KILLS[stage]:
-        ended = jobs.run(folder, *chain.command(stage), die=moment)
+        ended = jobs.run(folder, chain.command(stage), kill=moment)
         assert ended.code == -SIGKILL, ended.log
-        assert not chain.output(stage, folder).exists() or not contents(chain.output(stage, folder))
-    ended = jobs.run(folder, *chain.command(stage))
-    assert (ended.code, ended.said) == (0, [])
-    assert contents(chain.output(stage, folder)) == contents(chain.output(stage, chain.folder))
+        assert chain.made(stage, folder) == {}
+    assert jobs.finish(folder, chain.command(stage)).said == []
+    assert chain.made(stage, folder) == chain.wanted(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_job_told_to_stop_says_one_line_and_goes_on_to_the_same_bytes(stage, chain, jobs, tmp_path):
     folder = chain.without(stage, tmp_path / "again")
     for moment in STOPS[stage]:
-        ended = jobs.run(folder, *chain.command(stage), die=moment, number=SIGTERM)
-        assert ended.code == 143, ended.log
-        assert ended.said == ["cda: stopped by SIGTERM; what is done is saved, start it again to go on"]
-        assert not chain.output(stage, folder).exists() or not contents(chain.output(stage, folder))
-    assert jobs.run(folder, *chain.command(stage)).code == 0
-    assert contents(chain.output(stage, folder)) == contents(chain.output(stage, chain.folder))
-    assert not chain.work(stage, folder).is_dir() or not list(chain.work(stage, folder).iterdir())
+        ended = jobs.run(folder, chain.command(stage), kill=moment, number=SIGTERM)
+        assert (ended.code, ended.said) == (143, [STOPPED])
+        assert chain.made(stage, folder) == {}
+    jobs.finish(folder, chain.command(stage))
+    assert chain.made(stage, folder) == chain.wanted(stage)
+    assert not chain.work(stage, folder).exists()
 
 
-@pytest.mark.parametrize(
-    ("stage", "before_the_end"), [("squeeze", 7), ("recover", 22), ("relabel", 8), ("validate", 5)]
-)
-def test_killed_at_any_change_of_a_file_while_it_finishes(stage, before_the_end, chain, jobs, tmp_path):
-    wanted = contents(chain.output(stage, chain.folder))
+FIRST_OF_OUTPUT = {"squeeze": "artifacts/squeeze", "recover": "/out", "relabel": "/out", "validate": "results/runs"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_change_of_a_file_while_it_finishes(stage, chain, jobs, tmp_path):
+    wanted = chain.wanted(stage)
     nearly = chain.without(stage, tmp_path / "nearly")
-    ended = jobs.run(nearly, *chain.command(stage), die=("file", chain.moments[stage] - before_the_end))
-    assert ended.code == -SIGKILL, ended.log
-    moment = 0
-    while ended.code == -SIGKILL:
-        moment += 2
+    ended = jobs.run(nearly, chain.command(stage), kill=(FIRST_OF_OUTPUT[stage], 1))
+    for moment in itertools.count(1, 2):
+        if ended.code != -SIGKILL:
+            break
         folder = shutil.copytree(nearly, tmp_path / str(moment))
-        ended = jobs.run(folder, *chain.command(stage), die=("file", moment))
-        output = chain.output(stage, folder)
-        left = contents(output) if output.exists() else {}
+        ended = jobs.run(folder, chain.command(stage), kill=("s/", moment))
+        left = {name: file for name, file in chain.made(stage, folder).items() if not name.startswith(".")}
         assert left.items() <= wanted.items(), f"half written at moment {moment}"
-        if ended.code == -SIGKILL:
-            assert jobs.run(folder, *chain.command(stage)).code == 0
-        assert contents(output) == wanted, f"killed at moment {moment}"
-    assert ended.code == 0, ended.log
+        jobs.finish(folder, chain.command(stage))
+        assert chain.made(stage, folder) == wanted, f"killed at moment {moment}"
+    assert (ended.code, moment > 3) == (0, True), ended.log
 
 
-def test_the_installed_command_stops_with_status_143(chain, tmp_path):
+def test_the_program_stops_with_status_143(chain, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
-    state = chain.work("recover", folder) / "part-0" / "state.safetensors"
     program = Path(sys.executable).with_name("cda")
     with (tmp_path / "log").open("w") as log:
-        started = subprocess.Popen([program, *chain.command("recover"), *EVERY_STEP], cwd=folder, stderr=log)
+        started = subprocess.Popen([program, *chain.command("recover")], cwd=folder, stderr=log)
     until = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < until:
+    while not list(folder.glob("artifacts/work/recover/*/*/*/state.safetensors")) and time.monotonic() < until:
         time.sleep(0.002)
     started.send_signal(SIGTERM)
     assert started.wait(30) == 143
-    assert Ended(143, (tmp_path / "log").read_text()).said == [
-        "cda: stopped by SIGTERM; what is done is saved, start it again to go on"
-    ]
-    assert state.exists()
-    assert not chain.output("recover", folder).exists()
+    assert Ended(143, (tmp_path / "log").read_text(encoding="utf-8")).said == [STOPPED]
+    assert (chain.work("recover", folder) / "state.safetensors").exists()
+    assert chain.made("recover", folder) == {}
 
 
 def test_a_damaged_checkpoint_costs_its_block_and_not_the_result(chain, jobs, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
-    assert jobs.run(folder, *chain.command("recover"), die=("forward", 10)).code == -SIGKILL
-    state = chain.work("recover", folder) / "part-0" / "state.safetensors"
+    assert jobs.run(folder, chain.command("recover"), kill=("forward", 10)).code == -SIGKILL
+    state = chain.work("recover", folder) / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-7])
-    ended = jobs.run(folder, *chain.command("recover"))
-    assert ended.code == 0
-    (line,) = ended.said
+    (line,) = jobs.finish(folder, chain.command("recover")).said
     assert "damaged checkpoint" in line
-    assert contents(chain.output("recover", folder)) == contents(chain.output("recover", chain.folder))
+    assert chain.made("recover", folder) == chain.wanted("recover")
 
 
 def test_a_second_job_at_the_same_work_is_refused_and_harms_nothing(chain, jobs, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
-    first, _ = jobs.start(folder, (*chain.command("recover"), *EVERY_STEP), ("forward", 5), SIGSTOP, 0)
+    first, _ = jobs.start(folder, chain.command("recover"), ("forward", 5), SIGSTOP, 0)
     assert jobs.ask(wait=first) == "stopped"
-    second = jobs.run(folder, *chain.command("recover"))
-    assert second.code == 1
+    second = jobs.run(folder, chain.command("recover"))
     (line,) = second.said
+    assert second.code == 1
     assert "lease.json: another job works here" in line
     os.kill(first, signal.SIGCONT)
     assert jobs.ask(wait=first) == 0
-    assert contents(chain.output("recover", folder)) == contents(chain.output("recover", chain.folder))
+    assert chain.made("recover", folder) == chain.wanted("recover")
 
 
-# As killed as it gets: a full disk -------------------------------------------------------------------------------------
+LARGEST_FILE = [("squeeze", 200_000), ("recover", 4_000), ("relabel", 600), ("validate", 200_000)]
+
+
+@pytest.mark.parametrize(("stage", "limit"), LARGEST_FILE)
+def test_a_file_that_cannot_be_written_ends_in_one_line_and_the_next_start_goes_on(stage, limit, chain, jobs, tmp_path):
+    folder = chain.without(stage, tmp_path / "again")
+    ended = jobs.run(folder, chain.command(stage), limit=limit)
+    assert (ended.code, len(ended.said)) == (1, 1), ended.log
+    assert ended.said[0].startswith("cda: artifacts/")
+    assert "cannot be written" in ended.said[0]
+    jobs.finish(folder, chain.command(stage))
+    assert chain.made(stage, folder) == chain.wanted(stage)
+
+
+# What is not what it should be is refused by name ---------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def turn_to_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"harmless": 0}))
+
+
+def of_another_run(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"run": "another-00000000"}))
+
+
+def lacking_all_but_its_format(path: Path) -> None:
+    told = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({key: told[key] for key in ("format", "run") if key in told}))
+
+
+SPOILED = [
+    ("recover", "squeeze", "model.safetensors", cut),
+    ("recover", "squeeze", "model.safetensors", flip),
+    ("recover", "squeeze", "model.safetensors", turn_to_pickle),
+    ("recover", "squeeze", "model.safetensors", Path.unlink),
+    ("recover", "squeeze", "squeeze.json", cut),
+    ("recover", "squeeze", "squeeze.json", of_another_run),
+    ("recover", "squeeze", "squeeze.json", lacking_all_but_its_format),
+    ("recover", "squeeze", "squeeze.json", Path.unlink),
+    ("relabel", "recover", "ipc-001.tar", cut),
+    ("relabel", "recover", "ipc-001.tar", Path.unlink),
+    ("validate", "relabel", "logits.npy", cut),
+    ("validate", "relabel", "logits.npy", flip),
+    ("validate", "relabel", "logits.npy", turn_to_pickle),
+    ("validate", "relabel", "logits.npy", Path.unlink),
+    ("validate", "relabel", "header.json", cut),
+    ("validate", "relabel", "header.json", of_another_run),
+    ("validate", "relabel", "header.json", lacking_all_but_its_format),
+    ("validate", "relabel", "header.json", Path.unlink),
+]
 
 
 @pytest.mark.parametrize(
-    ("stage", "limit"), [("squeeze", 200_000), ("recover", 4_000), ("relabel", 600), ("validate", 200_000)]
+    ("stage", "maker", "name", "spoil"), SPOILED, ids=[f"{name} {spoil.__name__}" for _, _, name, spoil in SPOILED]
 )
-def test_a_disk_that_fills_ends_in_one_line_and_the_next_start_goes_on(stage, limit, chain, jobs, tmp_path):
+def test_a_spoiled_input_is_one_line_with_its_path(stage, maker, name, spoil, chain, jobs, tmp_path):
     folder = chain.without(stage, tmp_path / "again")
-    ended = jobs.run(folder, *chain.command(stage), limit=limit)
-    assert ended.code == 1, ended.log
-    (line,) = ended.said
-    assert line.startswith("cda: artifacts/")
-    assert "cannot be written" in line
-    assert "make room" in line
-    assert jobs.run(folder, *chain.command(stage)).code == 0
-    assert contents(chain.output(stage, folder)) == contents(chain.output(stage, chain.folder))
+    spoil(chain.output(maker, folder) / name)
+    ended = jobs.run(folder, chain.command(stage))
+    assert (ended.code, len(ended.said)) == (1, 1), ended.log
+    assert ended.said[0].startswith(f"cda: artifacts/{maker}/digits/{chain.runs[maker].id}")
+    assert chain.made(stage, folder) == {}
 
 
-# A shard depends on its run and its index alone ------------------------------------------------------------------------
+def test_labels_kept_under_another_setting_still_serve(chain, jobs, tmp_path):
+    folder = chain.without("relabel", tmp_path / "again")
+    shutil.rmtree(chain.output("validate", folder).parent)
+    said = jobs.finish(folder, (*chain.command("relabel"), "labels.max_gb=1e-9")).said
+    assert len(said) == 1
+    assert "the model will run while validating" in said[0]
+    ended = jobs.run(folder, chain.command("validate"))
+    assert (ended.code, ended.said) == (0, []), ended.log
 
 
-def test_a_shard_is_the_same_whoever_made_it_and_when(chain, tmp_path):
+# A shard depends on its run and its index alone -----------------------------------------------------------------------
+
+
+def test_a_part_has_the_same_bytes_in_another_process(chain, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
-    subprocess.run([sys.executable, "-m", "cda", *chain.command("recover")], cwd=folder, check=True)
-    assert contents(chain.output("recover", folder)) == contents(chain.output("recover", chain.folder))
+    program = (sys.executable, "-m", "cda", "recover", "--run", chain.runs["recover"].id)
+    subprocess.run(program, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    assert chain.made("recover", folder) == chain.wanted("recover")
 
 
 @pytest.mark.parametrize("lost", ["shard-0-class-5", "shard-1-class-0"])
 def test_a_block_made_alone_has_the_bytes_it_has_among_others(lost, chain, jobs, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
-    ended = jobs.run(folder, *chain.command("recover"), die=("file", chain.moments["recover"] - 20))
-    assert ended.code == -SIGKILL, ended.log
-    blocks = chain.work("recover", folder) / "part-0" / "blocks"
+    assert jobs.run(folder, chain.command("recover"), kill=("/out", 1)).code == -SIGKILL
+    blocks = chain.work("recover", folder) / "blocks"
     assert len(list(blocks.glob("*-class-?.npy"))) == 4
     (blocks / f"{lost}.npy").unlink()
-    assert jobs.run(folder, *chain.command("recover")).code == 0
-    assert contents(chain.output("recover", folder)) == contents(chain.output("recover", chain.folder))
+    jobs.finish(folder, chain.command("recover"))
+    assert chain.made("recover", folder) == chain.wanted("recover")
 
 
 def test_pixels_do_not_depend_on_how_shards_are_shared_out_among_jobs(chain, config_tree, jobs, tmp_path, monkeypatch):
-    folder = chain.without("recover", tmp_path / "again")
+    folder = chain.without("validate", tmp_path / "again")
     monkeypatch.chdir(folder)
-    alone = config_tree()
-    alone.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 1")
-    run = alone.runs(ipc=2)["recover"]
+    tree = config_tree()
+    tree.write("recipes/digits.yaml", (chain.folder / "config/recipes/digits.yaml").read_text(encoding="utf-8"))
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 1")
+    run = tree.runs(ipc=2)["recover"]
     assert run.id != chain.runs["recover"].id
-    together = chain.output("recover", chain.folder)
     for part in (0, 1):
-        assert jobs.run(folder, "recover", "--run", run.id, "--part", str(part)).code == 0
-        made = folder / "artifacts/recover/digits" / run.id / f"part-{part}" / f"ipc-00{part}.tar"
-        assert len(images_of(made)) == 10
-        assert images_of(made) == images_of(together / made.name)
+        jobs.finish(folder, ("recover", "--run", run.id, "--part", str(part)))
+        alone = folder / f"artifacts/recover/digits/{run.id}/part-{part}/ipc-00{part}.tar"
+        assert len(pngs(alone)) == 10
+        assert pngs(alone) == pngs(chain.output("recover", folder) / alone.name)
 
 
 if __name__ == "__main__":

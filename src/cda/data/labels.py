@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cda.config import Relabel
 from cda.errors import ArtifactError
-from cda.files import read_json
+from cda.files import file_digest, read_json
 from cda.method.augment import Views, draw_views, generator, mixing_boxes
 
 FORMAT = "cda-labels/1"
@@ -67,6 +67,10 @@ def header_of(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path}: not a label store of format {FORMAT} (found {header.get('format')!r}); make it again"
         )
+    missing = {"labels", "classes", "images_digest", "epochs", "recipe"} - set(header)
+    if missing or header["labels"] not in ("fp16", "online", "hard"):
+        what = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown labels {header['labels']!r}"
+        raise ArtifactError(f"{path}: {what}; delete the store and relabel again")
     return header
 
 
@@ -79,7 +83,9 @@ class LabelStore:
         self.logits: NDArray[np.float16] | None = self._map() if self.mode == "fp16" else None
 
     def _map(self) -> NDArray[np.float16]:
-        path, shape = logits_file(self.folder), tuple(self.header["shape"])
+        path, shape = logits_file(self.folder), tuple(self.header.get("shape", ()))
+        if not shape or shape[0] != self.header["epochs"]:
+            raise ArtifactError(f"{path.with_name('header.json')}: its shape does not hold its epochs; relabel again")
         try:
             logits = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
@@ -91,6 +97,13 @@ class LabelStore:
                 f"{path}: holds {logits.dtype} {logits.shape}, its header says fp16 {shape}; relabel again"
             )
         return logits
+
+    def verify(self) -> None:
+        """Raises ArtifactError if the stored logits are not the bytes that were written: reads all of them once."""
+        if self.logits is not None and file_digest(logits_file(self.folder)) != self.header.get("sha256"):
+            raise ArtifactError(
+                f"{logits_file(self.folder)}: differs from its header's digest; delete it and relabel again"
+            )
 
     def check(self, images: str, classes: list[str], epochs: int) -> None:
         """Raises ArtifactError unless it was made for these images (their digest) and classes, with enough epochs."""

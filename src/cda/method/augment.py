@@ -102,9 +102,11 @@ def _axis(start: Tensor, length: Tensor, size: int, dtype: torch.dtype) -> Tenso
     floor = source.floor()
     weight = source - floor
     lower = floor.long() + start[:, None]
-    upper = torch.minimum(floor.long() + 1, length[:, None] - 1) + start[:, None]
     columns = torch.arange(size, device=start.device)
-    matrix = (columns == lower[..., None]) * (1 - weight)[..., None] + (columns == upper[..., None]) * weight[..., None]
+    matrix = (columns == lower[..., None]) * (1 - weight)[..., None]
+    matrix = (
+        matrix + (columns == lower[..., None] + 1) * weight[..., None]
+    )  # the last pixel of a crop has weight 0 here
     return matrix
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cda.errors import ConfigError
 
-BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
@@ -57,8 +57,8 @@ class BNMatching:
         return keep
 
     def loss(self) -> Tensor:
-        """Σ_k m_k (…) of each block [blocks], from the last forward pass; the sum runs in the order of the layers."""
-        total = torch.stack([m * self._distances[k] for k, m in enumerate(self.multipliers)]).sum(dim=0)
+        """Σ_k m_k (…) of each block [blocks], over the layers of the last forward pass in their order."""
+        total = torch.stack([self.multipliers[k] * self._distances[k] for k in sorted(self._distances)]).sum(dim=0)
         self._distances.clear()
         return total
 

@@ -32,7 +32,9 @@ def min_crop(
     """
     if not 0 < low <= high <= 1 or not 0 <= milestone <= 1 or not 0 <= step < steps:
         raise ValueError(f"crop schedule out of range: {low=}, {high=}, {milestone=}, {step=}, {steps=}")
-    early = step < milestone * steps
+    if scheduler not in ("step", "linear", "cosine"):
+        raise ValueError(f"unknown scheduler {scheduler!r}: step, linear or cosine")
+    early = step < round(milestone * steps, 6)  # 0.55 · 100 is a little over 55
     if mode == "constant":
         return low
     if mode == "reverse":
@@ -48,9 +50,7 @@ def _share(scheduler: str, progress: float) -> float:
         return 1.0
     if scheduler == "linear":
         return 1.0 - progress
-    if scheduler == "cosine":
-        return (1.0 + math.cos(math.pi * progress)) / 2
-    raise ValueError(f"unknown scheduler {scheduler!r}: step, linear or cosine")
+    return (1.0 + math.cos(math.pi * progress)) / 2
 
 
 def image_lr(step: int, steps: int, lr: float) -> float:

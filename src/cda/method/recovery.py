@@ -93,6 +93,7 @@ class Recovery:
         self.optimizer = torch.optim.Adam([self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
         self.matching = BNMatching(model, len(blocks), recipe.first_bn_multiplier)
         self._objective = machine.compiled(self._losses)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def _losses(self, images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and BN distance of each block [K] for its images as the views show them."""
@@ -117,17 +118,22 @@ class Recovery:
         with torch.no_grad():
             self.images.copy_(self.images.maximum(-self.mean / self.std).minimum((1 - self.mean) / self.std))
         self.done += 1
+        self._last = (entropy.detach(), distance.detach())
         if self.done in (1, recipe.iterations) or self.done % max(1, recipe.iterations // 20) == 0:
-            self._note(entropy.tolist(), distance.tolist())
+            ce, bn = self.losses()
+            self.trace.append({"step": self.done, "ce": ce, "bn": bn})
 
-    def _note(self, entropy: list[float], distance: list[float]) -> None:
+    def losses(self) -> tuple[list[float], list[float]]:
+        """Cross-entropy and BN distance of each block at the last step; raises ArtifactError if one is no number."""
+        assert self._last is not None
+        entropy, distance = (part.tolist() for part in self._last)
         for block, ce, bn in zip(self.blocks, entropy, distance, strict=True):
             if not (math.isfinite(ce) and math.isfinite(bn)):
                 where = f"shard {block.shard}, classes {block.first} to {block.last - 1}, step {self.done}"
                 raise ArtifactError(
                     f"recover: the loss is no number at {where}; lower recover.lr or use precision fp32"
                 )
-        self.trace.append({"step": self.done, "ce": entropy, "bn": distance})
+        return entropy, distance
 
     def told(self) -> str:
         """The last noted losses, mean over the blocks, for people."""
@@ -140,7 +146,9 @@ class Recovery:
         return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def state(self) -> dict[str, Any]:
-        """Everything the remaining iterations depend on."""
+        """Everything the remaining iterations depend on; raises ArtifactError rather than keep what has diverged."""
+        if self._last is not None:
+            self.losses()
         return {"done": self.done, "images": self.images, "optimizer": self.optimizer.state_dict(), "trace": self.trace}
 
     def restore(self, state: dict[str, Any]) -> None:

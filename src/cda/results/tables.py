@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cda.errors import ArtifactError
-from cda.experiments import KEYS, Cell, Experiment, ExperimentSet
+from cda.experiments import KEYS, Cell, ExperimentSet
 from cda.files import read_json, write_text
 
 COLUMNS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,7 +28,17 @@ from cda.training import Loss, Trainer, fit
 def fresh_model(run: Run, machine: Machine, purpose: tuple[object, ...]) -> nn.Module:
     """The run's network with weights drawn for `purpose`, on the device."""
     seed_everything(*purpose, "weights")
-    return machine.place(models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture))
+    model = machine.place(models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture))
+    size = run.data.resolution
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size, device=machine.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {run.model!r} cannot take {size}×{size} images ({reason}); use another model"
+        ) from None
+    return model
 
 
 def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
@@ -37,8 +48,12 @@ def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
         raise ArtifactError(
             f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it again or pull it"
         )
-    model = models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
-    return machine.place(models.load_weights(model, path)).eval().requires_grad_(False)
+    model = models.load_weights(
+        models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture), path
+    )
+    if file_digest(path) != described.get("sha256"):
+        raise ArtifactError(f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it")
+    return machine.place(model).eval().requires_grad_(False)
 
 
 def smoothed_ce(smoothing: float) -> Loss:

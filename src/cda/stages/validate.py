@@ -72,6 +72,7 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
     store = LabelStore(labels)
     pixels, targets, classes, images_digest = load_distilled(images_folder, run.ipc, run.dataset)
     store.check(images_digest, classes, recipe.epochs)
+    store.verify()
     val = context.real("val")
     if list(val.classes) != classes:
         raise DataError(

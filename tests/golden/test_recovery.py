@@ -1,0 +1,301 @@
+"""Ten steps of the recover loop against a plain loop written from docs/fidelity.md, from equal starts and equal draws.
+
+Adam with β₂ = 0.9 follows signs, so that a difference grows a hundredfold in ten steps: hence float64, and ten steps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+from cda.checkpoint import Checkpoint
+from cda.config import Dataset, Recover, Runtime
+from cda.errors import ArtifactError
+from cda.method.recovery import Block, Recovery, blocks_of, start_images, step_views
+from cda.runtime import Machine
+
+torch.set_num_threads(1)
+
+SIZE, CLASSES, STEPS = 16, 8, 10
+MEAN, STD = (0.48, 0.45, 0.40), (0.23, 0.22, 0.25)
+DATA = Dataset(name="toy", layout="digits", classes=CLASSES, resolution=SIZE, mean=MEAN, std=STD, get="x")
+MACHINE = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+BLOCKS = [Block(0, 0, 4), Block(0, 4, 8), Block(3, 0, 4)]
+
+
+def recipe(**values: Any) -> Recover:
+    usual = {"mode": "curriculum", "iterations": STEPS, "lr": 0.25, "alpha_bn": 0.05, "jitter": 4, "min_crop": 0.2}
+    return Recover(**(usual | values))
+
+
+RECIPES = {
+    "constant": recipe(mode="constant", min_crop=0.08),
+    "cosine": recipe(scheduler="cosine"),
+    "linear": recipe(scheduler="linear", milestone=0.5),
+    "step": recipe(scheduler="step", milestone=0.3, max_crop=0.9),
+    "reverse": recipe(mode="reverse", milestone=0.5),
+    "whole image": recipe(mode="constant", min_crop=1.0, flip=0.0, jitter=0, alpha_bn=0.01),
+    "per image": recipe(mode="constant", per_image=True),
+    "equal layers": recipe(mode="constant", first_bn_multiplier=1.0, alpha_bn=1.0, seed=5),
+}
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """Two convolutions with BN and a linear layer; weights from numpy, so that they never change with torch."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    layers += [nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, CLASSES)).to(dtype)
+    draws = np.random.default_rng(7)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.copy_(torch.from_numpy(draws.uniform(0.5, 1.5, tensor.shape)))
+        elif tensor.is_floating_point():
+            tensor.copy_(torch.from_numpy(draws.standard_normal(tensor.shape) * 0.3))
+    return model.eval().requires_grad_(False)
+
+
+def recovered(values: Recover, blocks: list[Block], dtype: torch.dtype = torch.float64, steps: int = STEPS) -> Recovery:
+    recovery = Recovery(network(dtype), blocks, values, DATA, MACHINE, dtype)
+    for _ in range(steps):
+        recovery.step()
+    recovery.close()
+    return recovery
+
+
+# The plain loop
+
+
+def lowest(values: Recover, step: int) -> float:
+    """The crop's smallest area ratio."""
+    end = values.milestone * values.iterations
+    if values.mode == "constant":
+        return values.min_crop
+    if values.mode == "reverse":
+        return values.min_crop if step < end else values.max_crop
+    if step >= end:
+        return values.min_crop
+    left = {"step": 1.0, "linear": 1 - step / end, "cosine": (1 + math.cos(math.pi * step / end)) / 2}
+    return values.min_crop + (values.max_crop - values.min_crop) * left[values.scheduler]
+
+
+def shown(images: Tensor, views: Any) -> Tensor:
+    """The images as the step's views show them: one view for all of them, or one each."""
+    parts = []
+    for i, group in enumerate(images.split(len(images) // len(views.flips))):
+        top, left, height, width = (int(value) for value in views.boxes[i])
+        part = tv.resized_crop(group, top, left, height, width, [SIZE, SIZE], antialias=False)
+        part = part.flip(-1) if views.flips[i] else part
+        parts.append(torch.roll(part, (int(views.rolls[i][0]), int(views.rolls[i][1])), (2, 3)))
+    return torch.cat(parts)
+
+
+def distances(model: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and of every BN layer ‖var − RV‖₂ + ‖mean − RM‖₂ of its input."""
+    found: list[Tensor] = []
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)  # [C, B·H·W]
+        mean = values.sum(dim=1) / values.shape[1]
+        var = ((values - mean[:, None]) ** 2).sum(dim=1) / values.shape[1]
+        terms = [
+            ((now - then) ** 2).sum().sqrt() for now, then in [(var, layer.running_var), (mean, layer.running_mean)]
+        ]
+        found.append(terms[0] + terms[1])
+
+    handles = [module.register_forward_hook(hook) for module in model if isinstance(module, nn.BatchNorm2d)]
+    logits = model(x)
+    for handle in handles:
+        handle.remove()
+    return logits, found
+
+
+def plain_loop(block: Block, values: Recover) -> tuple[Tensor, list[tuple[float, float]]]:
+    """The block's images [B, 3, R, R] after all steps, and (cross-entropy, BN distance) of every step."""
+    model, labels = network(), list(range(block.first, block.last))
+    x = torch.from_numpy(start_images(block, values.seed, SIZE))
+    first, second, losses = torch.zeros_like(x), torch.zeros_like(x), []
+    for s in range(values.iterations):
+        x = x.detach().requires_grad_()
+        views = step_views(block, values, s, SIZE)
+        logits, layers = distances(model, shown(x, views))
+        logs = logits - logits.exp().sum(dim=1, keepdim=True).log()
+        entropy = -sum(logs[i, label] for i, label in enumerate(labels)) / len(labels)
+        bn = values.first_bn_multiplier * layers[0] + layers[1]
+        (slope,) = torch.autograd.grad(entropy + values.alpha_bn * bn, x)
+        losses.append((entropy.item(), bn.item()))
+        lr = values.lr * (1 + math.cos(math.pi * s / values.iterations)) / 2
+        first = 0.5 * first + 0.5 * slope
+        second = 0.9 * second + 0.1 * slope**2
+        x = x.detach() - lr * (first / (1 - 0.5 ** (s + 1))) / ((second / (1 - 0.9 ** (s + 1))).sqrt() + 1e-8)
+        for c in range(3):
+            x[:, c] = x[:, c].clamp(-MEAN[c] / STD[c], (1 - MEAN[c]) / STD[c])
+    return x, losses
+
+
+# Ours equals it
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_ten_steps_are_those_of_the_plain_loop(name):
+    values, block = RECIPES[name], BLOCKS[1]
+    expected, losses = plain_loop(block, values)
+    ours = recovered(values, [block])
+    torch.testing.assert_close(ours.images.detach(), expected, rtol=0, atol=1e-8)
+    assert [row["step"] for row in ours.trace] == list(range(1, STEPS + 1))
+    assert [(row["ce"][0], row["bn"][0]) for row in ours.trace] == [pytest.approx(both, abs=1e-8) for both in losses]
+    assert (expected - torch.from_numpy(start_images(block, values.seed, SIZE))).abs().mean() > 0.3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_blocks_packed_together_are_each_as_alone(name):
+    together = recovered(RECIPES[name], BLOCKS)
+    for block, images in zip(BLOCKS, together.images.detach().split(4), strict=True):
+        alone, losses = plain_loop(block, RECIPES[name])
+        torch.testing.assert_close(images, alone, rtol=0, atol=1e-8)
+        torch.testing.assert_close(images, recovered(RECIPES[name], [block]).images.detach(), rtol=0, atol=1e-8)
+        last = together.trace[-1]
+        index = BLOCKS.index(block)
+        assert (last["ce"][index], last["bn"][index]) == pytest.approx(losses[-1], abs=1e-8)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_float32_follows_float64_for_ten_steps(name):
+    precise, fast = (
+        recovered(RECIPES[name], BLOCKS, dtype).images.detach() for dtype in (torch.float64, torch.float32)
+    )
+    assert fast.dtype == torch.float32
+    assert (fast - precise).abs().quantile(0.999) < 1e-4  # a pixel whose slope is near zero may take the other sign
+
+
+# Draws
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_boxes_keep_to_the_modes_bounds_at_every_step(name):
+    values, slack = RECIPES[name], 1 / 224  # sides are rounded to pixels
+    for step in range(STEPS):
+        low, ratios = lowest(values, step), []
+        for shard in range(40):
+            boxes = step_views(Block(shard, 0, 4), values, step, 224).boxes
+            assert len(boxes) == (4 if values.per_image else 1)
+            ratios += (boxes[:, 2] * boxes[:, 3] / 224**2).tolist()
+        assert min(ratios) > low - slack
+        assert low > 0.5 or min(ratios) < low + 0.2
+        assert all(ratio < values.max_crop + slack or ratio == 1 for ratio in ratios)  # 1: ten misfits
+
+
+def test_draws_belong_to_the_block_the_seed_and_the_step():
+    values, block = RECIPES["constant"], BLOCKS[0]
+    start = start_images(block, 0, SIZE)
+    assert np.array_equal(start, start_images(block, 0, SIZE))
+    for other in (BLOCKS[1], BLOCKS[2], Block(1, 0, 4)):
+        assert not np.array_equal(start, start_images(other, 0, SIZE))
+    assert not np.array_equal(start, start_images(block, 1, SIZE))
+    steps = [step_views(block, values, step, 224).boxes.tolist() for step in range(STEPS)]
+    assert steps == [step_views(block, values, step, 224).boxes.tolist() for step in range(STEPS)]
+    assert len({str(boxes) for boxes in steps}) == STEPS
+    other = [step_views(block, recipe(mode="constant", seed=1), step, 224).boxes.tolist() for step in range(STEPS)]
+    assert steps != other
+
+
+def test_start_is_standard_normal():
+    start = start_images(Block(0, 0, 100), 0, 32)
+    assert start.shape == (100, 3, 32, 32)
+    assert start.mean() == pytest.approx(0, abs=4 / math.sqrt(start.size))
+    assert start.std() == pytest.approx(1, abs=4 / math.sqrt(2 * start.size))
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "expected"),
+    [(10, 100, [(0, 10)]), (200, 100, [(0, 100), (100, 200)]), (250, 100, [(0, 100), (100, 200), (200, 250)])],
+)
+def test_a_shard_is_cut_into_blocks_of_consecutive_classes(classes, size, expected):
+    assert blocks_of(7, classes, size) == [Block(7, first, last) for first, last in expected]
+
+
+# Images
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_pixel_stays_in_the_valid_range(dtype):
+    recovery = Recovery(network(dtype), BLOCKS, recipe(lr=3.0), DATA, MACHINE, dtype)
+    mean, std = (torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (MEAN, STD))
+    low, high = -mean / std, (1 - mean) / std
+    assert (recovery.images < low).any()  # the start is not clamped
+    for _ in range(4):
+        recovery.step()
+        assert (recovery.images >= low).all()
+        assert (recovery.images <= high).all()
+    touched = [(recovery.images == bound).any(dim=(0, 2, 3)).all() for bound in (low, high)]
+    assert all(touched)
+    recovery.close()
+
+
+def test_pixels_are_truncated_not_rounded():
+    recovery = Recovery(network(), [BLOCKS[0]], recipe(), DATA, MACHINE, torch.float64)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
+    unit = torch.linspace(-0.02, 1.02, 4 * 3 * SIZE * SIZE, dtype=torch.float64).view(4, 3, SIZE, SIZE)
+    with torch.no_grad():
+        recovery.images.copy_((unit - mean) / std)
+    found = recovery.pixels()
+    assert (found.shape, found.dtype) == ((4, SIZE, SIZE, 3), np.uint8)
+    for (i, c, y, x), value in np.ndenumerate(unit.numpy()):
+        assert found[i, y, x, c] == int(min(max(value, 0), 1) * 255)
+    recovery.close()
+
+
+# Going on, and ending
+
+
+@pytest.mark.parametrize("done", [1, 4, 9])
+def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path, done):
+    values, whole = RECIPES["cosine"], recovered(RECIPES["cosine"], BLOCKS, torch.float32)
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "key", 60)
+    checkpoint.save(recovered(values, BLOCKS, torch.float32, steps=done).state())
+    resumed = Recovery(network(torch.float32), BLOCKS, values, DATA, MACHINE)
+    resumed.restore(checkpoint.load())
+    assert resumed.done == done
+    while resumed.done < STEPS:
+        resumed.step()
+    assert torch.equal(resumed.images, whole.images)
+    assert resumed.trace == whole.trace
+
+
+def test_a_finished_recovery_leaves_the_model_untouched():
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recovery = Recovery(model, BLOCKS, recipe(), DATA, MACHINE, torch.float64)
+    recovery.step()
+    recovery.close()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_loss_that_is_no_number_names_the_block_in_one_line():
+    model = network()
+    model[-1].bias[5] = math.nan
+    recovery = Recovery(model, BLOCKS[:2], recipe(), DATA, MACHINE, torch.float64)
+    with pytest.raises(ArtifactError, match="shard 0, classes 0 to 3, step 1") as caught:
+        recovery.step()
+    assert "\n" not in str(caught.value)
+
+
+# Seeded values of the path that runs by default
+
+
+def test_the_default_path_gives_the_seeded_values():
+    """The values are what the plain loop gives too: another one here is another result for every recover run."""
+    recovery = recovered(RECIPES["cosine"], BLOCKS, torch.float32)
+    images = recovery.images.detach()
+    assert images.mean().item() == pytest.approx(-0.16954357, abs=1e-5)
+    assert images.square().mean().item() == pytest.approx(0.94576801, abs=1e-5)
+    assert images[5, 1, 8, 3:7].tolist() == pytest.approx([1.0826385, -1.3640363, 0.6297806, 0.5325219], abs=1e-4)
+    assert recovery.trace[-1]["ce"] == pytest.approx([2.0844576, 2.2483376, 2.1169597], abs=1e-4)
+    assert recovery.trace[-1]["bn"] == pytest.approx([20.5123328, 17.6544134, 17.7646124], abs=1e-3)

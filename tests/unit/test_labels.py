@@ -1,0 +1,312 @@
+"""What an epoch's plan promises to a label store, the images it gives, and the stores that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from cda.config import Dataset, Relabel, Runtime
+from cda.data.labels import FORMAT, EpochPlan, LabelStore, epoch_plan
+from cda.data.loaders import DistilledBatches, Images
+from cda.errors import ArtifactError
+from cda.runtime import Machine
+
+torch.set_num_threads(1)
+
+COUNT, SIZE = 23, 16
+KINDS = [
+    {"mixing": mixing, "augment": augment, "batch_size": 7, "padding": 2}
+    for mixing in ("none", "cutmix", "mixup")
+    for augment in ("random_resized_crop", "pad_crop", "none")
+]
+
+
+def named(kind: dict[str, Any]) -> str:
+    return f"{kind['mixing']}-{kind['augment']}"
+
+
+def leaves(plan: EpochPlan) -> list[np.ndarray]:
+    return [plan.order, *plan.views, plan.partners, plan.ratios, plan.boxes]
+
+
+def assert_same(one: EpochPlan, other: EpochPlan) -> None:
+    for a, b in zip(leaves(one), leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def blocks(plan: EpochPlan, size: int) -> list[np.ndarray]:
+    return [plan.order[start : start + size] for start in range(0, len(plan.order), size)]
+
+
+# The plan
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=named)
+def test_a_plan_depends_on_its_arguments_alone(kind):
+    recipe = Relabel(**kind)
+    forward = [epoch_plan(recipe, SIZE, COUNT, epoch) for epoch in range(4)]
+    np.random.default_rng(0).random(5)
+    backward = [epoch_plan(Relabel(**kind), SIZE, COUNT, epoch) for epoch in reversed(range(4))]
+    for one, other in zip(forward, reversed(backward), strict=True):
+        assert_same(one, other)
+
+
+def test_epochs_and_seeds_are_seen_differently():
+    recipe = Relabel(mixing="cutmix")
+    plans = [epoch_plan(recipe, SIZE, COUNT, 0), epoch_plan(recipe, SIZE, COUNT, 1)]
+    plans.append(epoch_plan(Relabel(mixing="cutmix", seed=1), SIZE, COUNT, 0))
+    for a, b in [(0, 1), (0, 2), (1, 2)]:
+        assert not np.array_equal(plans[a].order, plans[b].order)
+        assert not np.array_equal(plans[a].views.boxes, plans[b].views.boxes)
+        assert not np.array_equal(plans[a].partners, plans[b].partners)
+        assert not np.array_equal(plans[a].boxes, plans[b].boxes)
+
+
+def test_how_labels_are_kept_changes_no_plan():
+    for labels in ("online", "hard"):
+        assert_same(epoch_plan(Relabel(labels=labels), SIZE, COUNT, 2), epoch_plan(Relabel(), SIZE, COUNT, 2))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=named)
+def test_the_order_is_every_image_once(kind):
+    for epoch in range(3):
+        order = epoch_plan(Relabel(**kind), SIZE, COUNT, epoch).order
+        assert sorted(order.tolist()) == list(range(COUNT))
+        assert order.tolist() != list(range(COUNT))
+
+
+@pytest.mark.parametrize("mixing", ["cutmix", "mixup"])
+@pytest.mark.parametrize("size", [1, 7, 23, 128])
+def test_partners_permute_each_label_batch(mixing, size):
+    plan = epoch_plan(Relabel(mixing=mixing, batch_size=size), SIZE, COUNT, 5)
+    for block in blocks(plan, size):
+        assert sorted(plan.partners[block].tolist()) == sorted(block.tolist())
+        assert len(set(plan.ratios[block].tolist())) == 1  # one ratio and one box a label batch, as the authors
+        assert len({tuple(box) for box in plan.boxes[block].tolist()}) == 1
+    if size == 7:
+        assert len(set(plan.ratios.tolist())) == 4
+        assert plan.partners.tolist() != list(range(COUNT))
+
+
+def test_without_mixing_everyone_is_alone():
+    plan = epoch_plan(Relabel(mixing="none"), SIZE, COUNT, 0)
+    assert plan.partners.tolist() == list(range(COUNT))
+    assert (plan.ratios == 1).all()
+    assert not plan.boxes.any()
+
+
+def test_views_do_not_depend_on_mixing_or_on_the_number_of_images():
+    one = epoch_plan(Relabel(mixing="cutmix", batch_size=5), SIZE, COUNT, 1).views
+    other = epoch_plan(Relabel(mixing="none"), SIZE, 100, 1).views
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b[:COUNT])
+
+
+def test_cutmix_ratio_is_the_share_left_unpatched():
+    plan = epoch_plan(Relabel(mixing="cutmix", batch_size=1), SIZE, 500, 0)
+    clipped = 0
+    for ratio, (top, bottom, left, right) in zip(plan.ratios, plan.boxes, strict=True):
+        image = np.zeros((SIZE, SIZE))
+        image[top:bottom, left:right] = 1
+        assert ratio == 1 - image.mean()
+        clipped += 0 in (top, left) or SIZE in (bottom, right)
+    assert clipped > 100
+    assert 0.65 < plan.ratios.mean() < 0.9  # 0.5 before clipping and rounding down
+
+
+@pytest.mark.parametrize("alpha", [0.8, 1.0, 4.0])
+def test_mixup_ratio_is_beta_distributed(alpha):
+    from scipy.stats import beta, kstest
+
+    ratios = epoch_plan(Relabel(mixing="mixup", mixing_alpha=alpha, batch_size=1), SIZE, 4000, 0).ratios
+    assert kstest(ratios, beta(alpha, alpha).cdf).pvalue > 0.001
+    assert ratios.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+
+
+# The images
+
+
+def distilled(recipe: Relabel, batch_size: int) -> DistilledBatches:
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    data = Dataset(
+        name="toy", layout="digits", classes=3, resolution=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), get="x"
+    )  # fmt: skip
+    machine = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+    return DistilledBatches(Images(pixels, np.arange(COUNT) % 3, data, machine), recipe, batch_size)
+
+
+def seen(batches: DistilledBatches, epoch: int, first: int = 0) -> dict[int, np.ndarray]:
+    return {
+        int(index): image
+        for inputs, (_, _, chosen) in batches.epoch(epoch, first)
+        for index, image in zip(chosen, inputs.numpy(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=named)
+def test_every_validation_batch_size_sees_the_same_images(kind):
+    recipe = Relabel(**kind)
+    for epoch in (0, 3):
+        expected = seen(distilled(recipe, COUNT), epoch)
+        assert len(expected) == COUNT
+        for batch_size in (1, 4, 7, 16, 64):
+            batches = distilled(recipe, batch_size)
+            found = seen(batches, epoch)
+            assert batches.steps == -(-COUNT // batch_size)
+            assert list(found) == list(expected)  # the same order too
+            for index, image in expected.items():
+                np.testing.assert_allclose(found[index], image, rtol=0, atol=1e-6)
+
+
+def test_an_epoch_goes_on_from_any_step():
+    batches = distilled(Relabel(mixing="cutmix", batch_size=7), 4)
+    expected = list(seen(batches, 1).items())
+    for first in range(batches.steps + 1):
+        found = list(seen(batches, 1, first).items())
+        assert [index for index, _ in found] == [index for index, _ in expected[4 * first :]]
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, expected[4 * first :], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=named)
+def test_images_are_what_the_plan_says_by_torchvision(kind):
+    batches = distilled(Relabel(**kind), 5)
+    plan, pixels = batches.plan(2), batches.set.pixels.double() / 255
+
+    def alone(index: int) -> torch.Tensor:
+        top, left, height, width = plan.views.boxes[index].tolist()
+        padded = tv.pad(pixels[index], [2])
+        image = tv.crop(padded, top + 2, left + 2, height, width)
+        image = tv.resize(image, [SIZE, SIZE], antialias=False)
+        return tv.horizontal_flip(image) if plan.views.flips[index] else image
+
+    for index, found in seen(batches, 2).items():
+        image, partner, ratio = alone(index), alone(int(plan.partners[index])), plan.ratios[index]
+        if kind["mixing"] == "mixup":
+            image = ratio * image + (1 - ratio) * partner
+        if kind["mixing"] == "cutmix":
+            top, bottom, left, right = plan.boxes[index]
+            image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+        expected = tv.normalize(image, [0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+        np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
+# The store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A label store for 6 images of 3 classes and 4 epochs."""
+    header = {
+        "format": FORMAT,
+        "labels": "fp16",
+        "classes": ["a", "b", "c"],
+        "images_digest": "abc",
+        "epochs": 4,
+        "recipe": {},
+    }
+    (tmp_path / "header.json").write_text(json.dumps(header | {"shape": [4, 6, 3]}))
+    np.save(tmp_path / "logits.npy", np.arange(72, dtype=np.float16).reshape(4, 6, 3))
+    return tmp_path
+
+
+def change(folder: Path, **values: Any) -> None:
+    header = json.loads((folder / "header.json").read_text())
+    (folder / "header.json").write_text(json.dumps(header | values))
+
+
+def refusal(folder: Path, file: str, epochs: int = 4) -> str:
+    """The one line with which it is refused; it names the file."""
+    with pytest.raises(ArtifactError) as caught:
+        LabelStore(folder).check("abc", ["a", "b", "c"], epochs)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{folder / file}: ")
+    return line
+
+
+def test_logits_come_back_by_epoch_and_image(store):
+    labels = LabelStore(store)
+    labels.check("abc", ["a", "b", "c"], 4)
+    labels.check("abc", ["a", "b", "c"], 2)  # more epochs than are asked for
+    assert labels.read(2, np.array([5, 0])).tolist() == [[51, 52, 53], [36, 37, 38]]
+    assert labels.read(0, np.array([1])).dtype == np.float16
+
+
+def test_labels_that_are_not_stored_need_no_logits(store):
+    (store / "logits.npy").unlink()
+    for mode in ("online", "hard"):
+        change(store, labels=mode)
+        LabelStore(store).check("abc", ["a", "b", "c"], 4)
+
+
+def test_labels_of_other_images_are_refused(store):
+    change(store, images_digest="abd")
+    assert "another set of images" in refusal(store, "header.json")
+
+
+def test_classes_in_another_order_are_refused(store):
+    change(store, classes=["b", "a", "c"])
+    assert "classes are in another order" in refusal(store, "header.json")
+
+
+def test_too_few_epochs_are_refused(store):
+    assert "labels for 4 epochs, the recipe's validate.epochs is 5" in refusal(store, "header.json", epochs=5)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (3, 6, 3), (4, 6, 2), (72,)])
+def test_a_store_of_another_shape_is_refused(store, shape):
+    np.save(store / "logits.npy", np.zeros(shape, dtype=np.float16))
+    assert str(shape) in refusal(store, "logits.npy")
+
+
+def test_a_store_of_another_precision_is_refused(store):
+    np.save(store / "logits.npy", np.zeros((4, 6, 3), dtype=np.float32))
+    assert "holds float32 (4, 6, 3), its header says fp16 (4, 6, 3)" in refusal(store, "logits.npy")
+
+
+def test_pickled_logits_are_refused(store):
+    np.save(store / "logits.npy", np.full((4, 6, 3), None), allow_pickle=True)
+    assert "damaged label store" in refusal(store, "logits.npy")
+
+
+@pytest.mark.parametrize("left", [0, 3, 50, 128, 200, -1])
+def test_a_truncated_store_is_refused(store, left):
+    path = store / "logits.npy"
+    path.write_bytes(path.read_bytes()[:left])
+    assert "damaged label store" in refusal(store, "logits.npy")
+
+
+def test_a_store_without_logits_is_refused(store):
+    (store / "logits.npy").unlink()
+    assert "damaged label store" in refusal(store, "logits.npy")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"cda-labels/1"', "{}", '{"format": "cda-labels/2"}', "\udcff"])
+def test_a_foreign_header_is_refused(store, text):
+    (store / "header.json").write_bytes(text.encode(errors="surrogateescape"))
+    refusal(store, "header.json")
+
+
+def test_a_store_without_header_is_refused(store):
+    (store / "header.json").unlink()
+    assert "cannot be read" in refusal(store, "header.json")
+
+
+@pytest.mark.parametrize("key", ["labels", "shape", "classes", "images_digest", "epochs"])
+def test_a_header_that_lacks_a_key_is_refused(store, key):
+    header = json.loads((store / "header.json").read_text())
+    del header[key]
+    (store / "header.json").write_text(json.dumps(header))
+    refusal(store, "header.json")
+
+
+def test_an_unknown_kind_of_labels_is_refused(store):
+    change(store, labels="fp8")
+    refusal(store, "header.json")
