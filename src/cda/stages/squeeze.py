@@ -125,8 +125,9 @@ def _published(context: Context, weights: str, out: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
-            f"squeeze.weights: {weights} does not fit {run.model} with {run.data.classes} classes ({error})"
+            f"squeeze.weights: {weights} does not fit {run.model} with {run.data.classes} classes ({reason})"
         ) from None
     write_model(
         context,
