@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,7 +211,7 @@ def test_a_full_disk_is_one_line_for_tensors_too(monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", refuses)
-    with pytest.raises(ArtifactError, match="cannot be written.*No space left on device") as caught:
+    with pytest.raises(ArtifactError, match=r"cannot be written.*No space left on device") as caught:
         saved({"images": torch.zeros(3)})
     assert str(caught.value).startswith(f"{PATH}: ")
     assert "\n" not in str(caught.value)
@@ -341,19 +343,31 @@ def test_of_two_that_find_a_stale_lease_one_gets_it(other, monkeypatch):
     lease_of(other.pid)
     other.kill()
     other.wait()
-    first, second = Lease(FOLDER), Lease(FOLDER)
-    stale = second._stale
+    first, second, taken = Lease(FOLDER), Lease(FOLDER), []
+    judged, first_done, stale = threading.Event(), threading.Event(), second._stale
 
-    def looks_before_the_first_takes_it() -> bool:
-        found = stale()
-        if not taken:
-            taken.append(first._take())
+    def contend(lease: Lease) -> None:
+        with contextlib.suppress(ArtifactError):
+            lease._take()
+            taken.append(lease)
+
+    def slowly(*arguments: Any) -> bool:
+        found = stale(*arguments)
+        judged.set()
+        first_done.wait(1)  # in vain where a lock keeps the first one out meanwhile
         return found
 
-    taken: list[None] = []
-    monkeypatch.setattr(second, "_stale", looks_before_the_first_takes_it)
-    with pytest.raises(ArtifactError, match=REFUSED):
-        second._take()
+    def first_of_all() -> None:
+        judged.wait(1)
+        contend(first)
+        first_done.set()
+
+    monkeypatch.setattr(second, "_stale", slowly)
+    thread = threading.Thread(target=first_of_all)
+    thread.start()
+    contend(second)
+    thread.join()
+    assert len(taken) == 1
 
 
 def test_a_holder_that_lost_its_lease_does_not_end_its_successors():
@@ -362,14 +376,21 @@ def test_a_holder_that_lost_its_lease_does_not_end_its_successors():
     assert everything() == ["work/lease.json"]
 
 
-def test_done_work_leaves_no_folder_and_stopped_work_keeps_its_own():
+def test_done_work_leaves_no_folder():
     with working(FOLDER):
         np.save(FOLDER / "block.npy", np.zeros(3))
     assert not FOLDER.exists()
-    with pytest.raises(Interrupted), working(FOLDER) as stop:
-        np.save(FOLDER / "block.npy", np.zeros(3))
-        os.kill(os.getpid(), signal.SIGTERM)
-        stop.check()
+
+
+def test_stopped_work_keeps_its_folder():
+    def stopped() -> None:
+        with working(FOLDER) as stop:
+            np.save(FOLDER / "block.npy", np.zeros(3))
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.check()
+
+    with pytest.raises(Interrupted):
+        stopped()
     assert everything() == ["work/block.npy"]
 
 

@@ -38,7 +38,7 @@ def resolve(tree: Any, **overrides: Any) -> Any:
 BAD_VALUES = {
     # what: file, text there, put in its place, key, what is allowed
     "unknown key": (RECIPE, "  jitter: 1 ", "  jiter: 1 ", "recover.jiter", "jitter"),
-    "unknown section": (RECIPE, "variants:", "variantz:", "variantz", "variants"),
+    "unknown section": (RECIPE, "variants:", "variantz:", "variantz", "relabel"),
     "missing key": (RECIPE, "  mode: curriculum ", "  seed: 1 ", "recover.mode", "required"),
     "text for a number": (RECIPE, "iterations: 6 ", "iterations: six ", "recover.iterations", "integer"),
     "fraction for a count": (RECIPE, "iterations: 6 ", "iterations: 6.5 ", "recover.iterations", "integer"),

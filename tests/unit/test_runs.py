@@ -97,7 +97,9 @@ IGNORED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "values"), IGNORED, ids=[f"{method} {[*values][0]}" for method, values in IGNORED])
+@pytest.mark.parametrize(
+    ("method", "values"), IGNORED, ids=[f"{method} {next(iter(values))}" for method, values in IGNORED]
+)
 def test_a_value_that_changes_no_result_changes_no_id(method, values, tree):
     assert changed(tree, values, method) == ()
 

@@ -107,6 +107,8 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     counts = frame["status"].value_counts()
     told = ", ".join(f"{counts[status]} {status}" for status in ("measured", "quoted", "not_run") if status in counts)
     scaled = "" if scale == "paper" else f" **Scaled down: scale `{scale}`, not comparable with the paper.**"
+    if scaled and (frame["setting"] != "").any():
+        scaled += " Settings are named as in the paper; `cda config show RUN` tells the values that ran."
     reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
     rows, columns, controls = list(experiment.layout.rows), list(experiment.layout.columns), frame["role"] == "control"
