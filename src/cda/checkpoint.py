@@ -7,6 +7,8 @@ it belongs to.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -71,7 +73,7 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         header = {"key": self.key, "state": json.dumps(pack(state, tensors))}
         with whole(self.path) as aside:
-            save_file(tensors, aside, metadata=header)
+            write_tensors(tensors, aside, header)
         self._saved = time.monotonic()
 
     def load(self) -> Any | None:
@@ -92,6 +94,14 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget it: the work is done."""
         self.path.unlink(missing_ok=True)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; raises OSError where the disk refuses."""
+    try:
+        save_file(tensors, path, metadata=header)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from None
 
 
 class Stop:
@@ -123,7 +133,7 @@ class Stop:
         """Raises Interrupted if a signal came; call it where everything is saved."""
         if self.signal:
             name = signal.Signals(self.signal).name
-            raise Interrupted(f"stopped by {name}; what is done is saved, start it again to go on")
+            raise Interrupted(f"stopped by {name}; what is done is saved, start it again to go on", self.signal)
 
 
 class Lease:
@@ -148,6 +158,16 @@ class Lease:
     def _take(self) -> None:
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some file systems know no locks; the exclusive creation still holds there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            self._take_locked(mine)
+        finally:
+            os.close(lock)
+
+    def _take_locked(self, mine: dict[str, Any]) -> None:
+        """Create the file; one that is stale goes first, which nobody else may do meanwhile."""
         for _ in range(2):
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -178,7 +198,10 @@ class Lease:
             yield
         finally:
             self._done.set()
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError, ValueError):
+                owner = json.loads(self.path.read_text(encoding="utf-8"))
+                if (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid()):
+                    self.path.unlink()
 
 
 def _started(pid: int) -> str | None:

@@ -17,7 +17,7 @@ import yaml
 from cda import __version__
 from cda.errors import CdaError, ConfigError, Interrupted
 from cda.experiments import ExperimentSet, from_environment, load_settings
-from cda.runs import Run, label_mode, parts
+from cda.runs import Run, parts
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -34,9 +34,12 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--config {pair}: must be KEY=VALUE, for instance scale=demo")
         *parents, last = key.split(".")
         branch = values
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = yaml.safe_load(text)
+        try:
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[last] = yaml.safe_load(text)
+        except (yaml.YAMLError, TypeError, AttributeError):
+            raise ConfigError(f"--config {pair}: cannot be read; must be KEY=VALUE, for instance scale=demo") from None
     return values
 
 
@@ -96,12 +99,11 @@ def _validate(arguments: Arguments) -> None:
     from cda.stages import validate
 
     labels = context.run.upstream["labels"]
-    online = label_mode(labels, context.settings.labels.max_gb) == "online"
     validate.run(
         context,
         _images(arguments, context, labels.upstream["images"]),
         Path(arguments.labels or context.layout.labels(labels)),
-        _model(arguments, context, labels.upstream["model"] if online else None),
+        _model(arguments, context, labels.upstream.get("model")),
         arguments.seed,
         Path(arguments.out or context.layout.run_json(context.run, arguments.seed)),
     )
@@ -240,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.function(arguments)
     except Interrupted as error:
         print(f"cda: {error}", file=sys.stderr)
-        return 128 + (signal.SIGINT if "SIGINT" in str(error) else signal.SIGTERM)
+        return 128 + error.number
     except CdaError as error:
         print(f"cda: {error}", file=sys.stderr)
         return 1

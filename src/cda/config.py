@@ -6,24 +6,39 @@ The stages' values live in `config/recipes/<dataset>.yaml`; where each came from
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cda.errors import ConfigError
 
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
 M = TypeVar("M", bound="Strict")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not yes or no")
+    return value
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str) and value != "all":
+        raise ValueError("must be all or a list of data sets such as [tiny_imagenet]")
+    return value
+
+
+Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0.0)]
+Weight = Annotated[float, BeforeValidator(_number), Field(ge=0.0)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+Natural = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 
 
 class Strict(BaseModel):
     """A model that knows its keys: an unknown one is an error, and values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Architecture(Strict):
@@ -73,7 +88,7 @@ class Augmentation(Strict):
     crop_scale: tuple[Ratio, Ratio] = Field(
         (0.08, 1.0), description="area ratio of a random resized crop, low and high"
     )
-    padding: int = Field(4, ge=0, description="zero pixels around the image before a pad crop")
+    padding: Natural = Field(4, description="zero pixels around the image before a pad crop")
     flip: Ratio = Field(0.5, description="probability of a horizontal flip")
 
     @model_validator(mode="after")
@@ -96,13 +111,13 @@ class Optimisation(Strict):
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
     lr: Positive = Field(description="base learning rate")
     momentum: Ratio = Field(0.9, description="of SGD")
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: Weight = 0.0
     decay_vectors: bool = Field(True, description="decay biases and normalisation weights too")
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     schedule_per: Literal["epoch", "step"] = Field("epoch", description="how often the learning rate moves")
     step_epochs: Count = Field(30, description="epochs between drops of the step schedule")
     step_factor: Ratio = Field(0.1, description="what a drop multiplies by")
-    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up before the schedule starts")
+    warmup_epochs: Natural = Field(0, description="epochs of linear warm-up before the schedule starts")
     warmup_factor: Ratio = Field(0.01, description="where the warm-up starts, as a share of the base learning rate")
     evaluate_every: Count = Field(10, description="epochs between evaluations; the last epoch always is one")
 
@@ -128,7 +143,7 @@ class Squeeze(Optimisation, Augmentation):
     weights: str | None = Field(
         None, description="published weights instead of training: torchvision:<Weights.NAME> or timm:<pretrained tag>"
     )
-    seed: int = Field(0, ge=0)
+    seed: Natural = 0
 
     def identity(self) -> dict[str, Any]:
         """What changes the squeezed model."""
@@ -150,17 +165,17 @@ class Recover(Strict):
     max_crop: Ratio = Field(1.0, description="β_u, upper bound of the crop's area ratio")
     iterations: Count = Field(1000, description="optimiser steps of every class block")
     lr: Positive = Field(0.25, description="of Adam on the images")
-    alpha_bn: float = Field(0.01, ge=0.0, description="α_BN, weight of the batch-normalisation statistics")
-    first_bn_multiplier: float = Field(10.0, ge=0.0, description="extra weight of the first BN layer")
+    alpha_bn: Weight = Field(0.01, description="α_BN, weight of the batch-normalisation statistics")
+    first_bn_multiplier: Weight = Field(10.0, description="extra weight of the first BN layer")
     block_size: Count = Field(100, description="classes optimised together, whose BN statistics are matched together")
     flip: Ratio = Field(0.5, description="probability of a horizontal flip of the block")
-    jitter: int = Field(32, ge=0, description="largest roll in each direction, pixels")
+    jitter: Natural = Field(32, description="largest roll in each direction, pixels")
     per_image: bool = Field(False, description="draw crop, flip and roll for each image instead of for the block")
     snapshots: tuple[Count, ...] = Field((), description="steps after which the first shard's images are kept too")
     release: str = Field(
         "", description="imported: folder name under data/released/ of new000/class000_id000.jpg images"
     )
-    seed: int = Field(0, ge=0)
+    seed: Natural = 0
 
     @model_validator(mode="after")
     def _sensible(self) -> Recover:
@@ -194,7 +209,7 @@ class Relabel(Augmentation):
     mixing: Literal["none", "cutmix", "mixup"] = "none"
     mixing_alpha: Positive = Field(1.0, description="both parameters of the Beta distribution of the mixing ratio")
     batch_size: Count = Field(128, description="label batch: images whose mixing partners come from among each other")
-    seed: int = Field(0, ge=0)
+    seed: Natural = 0
 
     def identity(self) -> dict[str, Any]:
         """What changes the labels; how they are kept (stored or online) does not, up to rounding."""
@@ -243,7 +258,7 @@ class Runtime(Strict):
     compile: bool = Field(False, description="compile the recover step (10 to 60 s to start; pays on long runs)")
     cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
     blocks: Count = Field(1, description="class blocks that go through the network together in recover")
-    checkpoint_seconds: float = Field(60.0, ge=0.0, description="time between checkpoints of a long stage")
+    checkpoint_seconds: Weight = Field(60.0, description="time between checkpoints of a long stage")
 
 
 class Labels(Strict):
@@ -259,7 +274,9 @@ class Settings(Strict):
 
     scale: str = Field("paper", description="paper, or a file in config/scales/")
     seeds: Count = Field(1, description="validation seeds of every cell: 0, 1, …")
-    datasets: Literal["all"] | tuple[str, ...] = Field("all", description="narrows the cells of every table")
+    datasets: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_names)] = Field(
+        "all", description="narrows the cells of every table"
+    )
     cells: Literal["all", "present"] = Field("all", description="present: make tables from the run JSONs that exist")
     data: str = Field("data", description="folder of the real data sets; $CDA_DATA wins")
     data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")
@@ -267,21 +284,34 @@ class Settings(Strict):
     runtime: Runtime = Runtime()
 
 
-def first_error(error: ValidationError) -> tuple[str, str]:
-    """The first problem of a pydantic error as (dotted key, what is allowed)."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return key, "is not a known key"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return key, message[0].lower() + message[1:] + shown
+def parse(model: type[M], values: dict[str, Any], where: str, written: Mapping[str, str] | None = None) -> M:
+    """`values` as a `model`; raises ConfigError, one line that names the place, the key and what is allowed.
 
-
-def parse(model: type[M], values: dict[str, Any], where: str) -> M:
-    """`values` as a `model`; raises ConfigError, one line that names `where`, the key and what is allowed."""
+    The place is `where`, or what `written` says for the key (dotted keys to file and line).
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        key, problem = first_error(error)
-        raise ConfigError(f"{where}: {key or model.__name__.lower()} {problem}") from None
+        problem = error.errors()[0]
+        key, told = ".".join(map(str, problem["loc"])), _told(model, problem)
+        near = [k for k in written or () if k == key or key.startswith(f"{k}.") or k.startswith(f"{key}.")]
+        place = written[near[0]] if written and near else where
+        raise ConfigError(f"{place}: {key or model.__name__.lower()} {told}") from None
+
+
+def _told(model: type[Strict], problem: Any) -> str:
+    """What pydantic found wrong, in words that say what is allowed."""
+    if problem["type"] == "extra_forbidden":
+        return f"is not a known key; use one of {', '.join(_keys(model, problem['loc'][:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return message[0].lower() + message[1:] + shown
+
+
+def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
+    """The keys that are known at `path` below `model`."""
+    for part in (part for part in path if isinstance(part, str)):
+        kind = next(field.annotation for name, field in model.model_fields.items() if part in (name, field.alias))
+        inner = (kind, *getattr(kind, "__args__", ()))
+        model = next(option for option in inner if isinstance(option, type) and issubclass(option, Strict))
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -18,4 +18,8 @@ class ArtifactError(CdaError):
 
 
 class Interrupted(CdaError):
-    """A signal asked the stage to stop; what is done is saved and the next start goes on from there."""
+    """A signal (its number) asked the stage to stop; what is done is saved and the next start goes on from there."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number

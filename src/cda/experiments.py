@@ -15,28 +15,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field
 
-from cda.config import Dataset, Recipe, Settings, Strict, parse
+from cda.config import Count, Dataset, Recipe, Settings, Strict, parse
 from cda.errors import ConfigError
 from cda.paths import CONFIG, Layout
 from cda.runs import Run, recover_run, relabel_run, squeeze_run, validate_run
-from cda.sourced import Layer, Sourced, below, nested, read_layer, read_plain
+from cda.sourced import Layer, Sourced, below, nested, places, read_layer, read_plain
 
-KEYS = ("dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric")
+Key = Literal[
+    "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric"
+]
+KEYS: tuple[str, ...] = get_args(Key)
 STAGES = ("architecture", "squeeze", "recover", "relabel", "validate")
+
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], Field(min_length=1)]
 
 
 class Group(Strict):
     """A grid of cells: every combination of its lists."""
 
     dataset: str
-    methods: tuple[str, ...]
-    recovery_models: tuple[str, ...]
-    ipc: tuple[int, ...]
-    validation_models: tuple[str, ...]
+    methods: Several[str]
+    recovery_models: Several[str]
+    ipc: Several[Count]
+    validation_models: Several[str]
     relabel_model: str | None = None
     metric: str = "top1"
     setting: str = ""
@@ -48,8 +55,8 @@ class Group(Strict):
 class Layout2D(Strict):
     """Which keys become the rows and the columns of the Markdown table."""
 
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
+    rows: tuple[Key, ...]
+    columns: tuple[Key, ...]
 
 
 class Experiment(Strict):
@@ -83,9 +90,9 @@ def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CON
     given = _given(overrides or {})
     scale = given.get("scale", layer.get("scale", Sourced("paper", ""))).value
     if scale != "paper":
-        layer |= below(read_layer(_scale_file(config, scale)), "settings")
+        layer |= below(read_scale(config, scale), "settings")
     layer |= given
-    return parse(Settings, nested(layer), str(file))
+    return parse(Settings, nested(layer), str(file), places(layer))
 
 
 def from_environment() -> dict[str, Any]:
@@ -111,12 +118,25 @@ def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
     return layer
 
 
-def _scale_file(config: Path, scale: str) -> Path:
+def declared(config: Path) -> list[str]:
+    """Names of the data sets in `config/datasets/`."""
+    return sorted(path.stem for path in (config / "datasets").glob("*.yaml"))
+
+
+def read_scale(config: Path, scale: str) -> Layer:
+    """A scale's file; raises ConfigError for an unknown scale, or a section or data set that does not exist."""
     file = config / "scales" / f"{scale}.yaml"
     if not file.is_file():
         known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
         raise ConfigError(f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}")
-    return file
+    layer, names = read_layer(file), declared(config)
+    for key, value in layer.items():
+        section, name = [*key.split("."), ""][:2]
+        if section not in ("settings", "recipe", "datasets"):
+            raise ConfigError(f"{value.where}: {section} is not a known key; use settings, recipe or datasets")
+        if section == "datasets" and name not in names:
+            raise ConfigError(f"{value.where}: datasets.{name} is not declared; use one of {', '.join(names)}")
+    return layer
 
 
 class ExperimentSet:
@@ -125,13 +145,11 @@ class ExperimentSet:
     def __init__(self, settings: Settings, config: Path = CONFIG) -> None:
         self.settings, self.config = settings, config
         self.layout = Layout(settings.scale)
-        self._scale: Layer = {} if settings.scale == "paper" else read_layer(_scale_file(config, settings.scale))
-        self._declared = {path.stem for path in (config / "datasets").glob("*.yaml")}
+        self._scale: Layer = {} if settings.scale == "paper" else read_scale(config, settings.scale)
+        self._declared = declared(config)
         for name in settings.datasets if settings.datasets != "all" else ():
             if name not in self._declared:
-                raise ConfigError(
-                    f"config key datasets: {name!r} is not declared; use {', '.join(sorted(self._declared))}"
-                )
+                raise ConfigError(f"config key datasets: {name!r} is not declared; use {', '.join(self._declared)}")
 
     @cached_property
     def tables(self) -> dict[str, Experiment]:
@@ -192,8 +210,12 @@ class ExperimentSet:
 
     @cached_property
     def _reported(self) -> list[dict[str, str]]:
-        with (self.config / "reported.csv").open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with (self.config / "reported.csv").open(encoding="utf-8", newline="") as file:
+                return list(csv.DictReader(file))
+        except OSError as error:
+            where = self.config / "reported.csv"
+            raise ConfigError(f"{where}: cannot be read ({error.strerror}); take it from the repository") from None
 
     def _resolve(
         self, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool
@@ -203,7 +225,7 @@ class ExperimentSet:
         where = next(
             (v.where for v in layer.values() if v.where.startswith(str(self.config / "recipes"))), "config/recipes"
         )
-        recipe = parse(Recipe, nested(layer), where.rsplit(":", 1)[0])
+        recipe = parse(Recipe, nested(layer), where.rsplit(":", 1)[0], places(layer))
         model = squeeze_run(data, recipe, recovery_model, layer)
         relabel_model = squeeze_run(data, recipe, group.relabel_model, layer) if group.relabel_model else model
         images = recover_run(data, recipe, model, layer)

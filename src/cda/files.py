@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,9 +32,10 @@ def _full_disk(path: Path, error: OSError) -> ArtifactError:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write; it becomes `path` at the end and vanishes after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
         yield aside
         _sync(aside)
         os.replace(aside, path)
@@ -41,7 +43,14 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _full_disk(path, error) from None
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,11 +79,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def publish(folder: Path, output: Path) -> None:
     """Move a finished folder to its place, replacing what is there."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            _sync(file)
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _clear(output)
         aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
         shutil.move(folder, aside)  # across file systems this copies, so the rename below is what makes it appear
         if output.exists():

@@ -9,6 +9,7 @@ the source of everything in it.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,13 +37,18 @@ Layer = dict[str, Sourced]  # dotted key -> value
 def _node(path: Path) -> tuple[yaml.Node | None, list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
+    except ValueError:
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError:
         raise ConfigError(f"{path}: no such file; it should be one of {_siblings(path)}") from None
     try:
         return yaml.compose(text, Loader=_Loader), text.splitlines()
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {error.reason}; mend that line") from None
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}; mend that line") from None
+        at = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}:{at}: not valid YAML: {error.problem}; mend that line") from None
 
 
 def _siblings(path: Path) -> str:
@@ -50,9 +56,29 @@ def _siblings(path: Path) -> str:
     return ", ".join(names) or f"the files of {path.parent} (the folder is missing: start in the repository's root)"
 
 
-def _plain(node: yaml.Node) -> Any:
-    """The Python value of a node."""
-    return yaml.load(yaml.serialize(node), Loader=_Loader)
+def _value(node: yaml.Node, where: str) -> Any:
+    """The Python value of a node; raises ConfigError for what YAML cannot make one of."""
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}; mend that line") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}; mend that line") from None
+
+
+def _repeats(node: yaml.Node, path: Path, prefix: str = "") -> None:
+    """Raises ConfigError for a key that a mapping holds twice, at any depth."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _repeats(item, path, prefix)
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = f"{prefix}.{key.value}" if prefix else str(key.value)
+            if name in seen:
+                raise ConfigError(f"{path}:{key.start_mark.line + 1}: {name} is written twice; keep one")
+            seen.add(name)
+            _repeats(value, path, name)
 
 
 def _comment(lines: list[str], mark: yaml.Mark) -> str:
@@ -78,7 +104,7 @@ def flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "", dep
         if isinstance(value_node, yaml.MappingNode) and value_node.value and depth > 1:
             layer |= flatten(value_node, lines, path, key, depth - 1)
         else:
-            layer[key] = Sourced(_plain(value_node), where, _comment(lines, value_node.end_mark))
+            layer[key] = Sourced(_value(value_node, where), where, _comment(lines, value_node.end_mark))
     return layer
 
 
@@ -86,6 +112,8 @@ def flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "", dep
 def read_layer(path: Path) -> Layer:
     """The file at `path` as dotted keys with sources; raises ConfigError, one line with file and line."""
     node, lines = _node(path)
+    if node is not None:
+        _repeats(node, path)
     return flatten(node, lines, path) if node is not None else {}
 
 
@@ -95,14 +123,20 @@ def read_plain(path: Path) -> Any:
     node, lines = _node(path)
     if node is None:
         return {}
+    _repeats(node, path)
     flatten(node, lines, path)
-    return _plain(node)
+    return _value(node, str(path))
 
 
 def below(layer: Layer, prefix: str) -> Layer:
     """The part of a layer under `prefix`, with the prefix taken off."""
     cut = len(prefix) + 1
     return {key[cut:]: value for key, value in layer.items() if key.startswith(prefix + ".")}
+
+
+def places(layer: Layer) -> dict[str, str]:
+    """Where each key of a layer is written."""
+    return {key: value.where for key, value in layer.items()}
 
 
 def nested(layer: Layer) -> dict[str, Any]:
@@ -113,5 +147,5 @@ def nested(layer: Layer) -> dict[str, Any]:
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
-        branch[last] = sourced.value
+        branch[last] = copy.deepcopy(sourced.value)
     return tree

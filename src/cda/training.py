@@ -107,6 +107,10 @@ class Trainer:
         """Go on from `state`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():  # fused steps pair elements as they lie in memory
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter).copy_(value)
         self.history = History(**state["history"])
         self.at = (state["at"][0], state["at"][1])
         self.loss_sum = state["loss_sum"].to(self.machine.device)

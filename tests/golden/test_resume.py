@@ -219,7 +219,7 @@ def chain(jobs: Jobs, config_tree: Any, tmp_path_factory: pytest.TempPathFactory
 KILLS: dict[str, list[Moment]] = {
     "squeeze": [("forward", 3), ("state.safetensors", 3), ("forward", 8)],
     "recover": [("forward", 5), ("state.safetensors", 6), ("step-3.npy", 2), ("forward", 8), (".json", 3)],
-    "relabel": [("logits.npy", 1), ("forward", 3), ("forward", 5)],
+    "relabel": [("logits.npy", 1), ("forward", 3), ("forward", 2)],
     "validate": [("forward", 2), ("state.safetensors", 7), ("forward", 8)],
 }
 STOPS: dict[str, list[Moment]] = {
@@ -254,6 +254,25 @@ def test_a_job_told_to_stop_says_one_line_and_goes_on_to_the_same_bytes(stage, c
     assert not chain.work(stage, folder).exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_other_signals_stop_a_job_too_and_tell_their_number(number, code, chain, jobs, tmp_path):
+    folder = chain.without("recover", tmp_path / "again")
+    ended = jobs.run(folder, chain.command("recover"), kill=("forward", 3), number=int(number))
+    assert (ended.code, ended.said) == (code, [STOPPED.replace("SIGTERM", number.name)])
+
+
+LATE = {"squeeze": 10, "recover": 15, "relabel": 4, "validate": 10}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_job_does_not_start_from_scratch(stage, chain, jobs, tmp_path):
+    folder = chain.without(stage, tmp_path / "again")
+    late = ("forward", LATE[stage])
+    assert jobs.run(folder, chain.command(stage), kill=late).code == -SIGKILL
+    assert jobs.run(folder, chain.command(stage), kill=late).code == 0  # less than that was left
+    assert chain.made(stage, folder) == chain.wanted(stage)
+
+
 FIRST_OF_OUTPUT = {"squeeze": "artifacts/squeeze", "recover": "/out", "relabel": "/out", "validate": "results/runs"}
 
 
@@ -265,7 +284,7 @@ def test_killed_at_any_change_of_a_file_while_it_finishes(stage, chain, jobs, tm
         whole.append({"model.safetensors": wanted["model.safetensors"]})
     nearly = chain.without(stage, tmp_path / "nearly")
     ended = jobs.run(nearly, chain.command(stage), kill=(FIRST_OF_OUTPUT[stage], 1))
-    for moment in itertools.count(1, 3):
+    for moment in itertools.count(1, 5 if stage == "recover" else 4):
         if ended.code != -SIGKILL:
             break
         folder = shutil.copytree(nearly, tmp_path / str(moment))

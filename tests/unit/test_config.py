@@ -42,7 +42,7 @@ BAD_VALUES = {
     "missing key": (RECIPE, "  mode: curriculum ", "  seed: 1 ", "recover.mode", "required"),
     "text for a number": (RECIPE, "iterations: 6 ", "iterations: six ", "recover.iterations", "integer"),
     "fraction for a count": (RECIPE, "iterations: 6 ", "iterations: 6.5 ", "recover.iterations", "integer"),
-    "yes for a count": (RECIPE, "iterations: 6 ", "iterations: yes ", "recover.iterations", "integer"),
+    "yes for a count": (RECIPE, "iterations: 6 ", "iterations: yes ", "recover.iterations", "number"),
     "unknown word": (RECIPE, "mode: curriculum", "mode: spiral", "recover.mode", "'curriculum'"),
     "milestone over 1": (
         RECIPE,

@@ -15,6 +15,7 @@ from cda.config import Dataset, Relabel, Runtime
 from cda.data.labels import FORMAT, EpochPlan, LabelStore, epoch_plan
 from cda.data.loaders import DistilledBatches, Images
 from cda.errors import ArtifactError
+from cda.files import file_digest
 from cda.runtime import Machine
 
 torch.set_num_threads(1)
@@ -205,6 +206,7 @@ def store(tmp_path: Path) -> Path:
     """A label store for 6 images of 3 classes and 4 epochs."""
     header = {
         "format": FORMAT,
+        "run": "a-run",
         "labels": "fp16",
         "classes": ["a", "b", "c"],
         "images_digest": "abc",
@@ -224,7 +226,7 @@ def change(folder: Path, **values: Any) -> None:
 def refusal(folder: Path, file: str, epochs: int = 4) -> str:
     """The one line with which it is refused; it names the file."""
     with pytest.raises(ArtifactError) as caught:
-        LabelStore(folder).check("abc", ["a", "b", "c"], epochs)
+        LabelStore(folder).check("a-run", "abc", ["a", "b", "c"], epochs)
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"{folder / file}: ")
@@ -233,8 +235,8 @@ def refusal(folder: Path, file: str, epochs: int = 4) -> str:
 
 def test_logits_come_back_by_epoch_and_image(store):
     labels = LabelStore(store)
-    labels.check("abc", ["a", "b", "c"], 4)
-    labels.check("abc", ["a", "b", "c"], 2)  # more epochs than are asked for
+    labels.check("a-run", "abc", ["a", "b", "c"], 4)
+    labels.check("a-run", "abc", ["a", "b", "c"], 2)  # more epochs than are asked for
     assert labels.read(2, np.array([5, 0])).tolist() == [[51, 52, 53], [36, 37, 38]]
     assert labels.read(0, np.array([1])).dtype == np.float16
 
@@ -243,7 +245,7 @@ def test_labels_that_are_not_stored_need_no_logits(store):
     (store / "logits.npy").unlink()
     for mode in ("online", "hard"):
         change(store, labels=mode)
-        LabelStore(store).check("abc", ["a", "b", "c"], 4)
+        LabelStore(store).check("a-run", "abc", ["a", "b", "c"], 4)
 
 
 def test_labels_of_other_images_are_refused(store):
@@ -310,3 +312,16 @@ def test_a_header_that_lacks_a_key_is_refused(store, key):
 def test_an_unknown_kind_of_labels_is_refused(store):
     change(store, labels="fp8")
     refusal(store, "header.json")
+
+
+def test_labels_of_another_run_are_refused(store):
+    change(store, run="another-00000000")
+    assert "holds the labels of run another-00000000, not of a-run" in refusal(store, "header.json")
+
+
+def test_logits_that_changed_are_refused(store):
+    change(store, sha256=file_digest(store / "logits.npy"))
+    LabelStore(store).verify()
+    np.save(store / "logits.npy", np.zeros((4, 6, 3), dtype=np.float16))
+    with pytest.raises(ArtifactError, match="differs from its header's digest"):
+        LabelStore(store).verify()

@@ -70,9 +70,9 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
         (["--config", "datasets=[mnist]"], "config key datasets: 'mnist' is not declared"),
         (
             ["--config", "runtime={device: tpu}"],
-            "config.yaml: runtime.device input should be 'auto', 'cpu' or 'cuda'",
+            "the command line: runtime.device input should be 'auto', 'cpu' or 'cuda'",
         ),
-        (["--config", "seed=3"], "config/config.yaml: seed is not a known key"),
+        (["--config", "seed=3"], "the command line: seed is not a known key; use one of scale, seeds"),
     ],
 )
 def test_a_mistake_on_the_command_line_ends_in_one_line(arguments, line):

@@ -105,9 +105,13 @@ class LabelStore:
                 f"{logits_file(self.folder)}: differs from its header's digest; delete it and relabel again"
             )
 
-    def check(self, images: str, classes: list[str], epochs: int) -> None:
-        """Raises ArtifactError unless it was made for these images (their digest) and classes, with enough epochs."""
+    def check(self, run: str, images: str, classes: list[str], epochs: int) -> None:
+        """Raises ArtifactError unless it is that run's, for these images (digest) and classes, with enough epochs."""
         where = self.folder / "header.json"
+        if self.header.get("run") != run:
+            raise ArtifactError(
+                f"{where}: holds the labels of run {self.header.get('run')}, not of {run}; relabel again"
+            )
         if self.header["images_digest"] != images:
             raise ArtifactError(f"{where}: these labels belong to another set of images; relabel the shards at hand")
         if self.header["classes"] != classes:

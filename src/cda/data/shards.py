@@ -28,6 +28,7 @@ from cda.files import digest, whole
 
 FORMAT = "cda-shard/1"
 META = "__shard.json__"
+SAID = ("run", "dataset", "ipc", "classes")
 MEMBER = re.compile(r"(\d{5})_(\d{3,})\.(png|cls)")
 
 Pixels = NDArray[np.uint8]
@@ -57,8 +58,8 @@ def write_shard(path: Path, images: Pixels, classes: list[str], ipc: int, run: s
         "dataset": dataset,
         "ipc": ipc,
         "classes": classes,
-        "pixels": digest(images.tobytes()),
     }
+    meta["pixels"] = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
     members = [(META, json.dumps(meta, ensure_ascii=False).encode())]
     for label, pixels in enumerate(images):
         members += [(f"{label:05d}_{ipc:03d}.png", _png(pixels)), (f"{label:05d}_{ipc:03d}.cls", str(label).encode())]
@@ -77,15 +78,16 @@ def read_shard(path: Path) -> tuple[Pixels, dict[str, Any]]:
             content = {member.name: _member(tar, member, path) for member in tar}
         meta = json.loads(content.pop(META))
         images = _images(content, len(meta["classes"]))
+        wanted = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such shard; recover it or pull it") from None
     except ArtifactError:
         raise
-    except (tarfile.TarError, OSError, ValueError, KeyError, SyntaxError) as error:
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
         raise ArtifactError(f"{path}: damaged or no shard ({error}); {remake}") from None
     if meta.get("format") != FORMAT:
         raise ArtifactError(f"{path}: not a shard of format {FORMAT}; {remake}")
-    if digest(images.tobytes()) != meta["pixels"]:
+    if wanted != meta.get("pixels"):
         raise ArtifactError(f"{path}: its pixels differ from the digest it was written with; {remake}")
     return images, meta
 
@@ -132,7 +134,7 @@ def shard_paths(folder: Path, ipc: int) -> list[Path]:
 
 
 def load_distilled(
-    folder: Path, ipc: int, dataset: str | None = None
+    folder: Path, ipc: int, dataset: str | None = None, run: str | None = None
 ) -> tuple[Pixels, NDArray[np.int64], list[str], str]:
     """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a digest of it all."""
     shards = [(path, *read_shard(path)) for path in shard_paths(folder, ipc)]
@@ -146,6 +148,11 @@ def load_distilled(
             raise ArtifactError(
                 f"{path}: belongs to run {meta['run']} on {meta['dataset']}, not to its neighbours'; recover it again"
             )
+    if run is not None and first["run"] != run:
+        raise ArtifactError(f"{shards[0][0]}: belongs to run {first['run']}, not {run}")
+    for path, own, _ in shards:
+        if own.shape != shards[0][1].shape:
+            raise ArtifactError(f"{path}: has images of another size than {shards[0][0].name}; recover the run again")
     images = np.concatenate([images for _, images, _ in shards])
     labels = np.tile(np.arange(len(first["classes"]), dtype=np.int64), ipc)
     return images, labels, first["classes"], digest(*(meta["pixels"].encode() for _, _, meta in shards))

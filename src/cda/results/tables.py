@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cda.errors import ArtifactError
+from cda.errors import ArtifactError, ConfigError
 from cda.experiments import KEYS, Cell, ExperimentSet
 from cda.files import read_json, write_text
 
@@ -39,11 +40,12 @@ def measurements(experiments: ExperimentSet, cell: Cell) -> list[float]:
         if not path.is_file():
             continue
         told = read_json(path, "a run's measurements")
-        if told.get("run") != cell.run.id or not isinstance(told.get(cell.key["metric"]), int | float):
-            raise ArtifactError(
-                f"{path}: does not hold {cell.key['metric']} of run {cell.run.id}; delete it and run the cell again"
-            )
-        found.append(float(told[cell.key["metric"]]))
+        metric, value = cell.key["metric"], told.get(cell.key["metric"])
+        own = (told.get("run"), told.get("seed")) == (cell.run.id, seed)
+        if not own or not isinstance(value, int | float) or not math.isfinite(value):
+            what = f"{metric} of run {cell.run.id}, seed {seed}"
+            raise ArtifactError(f"{path}: does not hold {what}; delete it and run the cell again")
+        found.append(float(value))
     return found
 
 
@@ -88,6 +90,11 @@ def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
     row_keys = list(dict.fromkeys(text[rows].itertuples(index=False, name=None)))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
     cells = {(tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"] for _, r in text.iterrows()}
+    if len(cells) < len(text):
+        shown = f"rows {', '.join(rows)} and columns {', '.join(columns)}"
+        raise ConfigError(
+            f"layout: {shown} do not tell all cells apart; add a key such as setting to the table's layout"
+        )
     head = rows + [" · ".join(part for part in key if part) for key in column_keys]
     return [head, *([*key, *(cells.get((key, column), "") for column in column_keys)] for key in row_keys)]
 
@@ -111,7 +118,9 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
         scaled += " Settings are named as in the paper; `cda config show RUN` tells the values that ran."
     reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
-    rows, columns, controls = list(experiment.layout.rows), list(experiment.layout.columns), frame["role"] == "control"
+    controls = frame["role"] == "control"
+    rows: list[str] = [*experiment.layout.rows]
+    columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", _aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
         across = list(dict.fromkeys([*columns, "method", "setting"]))

@@ -9,6 +9,7 @@ the unfinished ones wait in the work folder, so that a killed job goes on where 
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def _random_images(images: Pixels, labels: NDArray[np.int64], classes: int, shar
 def _write_part(context: Context, machine: Machine, shards: range, classes: list[str], work: Path) -> None:
     """Join finished blocks into the part's shards, with what was measured beside each."""
     run, recipe = context.run, context.run.recipe.recover
+    shutil.rmtree(work / "out", ignore_errors=True)
     size = recipe.block_size if recipe.synthetic else run.data.classes
     for shard in shards:
         blocks = blocks_of(shard, run.data.classes, size)

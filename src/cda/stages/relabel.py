@@ -7,6 +7,7 @@ and online labels leave a header only: it is the augmentations' rule all the sam
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cda.config import Relabel
 from cda.data.labels import FORMAT, logits_file
 from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
+from cda.errors import ArtifactError
 from cda.files import file_digest, publish, read_json, write_json
 from cda.progress import Progress, say
 from cda.runs import label_epochs, label_gigabytes, label_mode
@@ -36,7 +38,9 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
     if mode != run.recipe.relabel.labels:
         size, limit = label_gigabytes(run), context.settings.labels.max_gb
         say(f"relabel {run.id}: {size:.0f} GB exceed labels.max_gb = {limit:.0f}; the model will run while validating")
-    pixels, labels, classes, images_digest = load_distilled(images_folder, run.ipc, data.name)
+    pixels, labels, classes, images_digest = load_distilled(
+        images_folder, run.ipc, data.name, run.upstream["images"].id
+    )
     with working(context.work("labels")) as stop:
         out_aside = context.work("labels") / "out"
         told: dict[str, Any] = {}
@@ -57,6 +61,20 @@ def _write_header(context: Context, machine: Machine, folder: Path, told: dict[s
     write_json(folder / "header.json", header | told | {"provenance": machine.provenance()})
 
 
+def _room(path: Path, shape: tuple[int, ...], fresh: bool) -> np.memmap[Any, Any]:
+    """The store to write into, its room taken on the disk beforehand: a map of a full disk would end in a crash."""
+    try:
+        store = np.lib.format.open_memmap(path, mode="w+" if fresh else "r+", dtype=np.float16, shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return store
+    except OSError as error:
+        size = np.prod(shape) * 2 / 1e9
+        raise ArtifactError(
+            f"{path}: cannot be written, no room for {size:.3g} GB ({error.strerror}); make room or lower labels.max_gb"
+        ) from None
+
+
 def recipe_of(header: dict[str, Any]) -> Relabel:
     """The relabel recipe that a header records: what its augmentations are drawn by."""
     return Relabel.model_validate(header["recipe"])
@@ -73,8 +91,9 @@ def _write_logits(
     path, mark = logits_file(folder), folder.with_name("epochs.json")
     folder.mkdir(parents=True, exist_ok=True)
     done = read_json(mark, "the mark of finished epochs")["done"] if mark.is_file() and path.is_file() else 0
-    store = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    store = _room(path, shape, fresh=not done)
     progress = Progress(epochs, f"relabel {run.id}", "epochs", done)
+    saved = time.monotonic()
     for epoch in range(done, epochs):
         plan = batches.plan(epoch)
         for start in range(0, batches.images, BATCH):
@@ -82,11 +101,11 @@ def _write_logits(
             with machine.autocast():
                 logits = model(batches.inputs(plan, chosen).contiguous(memory_format=torch.channels_last))
             store[epoch, chosen] = logits.half().cpu().numpy()
-        if stop.signal:
+        if stop.signal or time.monotonic() - saved >= context.settings.runtime.checkpoint_seconds:
             store.flush()
             write_json(mark, {"done": epoch + 1})
+            saved = time.monotonic()
             stop.check()
         progress.update()
     store.flush()
-    os.sync()
     return {"shape": list(shape), "sha256": file_digest(path)}

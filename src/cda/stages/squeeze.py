@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cda import models
-from cda.checkpoint import Checkpoint, working
+from cda.checkpoint import Checkpoint, working, write_tensors
 from cda.data.loaders import SqueezeBatches, images_of
 from cda.errors import ArtifactError, ConfigError
 from cda.files import file_digest, read_json, whole, write_json
@@ -69,7 +68,7 @@ def write_model(context: Context, model: nn.Module, classes: list[str], out: Pat
     """Write the weights and their description, the description last."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole(out) as aside:
-        save_file(tensors, aside)
+        write_tensors(tensors, aside)
     data = context.run.data
     described = context.described() | {
         "model": context.run.model,

@@ -70,8 +70,10 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
     """Train and test with one seed; write the run's JSON at `out`."""
     run, recipe = context.run, context.run.recipe.validate_
     store = LabelStore(labels)
-    pixels, targets, classes, images_digest = load_distilled(images_folder, run.ipc, run.dataset)
-    store.check(images_digest, classes, recipe.epochs)
+    pixels, targets, classes, images_digest = load_distilled(
+        images_folder, run.ipc, run.dataset, run.upstream["labels"].upstream["images"].id
+    )
+    store.check(run.upstream["labels"].id, images_digest, classes, recipe.epochs)
     store.verify()
     val = context.real("val")
     if list(val.classes) != classes:

@@ -1,0 +1,220 @@
+"""Tables from run JSONs: what they say, what they refuse, and that they are made again to the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cda.errors import ArtifactError
+from cda.results import tables
+
+COLUMNS = [
+    "table", "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model",
+    "metric", "reported", "reported_std", "measured", "measured_std", "seeds", "delta", "status", "scale", "run",
+]  # fmt: skip
+CSV = Path("results/tiny.csv")
+
+
+def measure(tree: Any, method: str, ipc: int, *values: float, **told: Any) -> Path:
+    """Leave the run JSONs of a cell, a seed each; gives the last one's path."""
+    layout, run = tree.experiments().layout, tree.runs(method, ipc)["validate"]
+    for seed, value in enumerate(values):
+        path = Path(layout.run_json(run, seed))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"run": run.id, "seed": seed, "top1": value, "top5": 99.0} | told))
+    return path
+
+
+def made(tree: Any, **overrides: Any) -> dict[tuple[str, int], dict[str, str]]:
+    """The table's rows as its CSV has them, by method and IPC."""
+    tables.write(tree.experiments(**overrides), "tiny", CSV)
+    with CSV.open(encoding="utf-8", newline="") as file:
+        return {(row["method"], int(row["ipc"])): row for row in csv.DictReader(file)}
+
+
+def refused(tree: Any) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        made(tree)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# The tidy table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_csv_has_the_design_s_columns_in_order(tree):
+    made(tree)
+    assert CSV.read_text(encoding="utf-8").splitlines()[0].split(",")[: len(COLUMNS)] == COLUMNS
+
+
+def test_a_measured_cell_has_mean_sample_deviation_and_difference(tree):
+    measure(tree, "cda", 1, 38.0, 41.0)
+    row = made(tree)["cda", 1]
+    assert (row["measured"], row["measured_std"], row["seeds"]) == ("39.5", "2.12", "2")
+    assert (row["reported"], row["reported_std"], row["delta"]) == ("40.0", "0.5", "-0.5")
+    assert (row["status"], row["run"]) == ("measured", tree.runs("cda", 1)["validate"].id)
+    assert (row["recovery_iterations"], row["scale"], row["table"]) == ("6", "paper", "tiny")
+
+
+def test_one_seed_has_no_deviation(tree):
+    measure(tree, "cda", 2, 38.0)
+    row = made(tree)["cda", 2]
+    assert (row["measured"], row["measured_std"], row["seeds"], row["delta"]) == ("38.0", "", "1", "")
+
+
+def test_a_cell_is_measured_not_run_or_quoted(tree):
+    measure(tree, "cda", 1, 38.0)
+    status = {key: row["status"] for key, row in made(tree).items()}
+    assert status.pop(("cda", 1)) == "measured"
+    assert status.pop(("old", 1)) == "quoted"
+    assert set(status.values()) == {"not_run"}
+    assert len(status) == 5
+
+
+def test_no_more_seeds_count_than_were_asked_for(tree):
+    measure(tree, "cda", 1, 38.0, 41.0, 99.0)
+    assert made(tree)["cda", 1]["measured"] == "39.5"
+    assert made(tree, seeds=1)["cda", 1]["measured"] == "38.0"
+
+
+def test_a_cell_shows_its_own_metric(tree):
+    tree.experiment("tiny", {"metric": "top5"})
+    measure(tree, "cda", 1, 38.0)
+    assert made(tree)["cda", 1]["measured"] == "99.0"
+
+
+def test_roles_tell_the_paper_s_cells_from_controls_and_ours(tree):
+    tree.experiment("tiny", {"methods": ["cda"]}, {"methods": ["random"], "control": True})
+    rows = made(tree)
+    assert [rows[key]["role"] for key in (("cda", 1), ("cda", 2), ("random", 1))] == ["paper", "ours", "control"]
+
+
+def test_a_data_set_that_is_not_declared_is_listed_with_the_reason(tree):
+    tree.experiment("tiny", {"dataset": "imagenet1k", "methods": ["cda"], "ipc": [50]})
+    row = made(tree)["cda", 50]
+    assert (row["status"], row["run"]) == ("not_run", "")
+    assert row["note"] == "data set imagenet1k is not declared in config/datasets/"
+    assert "Not run: data set imagenet1k is not declared" in CSV.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_table_made_again_has_the_same_bytes(tree):
+    measure(tree, "cda", 1, 38.0, 41.0)
+    made(tree)
+    files = (CSV, CSV.with_suffix(".md"))
+    before = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    made(tree)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_table_needs_neither_data_nor_artifacts_nor_torch(tree):
+    measure(tree, "cda", 1, 38.0)
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom cda.cli import main\nsys.exit(main(['table', 'tiny', '--show']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout.startswith("# Table tiny\n")
+    assert not Path("artifacts").exists()
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_json_of_another_run_is_refused(tree):
+    path = measure(tree, "cda", 1, 38.0, run="another-00000000")
+    line = refused(tree)
+    assert line.startswith(f"{path}: ")
+    assert tree.runs("cda", 1)["validate"].id in line
+
+
+@pytest.mark.parametrize("told", [{"top1": None}, {"top1": "38"}, {"top1": float("nan")}, {"seed": 5}])
+def test_a_json_without_its_number_is_refused(told, tree):
+    path = measure(tree, "cda", 1, 38.0, **told)
+    assert refused(tree).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])
+def test_a_damaged_json_is_refused(content, tree):
+    path = measure(tree, "cda", 1, 38.0)
+    path.write_bytes(content)
+    assert refused(tree).startswith(f"{path}: ")
+
+
+def test_a_refused_json_leaves_the_old_table(tree):
+    measure(tree, "cda", 1, 38.0)
+    made(tree)
+    before = CSV.read_bytes()
+    measure(tree, "cda", 1, 38.0, run="another-00000000")
+    refused(tree)
+    assert CSV.read_bytes() == before
+
+
+# For people -----------------------------------------------------------------------------------------------------------
+
+
+def body(markdown: str) -> list[list[str]]:
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_markdown_table_has_the_paper_s_layout_and_its_numbers_in_parentheses(tree):
+    measure(tree, "cda", 1, 38.0, 41.0)
+    measure(tree, "random", 2, 20.0)
+    made(tree)
+    text = CSV.with_suffix(".md").read_text(encoding="utf-8")
+    head, _, *rows = body(text)
+    assert head == ["ipc", "old", "cda", "sre2l", "random"]
+    assert rows == [["1", "– (12.8)", "39.50 ± 2.12 (40.0)", "–", "–"], ["2", "", "–", "– (60.0)", "20.00"]]
+    assert text.startswith("# Table tiny\n")
+    assert "What it shows. In parentheses: what the paper reported." in text
+    assert "Cells: 2 measured, 1 quoted, 4 not_run." in text
+    assert "Scaled down" not in text
+
+
+def test_rows_and_columns_are_the_experiment_s(tree):
+    tree.experiment("tiny", {"ipc": [1]}, reported=None, layout={"rows": ["method"], "columns": ["dataset", "ipc"]})
+    made(tree)
+    head, _, *rows = body(CSV.with_suffix(".md").read_text(encoding="utf-8"))
+    assert head == ["method", "digits · 1"]
+    assert [row[0] for row in rows] == ["cda", "sre2l", "random"]
+
+
+def test_controls_stand_apart_from_the_paper_s_rows(tree):
+    tree.experiment("tiny", {"methods": ["cda"]}, {"methods": ["random"], "control": True})
+    measure(tree, "random", 2, 20.0)
+    made(tree)
+    text = CSV.with_suffix(".md").read_text(encoding="utf-8")
+    theirs, ours = text.split("Controls, ours and not the paper's:")
+    assert body(theirs)[0] == ["ipc", "old", "cda"]
+    assert body(ours)[2:] == [["1", "–"], ["2", "20.00"]]
+
+
+def test_cells_that_the_layout_cannot_tell_apart_are_refused_rather_than_lost(tree, capsys):
+    tree.experiment("tiny", {"methods": ["cda"]}, {"methods": ["cda"], "setting": "labels=hard", "ipc": [1, 2]})
+    measure(tree, "cda", 1, 38.0)
+    assert tree.cda("table", "tiny", "--show") == 1
+    assert "setting" in capsys.readouterr().err
+
+
+def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
+    tree.write("scales/small.yaml", "recipe:\n  recover:\n    iterations: 3\n")
+    tree.experiment("tiny", scales=["paper", "small"])
+    assert tree.cda("table", "tiny", "--show", "--config", "scale=small") == 0
+    assert "**Scaled down: scale `small`, not comparable with the paper.**" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("results").rglob("*") if path.is_file()) == ["tiny.csv", "tiny.md"]
+    assert Path("results/small/tiny.csv").is_file()
+    assert "(40.0)" in Path("results/small/tiny.md").read_text(encoding="utf-8")
+
+
+def test_a_measurement_of_another_scale_is_not_shown(tree):
+    tree.write("scales/small.yaml", "recipe:\n  recover:\n    iterations: 3\n")
+    tree.experiment("tiny", scales=["paper", "small"])
+    measure(tree, "cda", 1, 38.0)
+    assert made(tree, scale="small")["cda", 1]["status"] == "not_run"
