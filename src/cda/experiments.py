@@ -45,7 +45,7 @@ class Group(Strict):
     ipc: Several[Count]
     validation_models: Several[str]
     relabel_model: str | None = None
-    metric: str = "top1"
+    metric: Literal["top1", "top5"] = "top1"
     setting: str = ""
     set: dict[str, Any] = Field(default_factory=dict)
     variants: tuple[str, ...] = ()
@@ -164,7 +164,10 @@ class ExperimentSet:
     def dataset(self, name: str) -> Dataset:
         """The declared data set `name`; raises ConfigError."""
         file = self.config / "datasets" / f"{name}.yaml"
-        return parse(Dataset, read_plain(file), str(file))
+        data = parse(Dataset, read_plain(file), str(file))
+        if data.name != name:
+            raise ConfigError(f"{file}: name must be {name}, as the file's (found {data.name!r})")
+        return data
 
     def cells(self, table: str) -> list[Cell]:
         """The cells of a table, in declared order, narrowed to the settings' data sets."""

@@ -8,6 +8,7 @@ pass, or before the n-th change to a file whose path holds a given text. Two tes
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -319,6 +320,30 @@ def test_a_damaged_checkpoint_costs_its_block_and_not_the_result(chain, jobs, tm
     (line,) = jobs.finish(folder, chain.command("recover")).said
     assert "damaged checkpoint" in line
     assert chain.made("recover", folder) == chain.wanted("recover")
+
+
+def make_another_model(folder: Path) -> None:
+    """The squeezed model in `folder`, made again with other bytes."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["fc.bias"] += 1.0
+    save_file(tensors, path)
+    told = json.loads((folder / "squeeze.json").read_text(encoding="utf-8"))
+    told["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "squeeze.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+@pytest.mark.parametrize("stage", ["recover", "relabel"])
+def test_work_begun_with_another_model_is_not_gone_on_with(stage, chain, jobs, tmp_path):
+    begun, fresh = chain.without(stage, tmp_path / "begun"), chain.without(stage, tmp_path / "fresh")
+    assert jobs.run(begun, chain.command(stage), kill=("forward", LATE[stage])).code == -SIGKILL
+    for folder in (begun, fresh):
+        make_another_model(chain.output("squeeze", folder))
+        jobs.finish(folder, chain.command(stage))
+    assert chain.made(stage, begun) == chain.made(stage, fresh)
+    assert chain.made(stage, begun) != chain.wanted(stage)
 
 
 def test_a_second_job_at_the_same_work_is_refused_and_harms_nothing(chain, jobs, tmp_path):

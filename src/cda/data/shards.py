@@ -124,6 +124,8 @@ def _images(content: dict[str, bytes], classes: int) -> Pixels:
 def shard_paths(folder: Path, ipc: int) -> list[Path]:
     """The first `ipc` shards of a recover run's folder; raises ArtifactError if there are fewer."""
     found = {path.name: path for path in folder.glob("part-*/ipc-*.tar")}
+    if ipc < 1:
+        raise ArtifactError(f"{folder}: ipc must be at least 1 (found {ipc})")
     wanted = [shard_name(index) for index in range(ipc)]
     missing = [name for name in wanted if name not in found]
     if missing:

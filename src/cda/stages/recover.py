@@ -53,6 +53,8 @@ def _save_pixels(path: Path, pixels: Pixels) -> None:
 def run(context: Context, part: int, model_path: Path | None, out: Path) -> None:
     """Make part `part` of the run at `out`."""
     data, recipe = context.run.data, context.run.recipe.recover
+    if part < 0:
+        raise ConfigError(f"--part {part}: parts are counted from 0")
     shards = range(part * data.shards_per_job, (part + 1) * data.shards_per_job)
     machine = context.machine()
     work = context.work(f"part-{part}")
@@ -78,6 +80,7 @@ def _synthesise(
             f"{model_path}: has {len(described['classes'])} classes, {run.dataset} {run.data.classes}; squeeze again"
         )
     bn_layers(model)
+    _forget_other_model(work, described["sha256"])
     blocks = [b for shard in shards for b in blocks_of(shard, run.data.classes, recipe.block_size)]
     left = [b for b in blocks if not _block_file(work, b).is_file()]
     progress = Progress(
@@ -90,6 +93,15 @@ def _synthesise(
         _recover_group(context, machine, model, group, work, stop, progress)
     progress.close()
     return list(described["classes"])
+
+
+def _forget_other_model(work: Path, sha256: str) -> None:
+    """Drop what was begun with another model's bytes: blocks of two models must not share a shard."""
+    mark = work / "model.json"
+    if mark.is_file() and read_json(mark, "the mark of the model")["sha256"] != sha256:
+        shutil.rmtree(work / "blocks", ignore_errors=True)
+        (work / "state.safetensors").unlink(missing_ok=True)
+    write_json(mark, {"sha256": sha256})
 
 
 def _recover_group(

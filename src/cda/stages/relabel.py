@@ -46,8 +46,10 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
         told: dict[str, Any] = {}
         if mode == "fp16":
             assert model_path is not None
+            described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
+            key = f"{images_digest} {described.get('sha256')}"
             batches = DistilledBatches(Images(pixels, labels, data, machine), run.recipe.relabel, BATCH)
-            told = _write_logits(context, machine, batches, model_path, out_aside, stop)
+            told = _write_logits(context, machine, batches, model_path, out_aside, stop, key)
         _write_header(
             context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told}
         )
@@ -80,21 +82,28 @@ def recipe_of(header: dict[str, Any]) -> Relabel:
     return Relabel.model_validate(header["recipe"])
 
 
+def _finished_epochs(mark: Path, path: Path, key: str) -> int:
+    """Epochs that an earlier start wrote from the same images with the same model."""
+    if not (mark.is_file() and path.is_file()):
+        return 0
+    told = read_json(mark, "the mark of finished epochs")
+    return int(told["done"]) if told["key"] == key else 0
+
+
 @torch.inference_mode()
 def _write_logits(
-    context: Context, machine: Machine, batches: DistilledBatches, model_path: Path, folder: Path, stop: Stop
+    context: Context, machine: Machine, batches: DistilledBatches, model_path: Path, folder: Path, stop: Stop, key: str
 ) -> dict[str, Any]:
     """Stream the logits of every epoch to disk; epochs that an earlier start finished are kept."""
     run = context.run
     model = load_squeezed(model_path, run.upstream["model"], machine)
-    epochs, shape = label_epochs(run), (label_epochs(run), batches.images, run.data.classes)
+    shape = (label_epochs(run), batches.images, run.data.classes)
     path, mark = logits_file(folder), folder.with_name("epochs.json")
     folder.mkdir(parents=True, exist_ok=True)
-    done = read_json(mark, "the mark of finished epochs")["done"] if mark.is_file() and path.is_file() else 0
+    done = _finished_epochs(mark, path, key)
     store = _room(path, shape, fresh=not done)
-    progress = Progress(epochs, f"relabel {run.id}", "epochs", done)
-    saved = time.monotonic()
-    for epoch in range(done, epochs):
+    progress, saved = Progress(shape[0], f"relabel {run.id}", "epochs", done), time.monotonic()
+    for epoch in range(done, shape[0]):
         plan = batches.plan(epoch)
         for start in range(0, batches.images, BATCH):
             chosen = plan.order[start : start + BATCH]
@@ -103,7 +112,7 @@ def _write_logits(
             store[epoch, chosen] = logits.half().cpu().numpy()
         if stop.signal or time.monotonic() - saved >= context.settings.runtime.checkpoint_seconds:
             store.flush()
-            write_json(mark, {"done": epoch + 1})
+            write_json(mark, {"done": epoch + 1, "key": key})
             saved = time.monotonic()
             stop.check()
         progress.update()

@@ -88,7 +88,8 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
     )
     with working(context.work(f"seed-{seed}")) as stop:
         path = context.work(f"seed-{seed}") / "state.safetensors"
-        checkpoint = Checkpoint(path, f"{run.id} {seed}", context.settings.runtime.checkpoint_seconds)
+        key = f"{run.id} {seed} {images_digest} {store.header.get('sha256')}"
+        checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
         distilled = DistilledBatches(
             Images(pixels, targets, run.data, machine), recipe_of(store.header), recipe.batch_size
         )
