@@ -57,12 +57,13 @@ class Plan:
 
     def told(self) -> str:
         """What is there already, in a line; and which data sets of its tables are not declared."""
-        wanted = self.run_jsons()
+        wanted = self._seeds(self._validate_runs())
         done = sum(Path(path).is_file() for path in wanted)
-        notes = sorted(
-            {cell.note for table in self.experiments.tables for cell in self.experiments.cells(table) if cell.note}
-        )
         left = "all done already: nothing is computed again" if done == len(wanted) else f"{done} of {len(wanted)} done"
+        if self.settings.cells == "present":
+            left = f"{done} of {len(wanted)} present, the others stay not_run"
+        tables = self.experiments.tables
+        notes = sorted({cell.note for table in tables for cell in self.experiments.cells(table) if cell.note})
         lines = [f"Scale {self.settings.scale}, measurements of all its tables: {left}."]
         return "\n".join(lines + [f"Not run: {note}." for note in notes if "not declared" in note])
 
@@ -106,18 +107,21 @@ class Plan:
         """What a run's result depends on: Snakemake re-runs what it was changed for."""
         return dict(self.experiments.run(wildcards.run).spec)
 
-    def run_jsons(self) -> list[str]:
-        """Every measurement of the scale's tables."""
-        return self._measured(run for run in self.experiments.runs().values() if run.stage == "validate")
+    def _validate_runs(self) -> list[Run]:
+        """Every validate run of the scale's tables."""
+        return [run for run in self.experiments.runs().values() if run.stage == "validate"]
 
-    def _measured(self, runs: Iterable[Run]) -> list[str]:
-        """The JSONs of validate runs; with `cells=present`, those that exist."""
-        wanted = [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
-        return wanted if self.settings.cells == "all" else [path for path in wanted if Path(path).is_file()]
+    def _seeds(self, runs: Iterable[Run]) -> list[str]:
+        """The JSONs of validate runs."""
+        return [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
+
+    def _wanted(self, runs: Iterable[Run]) -> list[str]:
+        """The JSONs that a table reads: all of its runs', or with `cells=present` those that exist."""
+        return [path for path in self._seeds(runs) if self.settings.cells == "all" or Path(path).is_file()]
 
     def measurements(self, wildcards: Wildcards) -> list[str]:
         """The run JSONs a table reads: all of its cells', or with `cells=present` those that exist."""
-        return self._measured(cell.run for cell in self.experiments.cells(wildcards.table) if cell.run)
+        return self._wanted(cell.run for cell in self.experiments.cells(wildcards.table) if cell.run)
 
     def pictured(self, wildcards: Wildcards) -> list[str]:
         """The first part of each recover run of a table: what its pictures show."""
@@ -140,7 +144,7 @@ class Plan:
 
     def report_reasons(self) -> list[str]:
         """What makes the report anew; a table always runs again, so that it is none by itself."""
-        return self.run_jsons() + self.pictures()
+        return self._wanted(self._validate_runs()) + self.pictures()
 
 
 def growing(base: int) -> Any:

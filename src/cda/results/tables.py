@@ -87,7 +87,7 @@ def _shown(row: pd.Series[Any]) -> str:
 def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[str]]:
     """Header and body of a Markdown table with the keys `rows` down and `columns` across."""
     text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(dict.fromkeys(rows + columns, str))
-    row_keys = list(dict.fromkeys(text[rows].itertuples(index=False, name=None)))
+    row_keys = _ordered(list(dict.fromkeys(text[rows].itertuples(index=False, name=None))))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
     cells = {(tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"] for _, r in text.iterrows()}
     if len(cells) < len(text):
@@ -97,6 +97,16 @@ def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
         )
     head = rows + [" · ".join(part for part in key if part) for key in column_keys]
     return [head, *([*key, *(cells.get((key, column), "") for column in column_keys)] for key in row_keys)]
+
+
+def _ordered(keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Row keys with numbers ascending and names as they came."""
+    came = [list(dict.fromkeys(parts)) for parts in zip(*keys, strict=True)]
+
+    def rank(key: tuple[str, ...]) -> list[float]:
+        return [float(part) if part.isdigit() else seen.index(part) for part, seen in zip(key, came, strict=True)]
+
+    return sorted(keys, key=rank)
 
 
 def _aligned(lines: list[list[str]]) -> str:
