@@ -162,11 +162,11 @@ def _outputs(experiments: ExperimentSet, run: Run, ipc: int) -> list[str]:
 
 def _runs(arguments: Arguments) -> None:
     experiments = _experiments(arguments)
-    cells = [cell for cell in experiments.cells(arguments.table) if cell.run]
+    runs = [cell.run for cell in experiments.cells(arguments.table) if cell.run]
     needed: dict[str, int] = {}
-    for cell in cells:
-        for run in cell.run.chain() if cell.run else ():
-            needed[run.id] = max(needed.get(run.id, 0), cell.run.ipc if cell.run else 0)
+    for last in runs:
+        for run in last.chain():
+            needed[run.id] = max(needed.get(run.id, 0), last.ipc)
     for run_id, run in experiments.runs((arguments.table,)).items():
         outputs = _outputs(experiments, run, needed[run_id])
         done = sum(Path(output).exists() for output in outputs)
@@ -183,7 +183,7 @@ def _command(commands: Any, name: str, text: str, function: Callable[[Arguments]
         default=[],
         metavar="KEY=VALUE",
         action="extend",
-        help="as snakemake's: scale=demo runtime.device=cpu",
+        help="dots for nested keys: scale=demo runtime.device=cpu",
     )
     parser.set_defaults(function=function)
     return parser
@@ -213,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     relabel.add_argument("--images", **images)  # type: ignore[arg-type]
     relabel.add_argument("--model", **model)  # type: ignore[arg-type]
     validate = _stage(commands, "validate", "train a fresh model on distilled images and test it", _validate)
-    validate.add_argument("--seed", type=int, default=0)
+    validate.add_argument("--seed", type=int, default=0, help="of the weights' start (default 0)")
     validate.add_argument("--images", **images)  # type: ignore[arg-type]
     validate.add_argument("--labels", metavar="PATH", help="the label store; default: its standard place")
     validate.add_argument("--model", **model)  # type: ignore[arg-type]

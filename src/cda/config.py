@@ -28,11 +28,11 @@ def _names(value: Any) -> Any:
     return value
 
 
-Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0.0)]
-Weight = Annotated[float, BeforeValidator(_number), Field(ge=0.0)]
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-Natural = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]
+Weight = Annotated[float, Field(ge=0.0), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
 
 
 class Strict(BaseModel):
@@ -60,7 +60,7 @@ class Dataset(Strict):
     classes: int = Field(ge=2, description="number of classes")
     resolution: int = Field(ge=8, description="height and width of an image, in pixels")
     resize: int | None = Field(None, ge=8, description="shorter side before the centre crop; default: the resolution")
-    mean: tuple[float, float, float] = Field(description="per channel, of values in [0, 1]")
+    mean: tuple[Ratio, Ratio, Ratio] = Field(description="per channel, of values in [0, 1]")
     std: tuple[Positive, Positive, Positive] = Field(description="per channel, of values in [0, 1]")
     train_images: Count | None = Field(None, description="how many there are; not checked when absent")
     val_images: Count | None = Field(None, description="how many there are; not checked when absent")
@@ -108,12 +108,12 @@ class Optimisation(Strict):
 
     epochs: Count = Field(description="passes over the training images")
     batch_size: Count = Field(description="images an optimiser step")
-    optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "adam"] = Field("sgd", description="as torch.optim's")
     lr: Positive = Field(description="base learning rate")
     momentum: Ratio = Field(0.9, description="of SGD")
-    weight_decay: Weight = 0.0
+    weight_decay: Weight = Field(0.0, description="of the optimiser; of AdamW decoupled")
     decay_vectors: bool = Field(True, description="decay biases and normalisation weights too")
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="of the learning rate, after warm-up")
     schedule_per: Literal["epoch", "step"] = Field("epoch", description="how often the learning rate moves")
     step_epochs: Count = Field(30, description="epochs between drops of the step schedule")
     step_factor: Ratio = Field(0.1, description="what a drop multiplies by")
@@ -139,11 +139,11 @@ class Optimisation(Strict):
 class Squeeze(Optimisation, Augmentation):
     """Stage 1: train the recovery model on the real data, or take published weights."""
 
-    label_smoothing: Ratio = 0.0
+    label_smoothing: Ratio = Field(0.0, description="share of a label that is spread over all classes")
     weights: str | None = Field(
         None, description="published weights instead of training: torchvision:<Weights.NAME> or timm:<pretrained tag>"
     )
-    seed: Natural = 0
+    seed: Natural = Field(0, description="of every draw of the stage; part of the run's id")
 
     def identity(self) -> dict[str, Any]:
         """What changes the squeezed model."""
@@ -175,7 +175,7 @@ class Recover(Strict):
     release: str = Field(
         "", description="imported: folder name under data/released/ of new000/class000_id000.jpg images"
     )
-    seed: Natural = 0
+    seed: Natural = Field(0, description="of every draw of the stage; part of the run's id")
 
     @model_validator(mode="after")
     def _sensible(self) -> Recover:
@@ -206,10 +206,10 @@ class Relabel(Augmentation):
         description="fp16: stored logits; online: the relabel model runs while validating; hard: the class itself",
     )
     epochs: Count | None = Field(None, description="epochs of labels; default: those of validate")
-    mixing: Literal["none", "cutmix", "mixup"] = "none"
+    mixing: Literal["none", "cutmix", "mixup"] = Field("none", description="of an image with a partner, in every epoch")
     mixing_alpha: Positive = Field(1.0, description="both parameters of the Beta distribution of the mixing ratio")
     batch_size: Count = Field(128, description="label batch: images whose mixing partners come from among each other")
-    seed: Natural = 0
+    seed: Natural = Field(0, description="of every draw of the stage; part of the run's id")
 
     def identity(self) -> dict[str, Any]:
         """What changes the labels; how they are kept (stored or online) does not, up to rounding."""
@@ -251,7 +251,7 @@ class Recipe(Strict):
 class Runtime(Strict):
     """Where and how fast a job runs; none of it changes which run it is."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
     )
@@ -280,8 +280,8 @@ class Settings(Strict):
     cells: Literal["all", "present"] = Field("all", description="present: make tables from the run JSONs that exist")
     data: str = Field("data", description="folder of the real data sets; $CDA_DATA wins")
     data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")
-    labels: Labels = Labels()
-    runtime: Runtime = Runtime()
+    labels: Labels = Field(Labels(), description="the label store")
+    runtime: Runtime = Field(Runtime(), description="the machine")
 
 
 def parse(model: type[M], values: dict[str, Any], where: str, written: Mapping[str, str] | None = None) -> M:
@@ -292,7 +292,7 @@ def parse(model: type[M], values: dict[str, Any], where: str, written: Mapping[s
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo explains the rest
         key, told = ".".join(map(str, problem["loc"])), _told(model, problem)
         near = [k for k in written or () if k == key or key.startswith(f"{k}.") or k.startswith(f"{key}.")]
         place = written[near[0]] if written and near else where

@@ -39,35 +39,37 @@ Several = Annotated[tuple[T, ...], Field(min_length=1)]
 class Group(Strict):
     """A grid of cells: every combination of its lists."""
 
-    dataset: str
-    methods: Several[str]
-    recovery_models: Several[str]
-    ipc: Several[Count]
-    validation_models: Several[str]
-    relabel_model: str | None = None
-    metric: Literal["top1", "top5"] = "top1"
-    setting: str = ""
-    set: dict[str, Any] = Field(default_factory=dict)
-    variants: tuple[str, ...] = ()
-    control: bool = False
+    dataset: str = Field(description="a data set; one that is not declared leaves its cells not_run")
+    methods: Several[str] = Field(description="names under methods in the data set's recipe")
+    recovery_models: Several[str] = Field(description="networks that are squeezed and recovered from")
+    ipc: Several[Count] = Field(description="images per class")
+    validation_models: Several[str] = Field(description="networks that are trained on the distilled images")
+    relabel_model: str | None = Field(None, description="the network that labels; default: the recovery model")
+    metric: Literal["top1", "top5"] = Field("top1", description="accuracy in percent, of the last epoch")
+    setting: str = Field("", description="what tells these cells from others with the same keys, as in reported.csv")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="the table's own values, with dots: {validate.epochs: 800}"
+    )
+    variants: tuple[str, ...] = Field((), description="names under variants in the data set's recipe")
+    control: bool = Field(False, description="ours and not the paper's: shown apart")
 
 
 class Layout2D(Strict):
     """Which keys become the rows and the columns of the Markdown table."""
 
-    rows: tuple[Key, ...]
-    columns: tuple[Key, ...]
+    rows: tuple[Key, ...] = Field(description="keys down the side")
+    columns: tuple[Key, ...] = Field(description="keys across the top")
 
 
 class Experiment(Strict):
     """A table of the paper (or of ours): `config/experiments/<name>.yaml`."""
 
-    title: str
-    caption: str = ""
-    reported: int | None = None
-    scales: tuple[str, ...]
-    layout: Layout2D
-    groups: tuple[Group, ...]
+    title: str = Field(description="its heading")
+    caption: str = Field("", description="what stands below it")
+    reported: int | None = Field(None, description="the paper's table, in config/reported.csv")
+    scales: tuple[str, ...] = Field(description="scales at which it exists")
+    layout: Layout2D = Field(description="how the Markdown table is laid out")
+    groups: tuple[Group, ...] = Field(description="its grids of cells")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,10 @@ class ExperimentSet:
         self.layout = Layout(settings.scale)
         self._scale: Layer = {} if settings.scale == "paper" else read_scale(config, settings.scale)
         self._declared = declared(config)
+        for name in settings.data_paths:
+            if name not in [*self._declared, "released"]:
+                there = ", ".join(self._declared)
+                raise ConfigError(f"config key data_paths: {name!r} is not declared; use {there}")
         for name in settings.datasets if settings.datasets != "all" else ():
             if name not in self._declared:
                 raise ConfigError(f"config key datasets: {name!r} is not declared; use {', '.join(self._declared)}")
@@ -197,8 +203,8 @@ class ExperimentSet:
                 run, note = None, f"data set {group.dataset} is not declared in config/datasets/"
                 yield self._cell(table, experiment, key, key, run, note, group.control)
                 continue
-            paper = self._resolve(group, method, recovery_model, ipc, validation_model, scaled=False)
-            run = self._resolve(group, method, recovery_model, ipc, validation_model, scaled=True)
+            paper = self._resolve(table, group, method, recovery_model, ipc, validation_model, scaled=False)
+            run = self._resolve(table, group, method, recovery_model, ipc, validation_model, scaled=True)
             reported_key = key | {"recovery_iterations": _iterations(paper)}
             yield self._cell(
                 table, experiment, key | {"recovery_iterations": _iterations(run)}, reported_key, run, "", group.control
@@ -221,10 +227,10 @@ class ExperimentSet:
             raise ConfigError(f"{where}: cannot be read ({error.strerror}); take it from the repository") from None
 
     def _resolve(
-        self, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool
+        self, table: str, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool
     ) -> Run:
         data = self.dataset(group.dataset)
-        layer = self._layers(group, method, recovery_model, scaled)
+        layer = self._layers(table, group, method, recovery_model, scaled)
         where = next(
             (v.where for v in layer.values() if v.where.startswith(str(self.config / "recipes"))), "config/recipes"
         )
@@ -235,7 +241,7 @@ class ExperimentSet:
         labels = relabel_run(data, recipe, images, relabel_model, ipc, layer)
         return validate_run(data, recipe, labels, validation_model, layer)
 
-    def _layers(self, group: Group, method: str, recovery_model: str, scaled: bool) -> Layer:
+    def _layers(self, table: str, group: Group, method: str, recovery_model: str, scaled: bool) -> Layer:
         """Recipe, recovery model's own values, method, variants, cell, scale: a later one wins."""
         file = self.config / "recipes" / f"{group.dataset}.yaml"
         recipe = read_layer(file)
@@ -244,10 +250,11 @@ class ExperimentSet:
         layer |= _named(recipe, "methods", method, file)
         for variant in group.variants:
             layer |= _named(recipe, "variants", variant, file)
-        layer |= {
-            k: Sourced(v, f"config/experiments ({group.setting or 'set'})", "the table's own setting")
-            for k, v in group.set.items()
-        }
+        own = f"{self.config / 'experiments' / table}.yaml"
+        for key, value in group.set.items():
+            if isinstance(value, Mapping):
+                raise ConfigError(f"{own}: set.{key} holds a mapping; write dots instead, such as validate.epochs: 800")
+            layer[key] = Sourced(value, own, "the table's own setting")
         if scaled:
             layer |= below(self._scale, "recipe")
             layer |= below(self._scale, f"datasets.{group.dataset}")

@@ -9,12 +9,18 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from cda.config import Dataset, Recipe, Settings, Strict
-from cda.experiments import Experiment, Group
+from cda.experiments import Experiment, Group, Layout2D
 
 HEAD = """# Configuration
 
 Made from `src/cda/config.py` by `make docs`; `cda config schema` prints the same as JSON schema.
 An unknown key, a wrong type or a value out of range ends in one line that names the file, the key and what is allowed.
+
+A recipe has, besides the stages' values below, three sections of named changes to them, each a mapping of names to the
+same keys: `methods` (what a table's `methods` name), `variants` (other readings of the paper, taken by a table's
+`variants`) and `recovery_models` (values of one recovery model). The comment on a line is its value's source. A scale
+(`config/scales/<name>.yaml`) has `settings` (as `config/config.yaml`), `recipe` (values for every data set) and
+`datasets.<name>` (values for one). Later wins: recipe, recovery model, method, variants, the table's `set`, the scale.
 """
 
 
@@ -57,7 +63,7 @@ def page() -> str:
     sections: list[tuple[str, type[Strict]]] = [("`config/config.yaml`, and `settings` of a scale", Settings)]
     sections += [(f"`{key}` in it", model) for key, model in _models_in(Settings)]
     sections += [("`config/datasets/<name>.yaml`", Dataset), ("`config/experiments/<table>.yaml`", Experiment)]
-    sections += [("one of its `groups`", Group)]
+    sections += [("its `layout`", Layout2D), ("one of its `groups`", Group)]
     sections += [(f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)]
     return "\n".join([HEAD, *(line for title, model in sections for line in _section(title, model))]).rstrip() + "\n"
 

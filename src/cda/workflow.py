@@ -42,15 +42,16 @@ class Plan:
     def _check_targets(self, arguments: Sequence[str]) -> None:
         """Raises ConfigError for a result on the command line that is another scale's, or no table's."""
         known = {"paper", *(path.stem for path in (self.experiments.config / "scales").glob("*.yaml"))}
+        if "demo" in arguments and "demo" not in self.experiments.tables:
+            raise ConfigError(f"demo is no target of scale {self.settings.scale}; add --config scale=demo")
         for target in arguments:
-            match = re.fullmatch(r"results/(?:([a-z]+)/)?([a-z]+\d*)(\.csv|\.md|-\w+\.png)", target)
+            match = re.fullmatch(r"results/(?:([\w-]+)/)?([\w-]+?)(\.csv|\.md|-(?:distilled|progress)\.png)", target)
             if not match or (match[1] and match[1] not in known):
                 continue
             asked, scale = match[1] or "paper", self.settings.scale
             if asked != scale:
-                raise ConfigError(
-                    f"{target} is of scale {asked}, but this is scale {scale}; add --config scale={asked}"
-                )
+                mend = f"add --config scale={asked}, or ask for {self.layout.results}/{match[2]}{match[3]}"
+                raise ConfigError(f"{target} is of scale {asked}, but this is scale {scale}; {mend}")
             if match[2] not in self.experiments.tables:
                 there = ", ".join(self.experiments.tables)
                 raise ConfigError(f"{target}: there is no table {match[2]} at scale {scale}; there is {there}")

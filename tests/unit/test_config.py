@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -394,3 +395,36 @@ def test_every_run_of_the_repository_can_be_shown(monkeypatch, capsys):
     for run_id in list(ExperimentSet(load_settings()).runs())[::9]:
         assert main(["config", "show", run_id]) == 0
         assert "no source given" not in capsys.readouterr().out
+
+
+def test_a_misspelt_required_key_is_told_as_such(tree):
+    tree.edit("datasets/digits.yaml", "classes: 10", "clases: 10")
+    line = problem(lambda: resolve(tree))
+    assert "clases is not a known key; use one of name, layout, classes" in line
+
+
+def test_the_schema_knows_the_ranges(capsys):
+    from cda.reference import schema
+
+    (recipe,) = [model for model in json.loads(schema()) if model["title"] == "Recipe"]
+    assert recipe["$defs"]["Squeeze"]["properties"]["epochs"]["minimum"] == 1
+    assert recipe["$defs"]["Recover"]["properties"]["milestone"]["maximum"] == 1
+
+
+@pytest.mark.parametrize("name", ["my_table", "my-table", "tiny"])
+def test_a_table_may_have_any_ordinary_name(name, tree):
+    from cda.workflow import Plan
+
+    tree.experiment(name)
+    Plan({}, [f"results/{name}.csv", f"results/{name}-distilled.png"])
+
+
+def test_a_mapping_among_a_table_s_own_values_is_refused(tree):
+    tree.experiment("tiny", {"set": {"validate": {"epochs": 4}}})
+    line = problem(lambda: resolve(tree))
+    assert line.startswith("config/experiments/tiny.yaml: set.validate holds a mapping; write dots instead")
+
+
+def test_a_folder_for_an_undeclared_data_set_is_refused(tree):
+    tree.edit("config.yaml", "data_paths: {}", "data_paths: {cifar10: /data}")
+    assert "data_paths: 'cifar10' is not declared; use digits" in problem(lambda: resolve(tree))

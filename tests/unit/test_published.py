@@ -27,7 +27,7 @@ def published(tree, monkeypatch):
 
     def get_weight(name):
         if name != NAME:
-            raise ValueError(f"{name} not found")
+            raise KeyError(name)
         return weight
 
     monkeypatch.setattr(torchvision.models, "get_weight", get_weight)

@@ -171,7 +171,7 @@ def test_the_markdown_table_has_the_paper_s_layout_and_its_numbers_in_parenthese
     text = CSV.with_suffix(".md").read_text(encoding="utf-8")
     head, _, *rows = body(text)
     assert head == ["ipc", "old", "cda", "sre2l", "random"]
-    assert rows == [["1", "– (12.8)", "39.50 ± 2.12 (40.0)", "–", "–"], ["2", "", "–", "– (60.0)", "20.00"]]
+    assert rows == [["1", "– (12.8)", "39.50 ± 2.12 (40.0 ± 0.5)", "–", "–"], ["2", "", "–", "– (60.0)", "20.00"]]
     assert text.startswith("# Table tiny\n")
     assert "What it shows. In parentheses: what the paper reported." in text
     assert "Cells: 2 measured, 1 quoted, 4 not_run." in text
@@ -210,7 +210,7 @@ def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
     assert "**Scaled down: scale `small`, not comparable with the paper.**" in capsys.readouterr().out
     assert sorted(path.name for path in Path("results").rglob("*") if path.is_file()) == ["tiny.csv", "tiny.md"]
     assert Path("results/small/tiny.csv").is_file()
-    assert "(40.0)" in Path("results/small/tiny.md").read_text(encoding="utf-8")
+    assert "(40.0 ± 0.5)" in Path("results/small/tiny.md").read_text(encoding="utf-8")
 
 
 def test_a_measurement_of_another_scale_is_not_shown(tree):

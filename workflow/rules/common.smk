@@ -17,8 +17,8 @@ shell.prefix(PLAN.prefix)
 wildcard_constraints:
     artifacts=PLAN.layout.artifacts,
     results=PLAN.layout.results,
-    dataset=r"\w+",
+    dataset=r"[\w-]+",
     run=r"[\w.-]+",
     part=r"\d+",
     seed=r"\d+",
-    table=r"[a-z]+\d*",
+    table=r"[\w-]+?",

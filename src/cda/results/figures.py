@@ -32,6 +32,12 @@ def recover_runs(experiments: ExperimentSet, table: str) -> dict[str, Run]:
     return found
 
 
+def _snapshots(run: Run) -> set[int]:
+    """The steps whose images a run keeps."""
+    recipe = run.recipe.recover
+    return {step for step in recipe.snapshots if step <= recipe.iterations}
+
+
 def _first_part(experiments: ExperimentSet, run: Run) -> Path:
     return Path(experiments.layout.part(run, 0))
 
@@ -88,7 +94,7 @@ def distilled(experiments: ExperimentSet, table: str, out: Path) -> None:
 def progress(experiments: ExperimentSet, table: str, out: Path) -> None:
     """How images emerge: a row a synthetic method, a column a recovery step, all from the same noise."""
     runs = {method: run for method, run in recover_runs(experiments, table).items() if run.recipe.recover.synthetic}
-    steps = sorted(set.intersection(*(set(run.recipe.recover.snapshots) for run in runs.values())) if runs else set())
+    steps = sorted(set.intersection(*(_snapshots(run) for run in runs.values())) if runs else set())
     if not steps:
         raise ArtifactError(
             f"table {table}: its methods share no recover.snapshots; set the same steps in the recipe and recover again"

@@ -81,7 +81,8 @@ def _shown(row: pd.Series[Any]) -> str:
     """A cell as people read it: measured ± std, and in parentheses what the paper reported."""
     spread = f" ± {row['measured_std']:.2f}" if pd.notna(row["measured_std"]) else ""
     ours = f"{row['measured']:.2f}{spread}" if pd.notna(row["measured"]) else "–"
-    return f"{ours} ({row['reported']})" if row["reported"] else ours
+    theirs = " ± ".join(part for part in (row["reported"], row["reported_std"]) if part)
+    return f"{ours} ({theirs})" if theirs else ours
 
 
 def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[str]]:
@@ -149,14 +150,13 @@ def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
 def describe(experiments: ExperimentSet, run_id: str) -> str:
     """A resolved run for people: its upstream, and each value of its stage with its source."""
     run = experiments.run(run_id)
-    stage = "validate" if run.stage == "validate" else run.stage
     values = run.recipe.model_dump(mode="json", by_alias=True)
     lines = [f"{run.stage} {run.id}", f"  data set: {json.dumps(run.data.identity())}"]
     lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
     if run.model:
         lines.append(f"  model: {run.model}")
     counted = set(run.spec["recipe"])
-    for part in ("architecture", stage) if run.model else (stage,):
+    for part in ("architecture", run.stage) if run.model else (run.stage,):
         for key, value in values[part].items():
             sourced = run.values.get(f"{part}.{key}")
             source = f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"

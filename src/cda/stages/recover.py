@@ -63,7 +63,7 @@ def run(context: Context, part: int, model_path: Path | None, out: Path) -> None
             assert model_path is not None
             classes = _synthesise(context, machine, model_path, shards, work, stop)
         else:
-            classes = _take(context, machine, shards, work)
+            classes = _take(context, shards, work)
         _write_part(context, machine, shards, classes, work)
         publish(work / "out", out)
 
@@ -140,7 +140,7 @@ def _keep(work: Path, group: list[Block], pixels: Pixels, step: int | None) -> N
             _save_pixels(_block_file(work, block, step), pixels[index * size : (index + 1) * size])
 
 
-def _take(context: Context, machine: Machine, shards: range, work: Path) -> list[str]:
+def _take(context: Context, shards: range, work: Path) -> list[str]:
     """Real images (the random control) or released ones (the authors' folder) as the blocks' finished images."""
     run, recipe = context.run, context.run.recipe.recover
     train = context.real("train") if recipe.mode == "random" else None
@@ -162,9 +162,8 @@ def _random_images(images: Pixels, labels: NDArray[np.int64], classes: int, shar
     for label in range(classes):
         own = np.flatnonzero(labels == label)
         if shard >= len(own):
-            raise ConfigError(
-                f"recover mode random: class {label} has {len(own)} images, too few for shard {shard}; lower the IPC"
-            )
+            found = f"class {label} has {len(own)} images, too few for shard {shard}"
+            raise ConfigError(f"recover mode random: {found}; lower the data set's shards_per_job or the IPC")
         chosen.append(own[generator("random", seed, "class", label).permutation(len(own))[shard]])
     return images[chosen]
 

@@ -142,15 +142,27 @@ def _from_torchvision(_model: str, name: str) -> tuple[dict[str, Tensor], float 
 
     try:
         weight = get_weight(name)
-    except ValueError as error:
-        raise ConfigError(
-            f"squeeze.weights: torchvision has no weights {name!r} ({error}); see torchvision.models.list_models"
-        ) from None
+    except (ValueError, KeyError):
+        mend = "torchvision.models.list_models() and get_model_weights() name what there is"
+        raise ConfigError(f"squeeze.weights: torchvision has no weights {name!r}; {mend}") from None
     metrics = weight.meta.get("_metrics", {}).get("ImageNet-1K", {})
-    return dict(weight.get_state_dict(progress=True, check_hash=True)), metrics.get("acc@1")
+    try:
+        return dict(weight.get_state_dict(progress=True, check_hash=True)), metrics.get("acc@1")
+    except (OSError, RuntimeError) as error:
+        raise _not_fetched(f"torchvision:{name}", error) from None
 
 
 def _from_timm(model: str, tag: str) -> tuple[dict[str, Tensor], float | None]:
     import timm
 
-    return dict(timm.create_model(f"{model}.{tag}", pretrained=True).state_dict()), None
+    try:
+        return dict(timm.create_model(f"{model}.{tag}", pretrained=True).state_dict()), None
+    except (OSError, RuntimeError) as error:
+        raise _not_fetched(f"timm:{tag}", error) from None
+
+
+def _not_fetched(weights: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(
+        f"squeeze.weights: {weights} cannot be had ({reason}); check the name, or fetch it where there is internet"
+    )

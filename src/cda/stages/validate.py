@@ -15,7 +15,7 @@ from cda.checkpoint import Checkpoint, working
 from cda.data.labels import LabelStore
 from cda.data.loaders import DistilledBatches, Images, images_of
 from cda.data.shards import load_distilled
-from cda.errors import DataError
+from cda.errors import ConfigError, DataError
 from cda.files import write_json
 from cda.method.kd import kd_loss, mixed_ce
 from cda.runtime import Machine
@@ -69,6 +69,8 @@ def loss_of(context: Context, store: LabelStore) -> Loss:
 def run(context: Context, images_folder: Path, labels: Path, model_path: Path | None, seed: int, out: Path) -> None:
     """Train and test with one seed; write the run's JSON at `out`."""
     run, recipe = context.run, context.run.recipe.validate_
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: seeds are counted from 0")
     store = LabelStore(labels)
     pixels, targets, classes, images_digest = load_distilled(
         images_folder, run.ipc, run.dataset, run.upstream["labels"].upstream["images"].id
