@@ -293,13 +293,13 @@ def parse(model: type[M], values: dict[str, Any], where: str, written: Mapping[s
         return model.model_validate(values)
     except ValidationError as error:
         problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo explains the rest
-        key, told = ".".join(map(str, problem["loc"])), _told(model, problem)
+        key, told = ".".join(map(str, problem["loc"])), _message(model, problem)
         near = [k for k in written or () if k == key or key.startswith(f"{k}.") or k.startswith(f"{key}.")]
         place = written[near[0]] if written and near else where
         raise ConfigError(f"{place}: {key or model.__name__.lower()} {told}") from None
 
 
-def _told(model: type[Strict], problem: Any) -> str:
+def _message(model: type[Strict], problem: Any) -> str:
     """What pydantic found wrong, in words that say what is allowed."""
     if problem["type"] == "extra_forbidden":
         return f"is not a known key; use one of {', '.join(_keys(model, problem['loc'][:-1]))}"

@@ -23,7 +23,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _full_disk(path: Path, error: OSError) -> ArtifactError:
+def _cannot_write(path: Path, error: OSError) -> ArtifactError:
     return ArtifactError(
         f"{path}: cannot be written ({error.strerror}); make room or allow writing, then start again: it goes on"
     )
@@ -41,7 +41,7 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:
-        raise _full_disk(path, error) from None
+        raise _cannot_write(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def publish(folder: Path, output: Path) -> None:
         os.rename(aside, output)
         _sync(output.parent)
     except OSError as error:
-        raise _full_disk(output, error) from None
+        raise _cannot_write(output, error) from None
 
 
 def digest(*chunks: bytes) -> str:

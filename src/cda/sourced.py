@@ -3,8 +3,8 @@
     lr: 0.25  # paper Table 10b
 
 reads as the value 0.25 of key `lr` with the source "paper Table 10b", its file and its line. Layers of such values
-(recipe, method, variant, scale, cell) are laid over each other key by key, so that a resolved run can tell
-the source of everything in it.
+(recipe, method, variant, scale, cell) are laid over each other key by key, so that a resolved run can tell the source
+of everything in it.
 """
 
 from __future__ import annotations

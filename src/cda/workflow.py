@@ -56,7 +56,7 @@ class Plan:
                 there = ", ".join(self.experiments.tables)
                 raise ConfigError(f"{target}: there is no table {match[2]} at scale {scale}; there is {there}")
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """What is there already, in a line; and which data sets of its tables are not declared."""
         wanted = self._seeds(self._validate_runs())
         done = sum(Path(path).is_file() for path in wanted)

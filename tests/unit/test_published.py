@@ -11,6 +11,7 @@ import torchvision
 from cda.errors import ConfigError
 from cda.runtime import start
 from cda.stages import squeeze
+from cda.stages.networks import load_squeezed
 
 NAME = "ResNet18_Weights.IMAGENET1K_V1"
 
@@ -42,7 +43,7 @@ def test_published_weights_become_a_squeeze_run(published):
     described = json.loads(out.with_name("squeeze.json").read_text())
     assert (described["weights"], described["top1"], described["run"]) == (f"torchvision:{NAME}", 69.758, run.id)
     assert described["classes"] == list("0123456789")
-    loaded = squeeze.load_squeezed(out, run, start(tree.experiments().settings.runtime))
+    loaded = load_squeezed(out, run, start(tree.experiments().settings.runtime))
     reference = torchvision.models.resnet18(num_classes=10)
     reference.load_state_dict(state)
     images = torch.randn(2, 3, 32, 32)

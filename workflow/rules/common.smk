@@ -7,7 +7,7 @@ try:
     PLAN = Plan(config, sys.argv[1:])
 except CdaError as error:
     sys.exit(f"cda: {error}")
-print(PLAN.told(), file=sys.stderr)
+print(PLAN.summary(), file=sys.stderr)
 
 
 # Jobs resolve their runs with the configuration that this call was given.

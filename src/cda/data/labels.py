@@ -2,9 +2,8 @@
 
 What image i looks like in epoch e (crop, flip, partner, patch) is a pure function of the relabel seed, e and i (for
 mixing also of the label batch and the number of images), so a store holds logits and a header and no coordinates.
-Mixing partners come
-from the same block of `batch_size` images in the epoch's order, so that one store serves every batch size of post-
-training.
+Mixing partners come from the same block of `batch_size` images in the epoch's order, so that one store serves every
+batch size of post- training.
 """
 
 from __future__ import annotations
@@ -81,6 +80,11 @@ class LabelStore:
         self.folder, self.header = folder, header_of(folder)
         self.mode: str = self.header["labels"]
         self.logits: NDArray[np.float16] | None = self._map() if self.mode == "fp16" else None
+
+    @property
+    def recipe(self) -> Relabel:
+        """The relabel recipe that the header records: what its augmentations are drawn by."""
+        return Relabel.model_validate(self.header["recipe"])
 
     def _map(self) -> NDArray[np.float16]:
         path, shape = logits_file(self.folder), tuple(self.header.get("shape", ()))

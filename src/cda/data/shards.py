@@ -1,8 +1,8 @@
 """Distilled images on disk: a shard is one IPC index over all classes, a tar that WebDataset reads too.
 
-`ipc-007.tar` holds `00042_007.png` and `00042_007.cls` for class 42, and `__shard.json__` with the class names, the run
-and a digest of the pixels. Only what is a function of the run is inside, so that equal runs give equal
-bytes; times and losses lie in `ipc-007.json`.
+`ipc-007.tar` holds `00042_007.png` and `00042_007.cls` for class 42, and `__shard.json__` with the class names, the
+run and a digest of the pixels. Only what is a function of the run is inside, so that equal runs give equal bytes;
+times and losses lie in `ipc-007.json`.
 
     from cda.data.shards import DistilledDataset
     dataset = DistilledDataset("artifacts/recover/cifar100/<run>", ipc=10, transform=...)

@@ -2,12 +2,10 @@
 
 Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of Y holds the two
 weights of an output row's source rows. A flip reverses the rows of X, a roll rotates the rows of both, a padded crop
-has rows of
-zeros. So any of them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in its gradient
-too, and fast on
-any device. The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8). A crop of an R×R image resized
-to R×R only
-ever enlarges, so torchvision's antialiasing would change nothing; `resampling` asserts that.
+has rows of zeros. So any of them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in
+its gradient too, and fast on any device. The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8).
+A crop of an R×R image resized to R×R only ever enlarges, so torchvision's antialiasing would change nothing;
+`resampling` asserts that.
 
 Draws are made on the CPU by counter-based generators, so that they depend on what they are for and on nothing that ran
 before.

@@ -2,8 +2,8 @@
 
 A step optimises a random crop whose area ratio lies between `min_crop` and β_u. With a curriculum early steps see
 nearly the whole image; the lower bound then falls to β_l and small crops appear (paper Section 2.3, Algorithm 1). The
-paper's decay γ = 0.92 is
-β_u − β_l at its defaults, and is taken as that for every β (fidelity 6); a step s is early while s < milestone · S.
+paper's decay γ = 0.92 is β_u − β_l at its defaults, and is taken as that for every β (fidelity 6); a step s is early
+while s < milestone · S.
 """
 
 from __future__ import annotations

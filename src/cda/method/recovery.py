@@ -1,8 +1,8 @@
 """The recover loop (paper Section 2.3, Eq. 6): images that the model recognises, with the real data's BN statistics.
 
 Several class blocks go through the network together; draws, BN statistics and losses are each block's own, so that one
-block alone is the special case. docs/fidelity.md gives the loop's order; items 3 to 9 say where it follows the authors'
-code.
+block alone is the special case. docs/fidelity.md gives the loop's order; items 3 to 9 say where it follows the
+authors' code.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Recovery:
                 )
         return entropy, distance
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The last noted losses, mean over the blocks, for people."""
         ce, bn = (float(np.mean(self.trace[-1][key])) for key in ("ce", "bn"))
         return f"loss {ce:.3f} + α·{bn:.2f}"

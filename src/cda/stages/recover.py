@@ -2,8 +2,7 @@
 
 Reads a squeezed model (or images); writes a part folder of shards `ipc-000.tar` with `ipc-000.json` beside each, and
 the first shard's snapshots under `snapshots/`. A shard depends on the run and its index alone. Finished blocks and the
-newest state of
-the unfinished ones wait in the work folder, so that a killed job goes on where it was.
+newest state of the unfinished ones wait in the work folder, so that a killed job goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from cda.method.recovery import Block, Recovery, blocks_of
 from cda.progress import Progress
 from cda.runtime import Machine
 from cda.stages.context import Context
-from cda.stages.squeeze import load_squeezed
+from cda.stages.networks import load_squeezed
 
 Pixels = NDArray[np.uint8]
 
@@ -122,7 +121,7 @@ def _recover_group(
         if stop.signal or checkpoint.due():
             checkpoint.save(recovery.state())
             stop.check()
-        progress.note = recovery.told()
+        progress.note = recovery.summary()
         progress.update(len(group))
     for index, block in enumerate(group):
         trace = [{"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]} for row in recovery.trace]

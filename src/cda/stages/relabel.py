@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from cda.checkpoint import Stop, working
-from cda.config import Relabel
 from cda.data.labels import FORMAT, logits_file
 from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
@@ -25,7 +24,7 @@ from cda.progress import Progress, say
 from cda.runs import label_epochs, label_gigabytes, label_mode
 from cda.runtime import Machine
 from cda.stages.context import Context
-from cda.stages.squeeze import load_squeezed
+from cda.stages.networks import load_squeezed
 
 BATCH = 256  # images the relabel model sees at a time; changes nothing but speed and rounding
 
@@ -75,11 +74,6 @@ def _room(path: Path, shape: tuple[int, ...], fresh: bool) -> np.memmap[Any, Any
         raise ArtifactError(
             f"{path}: cannot be written, no room for {size:.3g} GB ({error.strerror}); make room or lower labels.max_gb"
         ) from None
-
-
-def recipe_of(header: dict[str, Any]) -> Relabel:
-    """The relabel recipe that a header records: what its augmentations are drawn by."""
-    return Relabel.model_validate(header["recipe"])
 
 
 def _finished_epochs(mark: Path, path: Path, key: str) -> int:

@@ -9,50 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cda import models
 from cda.checkpoint import Checkpoint, working, write_tensors
 from cda.data.loaders import SqueezeBatches, images_of
-from cda.errors import ArtifactError, ConfigError
-from cda.files import file_digest, read_json, whole, write_json
-from cda.runs import Run
-from cda.runtime import Machine, seed_everything
+from cda.errors import ConfigError
+from cda.files import file_digest, whole, write_json
 from cda.stages.context import Context
+from cda.stages.networks import fresh_model
 from cda.training import Loss, Trainer, fit
-
-
-def fresh_model(run: Run, machine: Machine, purpose: tuple[object, ...]) -> nn.Module:
-    """The run's network with weights drawn for `purpose`, on the device."""
-    seed_everything(*purpose, "weights")
-    model = machine.place(models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture))
-    size = run.data.resolution
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size, device=machine.device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"model {run.model!r} cannot take {size}×{size} images ({reason}); use another model"
-        ) from None
-    return model
-
-
-def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
-    """A squeeze run's model, frozen and in evaluation mode; raises ArtifactError if the file is another run's."""
-    described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
-    if described.get("run") != run.id:
-        raise ArtifactError(
-            f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it again or pull it"
-        )
-    model = models.load_weights(
-        models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture), path
-    )
-    if file_digest(path) != described.get("sha256"):
-        raise ArtifactError(f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it")
-    return machine.place(model).eval().requires_grad_(False)
 
 
 def smoothed_ce(smoothing: float) -> Loss:

@@ -20,8 +20,7 @@ from cda.files import write_json
 from cda.method.kd import kd_loss, mixed_ce
 from cda.runtime import Machine
 from cda.stages.context import Context
-from cda.stages.relabel import recipe_of
-from cda.stages.squeeze import fresh_model, load_squeezed
+from cda.stages.networks import fresh_model, load_squeezed
 from cda.training import Batches, History, Loss, Trainer, fit
 
 
@@ -92,18 +91,16 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
         path = context.work(f"seed-{seed}") / "state.safetensors"
         key = f"{run.id} {seed} {images_digest} {store.header.get('sha256')}"
         checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
-        distilled = DistilledBatches(
-            Images(pixels, targets, run.data, machine), recipe_of(store.header), recipe.batch_size
-        )
+        distilled = DistilledBatches(Images(pixels, targets, run.data, machine), store.recipe, recipe.batch_size)
         trainer = Trainer(fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed))
         batches: Batches = LabelledBatches(distilled, store, teacher, machine)
         test = images_of(val, run.data, machine)
         label = f"validate {run.id} seed {seed}"
         history = fit(trainer, batches, loss_of(context, store), test.evaluate, checkpoint, stop, label)
-        write_json(out, _told(context, history, seed, machine))
+        write_json(out, _record(context, history, seed, machine))
 
 
-def _told(context: Context, history: History, seed: int, machine: Machine) -> dict[str, Any]:
+def _record(context: Context, history: History, seed: int, machine: Machine) -> dict[str, Any]:
     """What the run's JSON says; everything outside `provenance` is the same on the same kind of CPU."""
     run, last, best = context.run, history.last, history.best
     measured = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
