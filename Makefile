@@ -60,7 +60,7 @@ docs: $(INSTALLED) ## Make the generated pages and the README's pictures (the de
 	cp results/demo/demo-distilled.png docs/images/
 
 clean: ## Remove the demo's outputs and the tools' caches; no other run's
-	rm -rf results/demo artifacts/demo logs/artifacts/demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf results/demo artifacts/demo logs/artifacts/demo logs/results/demo .mypy_cache .pytest_cache .ruff_cache
 	find src tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## The same, and .venv too
