@@ -255,7 +255,7 @@ class Runtime(Strict):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
     )
-    compile: bool = Field(False, description="compile the recover step (10 to 60 s to start; pays on long runs)")
+    compile: bool = Field(False, description="compile the recover step: slow to start, for long runs")
     cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
     blocks: Count = Field(1, description="class blocks that go through the network together in recover")
     checkpoint_seconds: Weight = Field(60.0, description="time between checkpoints of a long stage")

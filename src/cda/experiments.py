@@ -29,7 +29,6 @@ Key = Literal[
     "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric"
 ]
 KEYS: tuple[str, ...] = get_args(Key)
-STAGES = ("architecture", "squeeze", "recover", "relabel", "validate")
 
 
 T = TypeVar("T")
@@ -190,32 +189,22 @@ class ExperimentSet:
     def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:
         axes = (group.ipc, group.recovery_models, group.validation_models, group.methods)
         for ipc, recovery_model, validation_model, method in itertools.product(*axes):
-            key: dict[str, Any] = {
-                "dataset": group.dataset,
-                "method": method,
-                "recovery_model": recovery_model,
-                "ipc": ipc,
-            }
-            key |= {"setting": group.setting, "validation_model": validation_model, "metric": group.metric}
-            if group.dataset not in self._declared:
-                matches = [r for r in self._reported if _matches(r, experiment.reported, key)]
-                key["recovery_iterations"] = matches[0]["recovery_iterations"] if matches else ""
-                run, note = None, f"data set {group.dataset} is not declared in config/datasets/"
-                yield self._cell(table, experiment, key, key, run, note, group.control)
-                continue
-            paper = self._resolve(table, group, method, recovery_model, ipc, validation_model, scaled=False)
-            run = self._resolve(table, group, method, recovery_model, ipc, validation_model, scaled=True)
-            reported_key = key | {"recovery_iterations": _iterations(paper)}
-            yield self._cell(
-                table, experiment, key | {"recovery_iterations": _iterations(run)}, reported_key, run, "", group.control
-            )
+            key: dict[str, Any] = {"dataset": group.dataset, "method": method, "recovery_model": recovery_model}
+            key |= {"ipc": ipc, "setting": group.setting, "validation_model": validation_model, "metric": group.metric}
+            run, note = None, f"data set {group.dataset} is not declared in config/datasets/"
+            asked = shown = self._row(experiment, key).get("recovery_iterations", "")
+            if group.dataset in self._declared:
+                chosen = (table, group, method, recovery_model, ipc, validation_model)
+                run, note = self._resolve(*chosen, scaled=True), ""
+                # The paper is asked by its own iterations, whatever the scale runs.
+                asked, shown = _iterations(self._resolve(*chosen, scaled=False)), _iterations(run)
+            row = {} if group.control else self._row(experiment, key | {"recovery_iterations": asked})
+            key |= {"recovery_iterations": shown}
+            yield Cell(table, key, row.get("value", ""), row.get("std", ""), run, note, group.control)
 
-    def _cell(
-        self, table: str, experiment: Experiment, key: dict[str, Any], reported_key: dict[str, Any], run: Run |
-        None, note: str, control: bool,
-    ) -> Cell:  # fmt: skip
-        row = next((r for r in self._reported if not control and _matches(r, experiment.reported, reported_key)), None)
-        return Cell(table, key, row["value"] if row else "", row["std"] if row else "", run, note, control)
+    def _row(self, experiment: Experiment, key: Mapping[str, Any]) -> dict[str, str]:
+        """What the paper reported under `key`; empty if nothing."""
+        return next((row for row in self._reported if _matches(row, experiment.reported, key)), {})
 
     @cached_property
     def _reported(self) -> list[dict[str, str]]:
@@ -284,9 +273,9 @@ class ExperimentSet:
         return ExperimentSet(everything, self.config).runs() if self.settings.datasets != "all" else self.runs()
 
 
-def _iterations(run: Run) -> int | str:
+def _iterations(run: Run) -> str:
     recover = run.upstream["labels"].upstream["images"].recipe.recover
-    return recover.iterations if recover.synthetic else ""
+    return str(recover.iterations) if recover.synthetic else ""
 
 
 def _named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:

@@ -1,7 +1,7 @@
 """Networks by name: ResNets (small stems, narrow widths), the field's ConvNets, and all of torchvision and timm.
 
 The ResNets' tensors are named and shaped as torchvision's, so published weights load; they are written out here
-because narrow ones exist nowhere else and because importing torchvision costs every small job five seconds.
+because narrow ones exist nowhere else and because importing torchvision costs every small job some seconds.
 """
 
 from __future__ import annotations

@@ -92,7 +92,6 @@ def test_torch_is_the_ordinary_build():
         assert pinned("nvidia-cudnn-cu13", python), "torch's CUDA libraries are missing"
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_git_ignores_the_data_folder_and_not_the_data_package(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     shutil.copy(ROOT / ".gitignore", tmp_path)
