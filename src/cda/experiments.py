@@ -192,7 +192,8 @@ class ExperimentSet:
             key: dict[str, Any] = {"dataset": group.dataset, "method": method, "recovery_model": recovery_model}
             key |= {"ipc": ipc, "setting": group.setting, "validation_model": validation_model, "metric": group.metric}
             run, note = None, f"data set {group.dataset} is not declared in config/datasets/"
-            asked = shown = self._row(experiment, key).get("recovery_iterations", "")
+            asked: int | str = self._row(experiment, key).get("recovery_iterations", "")
+            shown = asked
             if group.dataset in self._declared:
                 chosen = (table, group, method, recovery_model, ipc, validation_model)
                 run, note = self._resolve(*chosen, scaled=True), ""
@@ -273,9 +274,9 @@ class ExperimentSet:
         return ExperimentSet(everything, self.config).runs() if self.settings.datasets != "all" else self.runs()
 
 
-def _iterations(run: Run) -> str:
+def _iterations(run: Run) -> int | str:
     recover = run.upstream["labels"].upstream["images"].recipe.recover
-    return str(recover.iterations) if recover.synthetic else ""
+    return recover.iterations if recover.synthetic else ""
 
 
 def _named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:
