@@ -22,7 +22,7 @@ help: ## Say what can be made
 setup: $(INSTALLED) ## Make .venv: the exact packages of requirements.lock, and this one, editable
 
 demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole chain, in minutes
-	$(RUN) $(BIN)/snakemake demo --config scale=demo
+	$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=2
 
 test: $(INSTALLED) ## Run the tests
 	$(RUN) $(BIN)/python -m pytest

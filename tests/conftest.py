@@ -13,8 +13,9 @@ from PIL import Image
 from cda import sourced
 from cda.cli import main
 from cda.data import sources
-from cda.experiments import ExperimentSet, load_settings
+from cda.experiments import ExperimentSet
 from cda.runs import Run
+from cda.settings import load_settings
 from cda.stages.context import Context
 
 CONFIG = """\
@@ -138,6 +139,10 @@ class ConfigTree:
         declared |= {"layout": {"rows": ["ipc"], "columns": ["method"]}, **top}
         declared["groups"] = [GROUP | dict(change) for change in changes or ({},)]
         self.write(f"experiments/{name}.yaml", yaml.safe_dump(declared, sort_keys=False))
+
+    def scale(self, name: str, **digits: Any) -> None:
+        """Declare a scale that shrinks the digits so: `recipe`, `ipc`, `instead` …"""
+        self.write(f"scales/{name}.yaml", yaml.safe_dump({"datasets": {"digits": digits}}, sort_keys=False))
 
     def experiments(self, **overrides: Any) -> ExperimentSet:
         return ExperimentSet(load_settings(overrides, self.folder), self.folder)

@@ -58,10 +58,13 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 class Checkpoint:
-    """The newest state of an unfinished piece of work; a state saved under another `key` is not taken."""
+    """The newest state of an unfinished piece of work; a state saved under another `key` is not taken.
 
-    def __init__(self, path: Path, key: str, every: float) -> None:
-        self.path, self.key, self.every = path, key, every
+    Of several processes that share the work, one `writes`.
+    """
+
+    def __init__(self, path: Path, key: str, every: float, writes: bool = True) -> None:
+        self.path, self.key, self.every, self.writes = path, key, every, writes
         self._saved = time.monotonic()
 
     def due(self) -> bool:
@@ -70,10 +73,11 @@ class Checkpoint:
 
     def save(self, state: Any) -> None:
         """Write `state` (tensors in dicts and lists, and JSON values) whole."""
-        tensors: dict[str, Tensor] = {}
-        header = {"key": self.key, "state": json.dumps(pack(state, tensors))}
-        with whole(self.path) as aside:
-            write_tensors(tensors, aside, header)
+        if self.writes:
+            tensors: dict[str, Tensor] = {}
+            header = {"key": self.key, "state": json.dumps(pack(state, tensors))}
+            with whole(self.path) as aside:
+                write_tensors(tensors, aside, header)
         self._saved = time.monotonic()
 
     def load(self) -> Any | None:
@@ -222,10 +226,14 @@ def _alive(pid: int, started: str | None) -> bool:
 
 
 @contextmanager
-def working(folder: Path) -> Iterator[Stop]:
-    """A leased work folder and a listener for signals; the folder is removed once the work is done."""
+def working(folder: Path, leads: bool = True) -> Iterator[Stop]:
+    """A leased work folder and a listener for signals; the folder is removed once the work is done.
+
+    Of several processes that share the work, the one that `leads` has the lease and removes the folder.
+    """
     stop = Stop()
-    lease = Lease(folder)
-    with lease.held(), stop.listening():
+    lease = Lease(folder).held() if leads else contextlib.nullcontext()
+    with lease, stop.listening():
         yield stop
-        shutil.rmtree(folder, ignore_errors=True)
+        if leads:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cda.errors import ConfigError
 
@@ -28,8 +28,15 @@ def _names(value: Any) -> Any:
     return value
 
 
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("must be [low, high] with 0 < low <= high <= 1")
+    return value
+
+
 Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]
+CropScale = Annotated[tuple[Ratio, Ratio], AfterValidator(_ordered)]
 Weight = Annotated[float, Field(ge=0.0), BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
@@ -54,7 +61,7 @@ class Dataset(Strict):
     """A real data set: what it is and how to find it."""
 
     name: str = Field(description="also the folder under data/")
-    layout: Literal["digits", "cifar100", "tiny_imagenet", "image_folder"] = Field(
+    layout: Literal["digits", "cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k", "image_folder"] = Field(
         description="how its files are laid out"
     )
     classes: int = Field(ge=2, description="number of classes")
@@ -65,6 +72,18 @@ class Dataset(Strict):
     train_images: Count | None = Field(None, description="how many there are; not checked when absent")
     val_images: Count | None = Field(None, description="how many there are; not checked when absent")
     shards_per_job: Count = Field(10, description="consecutive shards one recover job makes")
+    stream: bool = Field(
+        False,
+        description="too large for memory: training images are decoded when their turn comes, validation images "
+        "once into a memory-mapped artifact (stage decode)",
+    )
+    gpus: Count = Field(1, description="GPUs, and processes, of one squeeze job; runtime.gpus caps it")
+    recipe: str | None = Field(
+        None, description="the data set whose recipe it uses; default: its own in config/recipes/"
+    )
+    compare_ipc: tuple[Count, ...] = Field(
+        (), description="a table of its own, results/<name>.csv: CDA, SRe²L and random real images at these IPCs"
+    )
     get: str = Field(description="one sentence: how to get it")
 
     @model_validator(mode="after")
@@ -85,22 +104,18 @@ class Augmentation(Strict):
     augment: Literal["random_resized_crop", "pad_crop", "none"] = Field(
         "random_resized_crop", description="kind of crop"
     )
-    crop_scale: tuple[Ratio, Ratio] = Field(
-        (0.08, 1.0), description="area ratio of a random resized crop, low and high"
-    )
+    crop_scale: CropScale = Field((0.08, 1.0), description="area ratio of a random resized crop, low and high")
     padding: Natural = Field(4, description="zero pixels around the image before a pad crop")
     flip: Ratio = Field(0.5, description="probability of a horizontal flip")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Augmentation:
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ValueError("crop_scale must be [low, high] with 0 < low <= high <= 1")
-        return self
+    cutout: Ratio = Field(
+        0.0, description="side of a square of one random colour, as a share of the image's, at a random place; 0: none"
+    )
 
     def augmentation(self) -> dict[str, Any]:
         """Its values without those that its kind of crop ignores."""
-        ignored = {"random_resized_crop": {"padding"}, "pad_crop": {"crop_scale"}, "none": {"padding", "crop_scale"}}
-        return self.model_dump(mode="json", include=set(Augmentation.model_fields) - ignored[self.augment])
+        kinds = {"random_resized_crop": {"padding"}, "pad_crop": {"crop_scale"}, "none": {"padding", "crop_scale"}}
+        ignored = kinds[self.augment] | (set() if self.cutout else {"cutout"})
+        return self.model_dump(mode="json", include=set(Augmentation.model_fields) - ignored)
 
 
 class Optimisation(Strict):
@@ -143,14 +158,21 @@ class Squeeze(Optimisation, Augmentation):
     weights: str | None = Field(
         None, description="published weights instead of training: torchvision:<Weights.NAME> or timm:<pretrained tag>"
     )
+    init: str | None = Field(
+        None, description="published weights to start from, named as in weights; the classifier starts anew"
+    )
+    randaugment: Natural = Field(
+        0, description="operations of RandAugment (magnitude 9) on each image; of streamed data sets only"
+    )
     seed: Natural = Field(0, description="of every draw of the stage; part of the run's id")
 
     def identity(self) -> dict[str, Any]:
         """What changes the squeezed model."""
         if self.weights:
             return {"weights": self.weights}
-        own = self.model_dump(mode="json", include={"label_smoothing", "seed"})
-        return own | self.optimisation() | self.augmentation()
+        own = {"label_smoothing", "seed"} | ({"init"} if self.init else set())
+        own |= {"randaugment"} if self.randaugment else set()
+        return self.model_dump(mode="json", include=own) | self.optimisation() | self.augmentation()
 
 
 class Recover(Strict):
@@ -224,10 +246,41 @@ class Validate(Optimisation):
 
     temperature: Positive = Field(20.0, description="T of the distillation loss")
     temperature_squared: bool = Field(False, description="multiply the loss by T²")
+    label_smoothing: Ratio = Field(0.0, description="share of the teacher's softmax that is spread over all classes")
 
     def identity(self) -> dict[str, Any]:
         """What changes the trained model."""
-        return self.optimisation() | self.model_dump(mode="json", include={"temperature", "temperature_squared"})
+        own = {"temperature", "temperature_squared"} | ({"label_smoothing"} if self.label_smoothing else set())
+        return self.optimisation() | self.model_dump(mode="json", include=own)
+
+
+class Score(Strict):
+    """Score (Table 9): classify images with a model that took no part in making them."""
+
+    crops: Count = Field(10, description="random crops an image, whose accuracies are averaged, beside the whole image")
+    crop_scale: CropScale = Field((0.08, 1.0), description="area ratio of the crops, low and high")
+    seed: Natural = Field(0, description="of the crops; part of the run's id")
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the measured accuracies."""
+        return self.model_dump(mode="json")
+
+
+class Continual(Optimisation):
+    """Continual (Tables 14 and 15): class-incremental learning on distilled images, a fresh model each step."""
+
+    steps: Count = Field(5, description="into how many equal steps the classes are divided")
+    order: Natural = Field(0, description="seed of the class order")
+    augment: Literal["dsa", "none"] = Field(
+        "dsa", description="dsa: one of color, crop, cutout, flip, scale, rotate a batch"
+    )
+    temperature: Positive = Field(20.0, description="T of the distillation loss")
+    temperature_squared: bool = Field(True, description="multiply the loss by T²")
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the trained models."""
+        own = {"steps", "order", "augment", "temperature", "temperature_squared"}
+        return self.optimisation() | self.model_dump(mode="json", include=own)
 
 
 class Recipe(Strict):
@@ -238,6 +291,8 @@ class Recipe(Strict):
     recover: Recover
     relabel: Relabel
     validate_: Validate = Field(alias="validate")
+    score: Score = Score()
+    continual: Continual | None = None
 
     @model_validator(mode="after")
     def _labels_last(self) -> Recipe:
@@ -258,6 +313,10 @@ class Runtime(Strict):
     compile: bool = Field(False, description="compile the recover step: slow to start, for long runs")
     cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
     blocks: Count = Field(1, description="class blocks that go through the network together in recover")
+    gpus: Count = Field(8, description="most GPUs, and processes, one squeeze job may use")
+    workers: Natural = Field(
+        4, description="processes that decode a streamed data set's training images; 0: none of their own"
+    )
     checkpoint_seconds: Weight = Field(60.0, description="time between checkpoints of a long stage")
 
 
@@ -278,6 +337,10 @@ class Settings(Strict):
         "all", description="narrows the cells of every table"
     )
     cells: Literal["all", "present"] = Field("all", description="present: make tables from the run JSONs that exist")
+    controls: Literal["default", "all", "none"] = Field(
+        "default",
+        description="random real images and hard labels beside distilled: default in Tables 1 and 4, all everywhere",
+    )
     data: str = Field("data", description="folder of the real data sets; $CDA_DATA wins")
     data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")
     labels: Labels = Field(Labels(), description="the label store")
@@ -311,7 +374,10 @@ def _message(model: type[Strict], problem: Any) -> str:
 def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
     """The keys that are known at `path` below `model`."""
     for part in (part for part in path if isinstance(part, str)):
-        kind = next(field.annotation for name, field in model.model_fields.items() if part in (name, field.alias))
+        fields = [field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)]
+        if not fields:  # a mapping's own key, such as a data set's name
+            continue
+        kind = fields[0]
         inner = (kind, *getattr(kind, "__args__", ()))
         model = next(option for option in inner if isinstance(option, type) and issubclass(option, Strict))
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,79 +1,39 @@
-"""From `config/` to cells and runs: what every table is made of.
+"""From `config/` to cells and runs: what every table and figure is made of.
 
-A table is a declared grid of cells; a cell resolves to one validate run per seed and, through it, to everything below.
-Cells of different tables that resolve to equal values are the same run. What a cell's paper reported is joined from
-`config/reported.csv` by key.
+A table is a declared grid of cells; a cell resolves to the run that measures it (with one JSON a seed) and, through it,
+to everything below. Cells of different tables that resolve to equal values are the same run. What a cell's paper
+reported is joined from `config/reported.csv` by key.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any
 
-from pydantic import Field
-
-from cda.config import Count, Dataset, Recipe, Settings, Strict, parse
+from cda.config import Dataset, Settings, parse
+from cda.declared import KEYS, DatasetScale, Experiment, Figure, Group, Layout2D
 from cda.errors import ConfigError
 from cda.paths import CONFIG, Layout
-from cda.runs import Run, recover_run, relabel_run, squeeze_run, validate_run
-from cda.sourced import Layer, Sourced, below, nested, places, read_layer, read_plain
+from cda.resolve import Point, Resolver
+from cda.runs import Run, images_of
+from cda.settings import declared, read_scale
+from cda.sourced import places, read_layer, read_plain
 
-Key = Literal[
-    "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric"
-]
-KEYS: tuple[str, ...] = get_args(Key)
-
-
-T = TypeVar("T")
-Several = Annotated[tuple[T, ...], Field(min_length=1)]
-
-
-class Group(Strict):
-    """A grid of cells: every combination of its lists."""
-
-    dataset: str = Field(description="a data set; one that is not declared leaves its cells not_run")
-    methods: Several[str] = Field(description="names under methods in the data set's recipe")
-    recovery_models: Several[str] = Field(description="networks that are squeezed and recovered from")
-    ipc: Several[Count] = Field(description="images per class")
-    validation_models: Several[str] = Field(description="networks that are trained on the distilled images")
-    relabel_model: str | None = Field(None, description="the network that labels; default: the recovery model")
-    metric: Literal["top1", "top5"] = Field("top1", description="accuracy in percent, of the last epoch")
-    setting: str = Field("", description="what tells these cells from others with the same keys, as in reported.csv")
-    set: dict[str, Any] = Field(
-        default_factory=dict, description="the table's own values, with dots: {validate.epochs: 800}"
-    )
-    variants: tuple[str, ...] = Field((), description="names under variants in the data set's recipe")
-    control: bool = Field(False, description="ours and not the paper's: shown apart")
-
-
-class Layout2D(Strict):
-    """Which keys become the rows and the columns of the Markdown table."""
-
-    rows: tuple[Key, ...] = Field(description="keys down the side")
-    columns: tuple[Key, ...] = Field(description="keys across the top")
-
-
-class Experiment(Strict):
-    """A table of the paper (or of ours): `config/experiments/<name>.yaml`."""
-
-    title: str = Field(description="its heading")
-    caption: str = Field("", description="what stands below it")
-    reported: int | None = Field(None, description="the paper's table, in config/reported.csv")
-    scales: tuple[str, ...] = Field(description="scales at which it exists")
-    layout: Layout2D = Field(description="how the Markdown table is laid out")
-    groups: tuple[Group, ...] = Field(description="its grids of cells")
+AS_DECLARED = DatasetScale()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: its key, what was reported, and the run that measures it (None: data set not declared)."""
+    """One number of a table: its key, what was reported, and the run that measures it (None: it cannot be run).
+
+    `others` are further runs of the same cell, of which the best counts; `entry` is where in a run's measurements the
+    number stands, of those that hold several.
+    """
 
     table: str
     key: Mapping[str, Any]
@@ -82,62 +42,21 @@ class Cell:
     run: Run | None
     note: str = ""
     control: bool = False
+    others: tuple[Run, ...] = ()
+    entry: str = ""
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run of the cell."""
+        return (self.run, *self.others) if self.run else ()
+
+    @property
+    def quoted(self) -> bool:
+        """Whether its number is another paper's, which this one quotes."""
+        return self.note == QUOTED
 
 
-def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CONFIG) -> Settings:
-    """`config/config.yaml`, then the scale's `settings`, then `overrides` (the command line); raises ConfigError."""
-    file = config / "config.yaml"
-    layer = dict(read_layer(file))
-    given = _given(overrides or {})
-    scale = given.get("scale", layer.get("scale", Sourced("paper", ""))).value
-    if scale != "paper":
-        layer |= below(read_scale(config, scale), "settings")
-    layer |= given
-    return parse(Settings, nested(layer), str(file), places(layer))
-
-
-def from_environment() -> dict[str, Any]:
-    """What $CDA_CONFIG gives, as JSON: the configuration of the workflow that started this job; raises ConfigError."""
-    try:
-        given = json.loads(os.environ.get("CDA_CONFIG") or "{}")
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise ConfigError(
-            'CDA_CONFIG in the environment: must be a JSON object such as {"scale": "demo"}; unset or mend it'
-        )
-    return given
-
-
-def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
-    layer: Layer = {}
-    for key, value in overrides.items():
-        if isinstance(value, Mapping) and key != "data_paths":
-            layer |= _given(value, f"{prefix}{key}.")
-        else:
-            layer[prefix + key] = Sourced(value, "the command line")
-    return layer
-
-
-def declared(config: Path) -> list[str]:
-    """Names of the data sets in `config/datasets/`."""
-    return sorted(path.stem for path in (config / "datasets").glob("*.yaml"))
-
-
-def read_scale(config: Path, scale: str) -> Layer:
-    """A scale's file; raises ConfigError for an unknown scale, or a section or data set that does not exist."""
-    file = config / "scales" / f"{scale}.yaml"
-    if not file.is_file():
-        known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
-        raise ConfigError(f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}")
-    layer, names = read_layer(file), declared(config)
-    for key, value in layer.items():
-        section, name = [*key.split("."), ""][:2]
-        if section not in ("settings", "recipe", "datasets"):
-            raise ConfigError(f"{value.where}: {section} is not a known key; use settings, recipe or datasets")
-        if section == "datasets" and name not in names:
-            raise ConfigError(f"{value.where}: datasets.{name} is not declared; use one of {', '.join(names)}")
-    return layer
+QUOTED = "quoted in the paper"
 
 
 class ExperimentSet:
@@ -146,62 +65,151 @@ class ExperimentSet:
     def __init__(self, settings: Settings, config: Path = CONFIG) -> None:
         self.settings, self.config = settings, config
         self.layout = Layout(settings.scale)
-        self._scale: Layer = {} if settings.scale == "paper" else read_scale(config, settings.scale)
+        self.resolver = Resolver(config, settings.scale)
+        self._scale = None if settings.scale == "paper" else read_scale(config, settings.scale)
         self._declared = declared(config)
+        self._cells_of: dict[str, list[Cell]] = {}
+        there = ", ".join(self._declared)
         for name in settings.data_paths:
             if name not in [*self._declared, "released"]:
-                there = ", ".join(self._declared)
                 raise ConfigError(f"config key data_paths: {name!r} is not declared; use {there}")
         for name in settings.datasets if settings.datasets != "all" else ():
             if name not in self._declared:
-                raise ConfigError(f"config key datasets: {name!r} is not declared; use {', '.join(self._declared)}")
-
-    @cached_property
-    def tables(self) -> dict[str, Experiment]:
-        """The experiments of this scale, by name."""
-        found = {}
-        for path in sorted((self.config / "experiments").glob("*.yaml")):
-            experiment = parse(Experiment, read_plain(path), str(path))
-            if self.settings.scale in experiment.scales:
-                found[path.stem] = experiment
-        return found
+                raise ConfigError(f"config key datasets: {name!r} is not declared; use {there}")
 
     def dataset(self, name: str) -> Dataset:
         """The declared data set `name`; raises ConfigError."""
-        file = self.config / "datasets" / f"{name}.yaml"
-        data = parse(Dataset, read_plain(file), str(file))
-        if data.name != name:
-            raise ConfigError(f"{file}: name must be {name}, as the file's (found {data.name!r})")
-        return data
+        return self.resolver.dataset(name)
+
+    @cached_property
+    def _files(self) -> dict[str, Experiment | Figure]:
+        """What `config/experiments/` declares for this scale, by name; tables of single data sets after it."""
+        found: dict[str, Experiment | Figure] = {}
+        for path in sorted((self.config / "experiments").glob("*.yaml"), key=_natural):
+            values, written = read_plain(path), places(read_layer(path))
+            kind: Any = Figure if isinstance(values, dict) and "kind" in values else Experiment
+            experiment = parse(kind, values, str(path), written)
+            if self.settings.scale in experiment.scales:
+                found[path.stem] = experiment
+        for name in self._declared:
+            if self.settings.scale == "paper" and (data := self.dataset(name)).compare_ipc:
+                found.setdefault(name, _comparison(data))
+        return found
+
+    @cached_property
+    def tables(self) -> dict[str, Experiment]:
+        """The tables of this scale, by name."""
+        return {name: found for name, found in self._files.items() if isinstance(found, Experiment)}
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """The figures of this scale, by name."""
+        return {name: found for name, found in self._files.items() if isinstance(found, Figure)}
 
     def cells(self, table: str) -> list[Cell]:
-        """The cells of a table, in declared order, narrowed to the settings' data sets."""
+        """The cells of a table, in declared order, narrowed to the settings' data sets; raises ConfigError."""
         if table not in self.tables:
-            raise ConfigError(
-                f"there is no table {table!r} at scale {self.settings.scale}; there is {', '.join(self.tables)}"
-            )
+            there = ", ".join(self.tables)
+            raise ConfigError(f"there is no table {table!r} at scale {self.settings.scale}; there is {there}")
+        if table not in self._cells_of:
+            self._cells_of[table] = list(self._narrowed(self.tables[table], table))
+        return self._cells_of[table]
+
+    def _narrowed(self, experiment: Experiment, table: str) -> Iterator[Cell]:
+        """The cells of the wanted data sets; a control that is measured already is not shown again."""
         wanted = self.settings.datasets
-        experiment = self.tables[table]
-        found = _quoted(self._reported, experiment.reported, table)
-        found += [cell for group in experiment.groups for cell in self._cells(table, experiment, group)]
-        return [cell for cell in found if wanted == "all" or cell.key["dataset"] in wanted]
+        seen: set[tuple[str, ...]] = set()
+        for dataset, cell in itertools.chain(self._quoted(experiment, table), self._measured(experiment, table)):
+            number = (*(run.id for run in cell.runs), str(cell.key["metric"]), cell.entry)
+            if (wanted == "all" or dataset in wanted) and not (cell.control and cell.run and number in seen):
+                yield cell
+            seen.add(number)
+
+    @property
+    def _stands_in(self) -> bool:
+        """Whether other data sets stand in for the paper's, so that others' numbers have no place here."""
+        return self._scale is not None and any(shrunk.stand_in for shrunk in self._scale.datasets.values())
+
+    def _quoted(self, experiment: Experiment, table: str) -> Iterator[tuple[str, Cell]]:
+        if self._stands_in:
+            return
+        for row in self._reported:
+            if row["table"] == str(experiment.reported) and row["setting"] == "quoted":
+                key = {key: row[key] for key in KEYS}
+                yield row["dataset"], Cell(table, key, row["value"], row["std"], None, QUOTED)
+
+    def _measured(self, experiment: Experiment, table: str) -> Iterator[tuple[str, Cell]]:
+        asked = self.settings.controls
+        wanted = asked == "all" or (asked == "default" and experiment.controls)
+        for group in experiment.groups:
+            if (group.control and asked == "none") or (group.extra and asked != "all"):
+                continue
+            if group.quoted and self._stands_in:
+                continue
+            yield from ((group.dataset, cell) for cell in self._cells(table, experiment, group))
+        for group in experiment.groups if wanted else ():
+            for control in _controls_of(group):
+                yield from ((group.dataset, cell) for cell in self._cells(table, experiment, control))
 
     def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:
-        axes = (group.ipc, group.recovery_models, group.validation_models, group.methods)
-        for ipc, recovery_model, validation_model, method in itertools.product(*axes):
-            key: dict[str, Any] = {"dataset": group.dataset, "method": method, "recovery_model": recovery_model}
-            key |= {"ipc": ipc, "setting": group.setting, "validation_model": validation_model, "metric": group.metric}
-            run, note = None, f"data set {group.dataset} is not declared in config/datasets/"
-            asked: int | str = self._row(experiment, key).get("recovery_iterations", "")
-            shown = asked
-            if group.dataset in self._declared:
-                chosen = (table, group, method, recovery_model, ipc, validation_model)
-                run, note = self._resolve(*chosen, scaled=True), ""
-                # The paper is asked by its own iterations, whatever the scale runs.
-                asked, shown = _iterations(self._resolve(*chosen, scaled=False)), _iterations(run)
-            row = {} if group.control else self._row(experiment, key | {"recovery_iterations": asked})
-            key |= {"recovery_iterations": shown}
-            yield Cell(table, key, row.get("value", ""), row.get("std", ""), run, note, group.control)
+        shrunk, note = self._shrunk(group.dataset)
+        stand_in = shrunk is not None and shrunk.stand_in is not None
+        for point in _points(group):
+            left_out = note or self._left_out(point, group, shrunk)
+            runs = () if left_out or group.quoted else self.resolver.runs(table, group, point, shrunk or AS_DECLARED)
+            asked = self._asked_iterations(table, group, point)
+            for metric, (index, seen) in itertools.product(group.metrics, enumerate(group.classes or (None,))):
+                label = "" if point.value is None else str(point.value)
+                key: dict[str, Any] = {"dataset": group.dataset, "method": point.method, "ipc": point.ipc or ""}
+                key |= {"recovery_model": point.recovery_model, "validation_model": point.validation_model}
+                key |= {"recovery_iterations": asked, "metric": metric}
+                key |= {"setting": group.setting.replace("{}", label if seen is None else str(seen))}
+                row = {} if group.control or stand_in else self._row(experiment, key)
+                entry = str((index + 1) * runs[0].data.classes // len(group.classes)) if seen and runs else ""
+                if runs:
+                    key |= self._shown(group, point, shrunk or AS_DECLARED, runs[0], entry)
+                told = QUOTED if group.quoted else left_out
+                cell = (table, key, row.get("value", ""), row.get("std", ""), runs[0] if runs else None, told)
+                yield Cell(*cell, group.control, runs[1:], entry)
+
+    def _shrunk(self, dataset: str) -> tuple[DatasetScale | None, str]:
+        """How the scale shrinks a data set, or why its cells cannot be run."""
+        if dataset not in self._declared:
+            return None, f"data set {dataset} is not declared in config/datasets/"
+        if self._scale is None:
+            return AS_DECLARED, ""
+        if dataset not in self._scale.datasets:
+            return None, f"data set {dataset} has no part in scale {self.settings.scale}"
+        return self._scale.datasets[dataset], ""
+
+    def _left_out(self, point: Point, group: Group, shrunk: DatasetScale | None) -> str:
+        for name in (point.recovery_model, point.validation_model, *group.relabel_models):
+            if shrunk and shrunk.models.get(name, name) is None:
+                return f"scale {self.settings.scale} has no place for {name}"
+        return ""
+
+    def _asked_iterations(self, table: str, group: Group, point: Point) -> int | str:
+        """The paper's recovery iterations of a point, whatever the scale runs: part of the key of what it reported."""
+        if group.quoted or group.dataset not in self._declared:
+            key = {"dataset": group.dataset, "method": point.method, "ipc": point.ipc or ""}
+            key |= {"recovery_model": point.recovery_model, "validation_model": point.validation_model}
+            return self._row(self.tables[table], key).get("recovery_iterations", "")
+        if not point.recovery_model:
+            return ""
+        return _iterations(Resolver(self.config, "paper").images(table, group, point, AS_DECLARED))
+
+    def _shown(self, group: Group, point: Point, shrunk: DatasetScale, run: Run, entry: str) -> dict[str, Any]:
+        """The parts of a key that a scale replaces, as they ran."""
+        images = images_of(run)
+        shown: dict[str, Any] = {"recovery_iterations": _iterations(images) if images and point.recovery_model else ""}
+        shown["dataset"] = _for(run.dataset, group.dataset)
+        shown["ipc"] = run.ipc if point.ipc else ""
+        for name in ("recovery_model", "validation_model"):
+            asked = getattr(point, name)
+            shown[name] = _for(shrunk.models.get(asked, asked) or "", asked)
+        if entry:
+            shown["setting"] = group.setting.replace("{}", entry)
+        return shown
 
     def _row(self, experiment: Experiment, key: Mapping[str, Any]) -> dict[str, str]:
         """What the paper reported under `key`; empty if nothing."""
@@ -216,47 +224,31 @@ class ExperimentSet:
             where = self.config / "reported.csv"
             raise ConfigError(f"{where}: cannot be read ({error.strerror}); take it from the repository") from None
 
-    def _resolve(
-        self, table: str, group: Group, method: str, recovery_model: str, ipc: int, validation_model: str, scaled: bool
-    ) -> Run:
-        data = self.dataset(group.dataset)
-        layer = self._layers(table, group, method, recovery_model, scaled)
-        where = next(
-            (v.where for v in layer.values() if v.where.startswith(str(self.config / "recipes"))), "config/recipes"
-        )
-        recipe = parse(Recipe, nested(layer), where.rsplit(":", 1)[0], places(layer))
-        model = squeeze_run(data, recipe, recovery_model, layer)
-        relabel_model = squeeze_run(data, recipe, group.relabel_model, layer) if group.relabel_model else model
-        images = recover_run(data, recipe, model, layer)
-        labels = relabel_run(data, recipe, images, relabel_model, ipc, layer)
-        return validate_run(data, recipe, labels, validation_model, layer)
-
-    def _layers(self, table: str, group: Group, method: str, recovery_model: str, scaled: bool) -> Layer:
-        """Recipe, recovery model's own values, method, variants, cell, scale: a later one wins."""
-        file = self.config / "recipes" / f"{group.dataset}.yaml"
-        recipe = read_layer(file)
-        layer = {k: v for k, v in recipe.items() if k.split(".")[0] not in ("methods", "variants", "recovery_models")}
-        layer |= below(recipe, f"recovery_models.{recovery_model}")
-        layer |= _named(recipe, "methods", method, file)
-        for variant in group.variants:
-            layer |= _named(recipe, "variants", variant, file)
-        own = f"{self.config / 'experiments' / table}.yaml"
-        for key, value in group.set.items():
-            if isinstance(value, Mapping):
-                raise ConfigError(f"{own}: set.{key} holds a mapping; write dots instead, such as validate.epochs: 800")
-            layer[key] = Sourced(value, own, "the table's own setting")
-        if scaled:
-            layer |= below(self._scale, "recipe")
-            layer |= below(self._scale, f"datasets.{group.dataset}")
-        return layer
+    def pictured(self, figure: str) -> list[tuple[dict[str, Any], Run]]:
+        """The recover runs whose images a figure shows, with what tells them apart, in declared order."""
+        found: dict[str, tuple[dict[str, Any], Run]] = {}
+        for group in self.figures[figure].groups:
+            shrunk, note = self._shrunk(group.dataset)
+            wanted = self.settings.datasets
+            if shrunk is None or note or (wanted != "all" and group.dataset not in wanted):
+                continue
+            for point in _points(group):
+                if self._left_out(point, group, shrunk):
+                    continue
+                run = self.resolver.images(figure, group, point, shrunk)
+                key = {"dataset": _for(run.dataset, group.dataset), "method": point.method}
+                found.setdefault(run.id, (key | {"recovery_model": point.recovery_model, "ipc": point.ipc}, run))
+        return list(found.values())
 
     def runs(self, tables: tuple[str, ...] | None = None) -> dict[str, Run]:
-        """Every run of the named tables (default all), upstream first, by id."""
+        """Every run of the named tables, upstream first, by id; by default of all tables and figures."""
         found: dict[str, Run] = {}
-        for table in tables if tables is not None else tuple(self.tables):
-            for cell in self.cells(table):
-                for run in cell.run.chain() if cell.run else ():
-                    found.setdefault(run.id, run)
+        asked = tuple(self.tables) if tables is None else tables
+        last = [run for table in asked for cell in self.cells(table) for run in cell.runs]
+        last += [run for figure in (self.figures if tables is None else ()) for _, run in self.pictured(figure)]
+        for run in last:
+            for one in run.chain():
+                found.setdefault(one.id, one)
         return found
 
     def run(self, run_id: str, stage: str | None = None) -> Run:
@@ -270,32 +262,63 @@ class ExperimentSet:
 
     @cached_property
     def _all_runs(self) -> dict[str, Run]:
-        everything = self.settings.model_copy(update={"datasets": "all"})
-        return ExperimentSet(everything, self.config).runs() if self.settings.datasets != "all" else self.runs()
+        everything = self.settings.model_copy(update={"datasets": "all", "controls": "all"})
+        return ExperimentSet(everything, self.config).runs()
 
 
-def _iterations(run: Run) -> int | str:
-    recover = run.upstream["labels"].upstream["images"].recipe.recover
+def _points(group: Group) -> Iterator[Point]:
+    values = next(iter(group.vary.values()), (None,))
+    networks = (group.recovery_models or ("",), group.validation_models or ("",))
+    axes = (values, group.ipc or (None,), *networks, group.methods)
+    for value, ipc, recovery_model, validation_model, method in itertools.product(*axes):
+        yield Point(method, recovery_model, ipc, validation_model, value)
+
+
+def _controls_of(group: Group) -> Iterator[Group]:
+    """Random real images under a group's relabelling and post-training, and its own images with hard labels."""
+    if group.control or group.quoted or group.stage == "score":
+        return
+    recovered = any(key.startswith("recover.") for key in group.vary)
+    kept = ";".join(part for part in group.setting.split(";") if not (recovered and "{}" in part))
+    alone = {"vary": {}, "setting": kept} if recovered else {}
+    yield group.model_copy(update={"methods": ("random",), "control": True, **alone})
+    if group.stage == "validate":
+        setting = ";".join(part for part in (group.setting, "labels=hard") if part)
+        hard = group.set | {"relabel.labels": "hard"}
+        yield group.model_copy(update={"set": hard, "setting": setting, "control": True})
+
+
+def _comparison(data: Dataset) -> Experiment:
+    """The table of one's own data set: CDA, SRe²L and random real images."""
+    group = Group(
+        dataset=data.name,
+        methods=("cda", "sre2l", "random"),
+        recovery_models=("resnet18",),
+        ipc=data.compare_ipc,
+        validation_models=("resnet18",),
+    )
+    layout = Layout2D(rows=("ipc",), columns=("method",))
+    caption = "Top-1 accuracy (%) of models trained on distilled images, and on as many random real ones."
+    title = f"Comparison on {data.name}"
+    return Experiment(title=title, caption=caption, scales=("paper",), layout=layout, groups=(group,))
+
+
+def _for(ran: str, asked: str) -> str:
+    return ran if ran == asked else f"{ran} (for {asked})"
+
+
+def _iterations(images: Run) -> int | str:
+    recover = images.recipe.recover
     return recover.iterations if recover.synthetic else ""
 
 
-def _named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:
-    layer = below(recipe, f"{kind}.{name}")
-    if not layer and f"{kind}.{name}" not in recipe:
-        known = sorted({key.split(".")[1] for key in recipe if key.startswith(f"{kind}.")})
-        raise ConfigError(f"{file}: {kind}.{name} is missing; add it or use one of {', '.join(known) or 'none'}")
-    return layer
+def _natural(path: Path) -> tuple[str, int]:
+    """table2 before table10."""
+    stem = path.stem.rstrip("0123456789")
+    return stem, int(path.stem[len(stem) :] or 0)
 
 
 def _matches(row: Mapping[str, str], table: int | None, key: Mapping[str, Any]) -> bool:
     if table is None or row["table"] != str(table):
         return False
     return all(row[name] == str(key[name]) for name in KEYS if name in key)
-
-
-def _quoted(reported: list[dict[str, str]], table: int | None, name: str) -> list[Cell]:
-    rows = [row for row in reported if row["table"] == str(table) and row["setting"] == "quoted"]
-    return [
-        Cell(name, {key: row[key] for key in KEYS}, row["value"], row["std"], None, "quoted in the paper")
-        for row in rows
-    ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cda.catalog import NETWORKS, Network, find
 from cda.config import Architecture
 from cda.errors import ArtifactError, ConfigError
 
 RESNETS = {"resnet18": (False, (2, 2, 2, 2)), "resnet34": (False, (3, 4, 6, 3)), "resnet50": (True, (3, 4, 6, 3)),
            "resnet101": (True, (3, 4, 23, 3)), "resnet152": (True, (3, 8, 36, 3))}  # fmt: skip
+_SIZED = re.compile(r"vit|deit|swin|resmlp|mixer")  # timm's, whose tensors depend on the resolution
 
 
 def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -103,31 +107,57 @@ class ConvNet(nn.Module):
 
 
 def build(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:
-    """A fresh network; raises ConfigError for a name that nobody knows. Weights come from torch's global generator."""
-    if name in RESNETS:
-        return ResNet(name, classes, architecture)
-    if match := re.fullmatch(r"convnet(\d)", name):
-        if not 1 <= int(match[1]) <= math.log2(resolution):
-            raise ConfigError(f"model {name!r} halves {resolution} pixels too often or never; use convnet3")
-        return ConvNet(int(match[1]), classes, resolution, architecture)
-    from torchvision import models
+    """A fresh network; raises ConfigError for a name that nobody knows. Weights come from torch's global generator.
 
-    if name in models.list_models(module=models):
-        return models.get_model(name, weights=None, num_classes=classes)
+    `name` is the catalogue's (`cda.catalog`), torchvision's or timm's, in this order.
+    """
+    network = find(name) or Network("torchvision" if _torchvision_has(name) else "timm", name, name)
+    if network.library == "own":
+        return _own(name, classes, resolution, architecture)
+    if network.library == "torchvision":
+        from torchvision import models
+
+        built: nn.Module = models.get_model(network.name, weights=None, num_classes=classes)
+        return built
     import timm
 
-    if timm.is_model(name):
-        sized: Any = {"img_size": resolution} if re.match(r"(vit|deit|swin)", name) else {}
-        return timm.create_model(name, num_classes=classes, **sized)
-    raise ConfigError(
-        f"model {name!r} is unknown; use convnet3, {', '.join(RESNETS)}, or a name of torchvision or timm"
-    )
+    if not timm.is_model(network.name):
+        raise ConfigError(
+            f"model {name!r} is unknown; use convnet3, {', '.join(NETWORKS)}, or a name of torchvision or timm"
+        )
+    sized: Any = {"img_size": resolution} if _SIZED.match(network.name) else {}
+    return timm.create_model(network.name, num_classes=classes, **sized)
+
+
+def _torchvision_has(name: str) -> bool:
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
+def _own(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:
+    if name in RESNETS:
+        return ResNet(name, classes, architecture)
+    depth = int(name.removeprefix("convnet"))
+    if not 1 <= depth <= math.log2(resolution):
+        raise ConfigError(f"model {name!r} halves {resolution} pixels too often or never; use convnet3")
+    return ConvNet(depth, classes, resolution, architecture)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put tensors from a file into `model`; raises RuntimeError, as torch does, if they are another network's.
+
+    A file keeps no versions of modules, without which torchvision's MNASNet refuses tensors: the model's own are given.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(model.state_dict(), "_metadata")  # type: ignore[attr-defined] # noqa: B009
+    model.load_state_dict(versioned)
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
     """Put the safetensors at `path` into `model`; raises ArtifactError if they are damaged or another network's."""
     try:
-        model.load_state_dict(load_file(path))
+        load_state(model, load_file(path))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such model; make it with `cda squeeze` or pull it") from None
     except (SafetensorError, OSError) as error:

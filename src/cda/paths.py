@@ -42,6 +42,10 @@ class Layout:
         """Weights of a squeeze run; `squeeze.json` lies beside them."""
         return f"{self.run_folder(run)}/model.safetensors"
 
+    def decoded(self, run: Run) -> str:
+        """The validation images of a decode run; `val.json` (classes, labels, digest) lies beside them."""
+        return f"{self.run_folder(run)}/val.npy"
+
     def part(self, run: Run, part: int) -> str:
         """Folder of one recover job's shards."""
         return f"{self.run_folder(run)}/part-{part}"
@@ -51,7 +55,7 @@ class Layout:
         return f"{self.run_folder(run)}/labels"
 
     def run_json(self, run: Run, seed: int) -> str:
-        """What a validate run measured with one seed."""
+        """What a validate, score or continual run measured with one seed."""
         return f"{self.results}/runs/{run.dataset}/{run.id}/seed-{seed}.json"
 
     def work(self, run: Run, name: str) -> str:
@@ -62,9 +66,9 @@ class Layout:
         """A table as tidy CSV; the Markdown table lies beside it."""
         return f"{self.results}/{name}.csv"
 
-    def picture(self, table: str, kind: str) -> str:
-        """A picture of a table's images: `distilled` or `progress`."""
-        return f"{self.results}/{table}-{kind}.png"
+    def figure(self, name: str) -> str:
+        """A figure as PNG; a plot's SVG lies beside it."""
+        return f"{self.results}/{name}.png"
 
 
 def data_root(settings: Settings, dataset: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from cda.config import Dataset, Recipe, Settings, Strict
-from cda.experiments import Experiment, Group, Layout2D
+from cda.declared import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
 
 HEAD = """# Configuration
 
@@ -18,9 +18,9 @@ An unknown key, a wrong type or a value out of range ends in one line that names
 
 A recipe has, besides the stages' values below, three sections of named changes to them, each a mapping of names to the
 same keys: `methods` (what a table's `methods` name), `variants` (other readings of the paper, taken by a table's
-`variants`) and `recovery_models` (values of one recovery model). The comment on a line is its value's source. A scale
-(`config/scales/<name>.yaml`) has `settings` (as `config/config.yaml`), `recipe` (values for every data set) and
-`datasets.<name>` (values for one). Later wins: recipe, recovery model, method, variants, the table's `set`, the scale.
+`variants`) and `recovery_models` (values of one network that is squeezed or recovered from). The comment on a line is
+its value's source. Later wins: recipe, recovery model, method, variants, the scale's `recipe`, and last what the table
+itself sets or varies, which a scale shrinks with `instead` only.
 """
 
 
@@ -64,6 +64,8 @@ def page() -> str:
     sections += [(f"`{key}` in it", model) for key, model in _models_in(Settings)]
     sections += [("`config/datasets/<name>.yaml`", Dataset), ("`config/experiments/<table>.yaml`", Experiment)]
     sections += [("its `layout`", Layout2D), ("one of its `groups`", Group)]
+    sections += [("`config/experiments/<figure>.yaml`", Figure), ("`config/scales/<name>.yaml`", Scale)]
+    sections += [("one of its `datasets`", DatasetScale)]
     sections += [(f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)]
     return "\n".join([HEAD, *(line for title, model in sections for line in _section(title, model))]).rstrip() + "\n"
 
@@ -71,10 +73,11 @@ def page() -> str:
 def _models_in(model: type[Strict]) -> list[tuple[str, type[Strict]]]:
     """The fields of a model that are models themselves, by key."""
     fields = [(field.alias or name, field.annotation) for name, field in model.model_fields.items()]
-    return [(key, kind) for key, kind in fields if isinstance(kind, type) and issubclass(kind, Strict)]
+    kinds = [(key, option) for key, kind in fields for option in (kind, *getattr(kind, "__args__", ()))]
+    return [(key, kind) for key, kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)]
 
 
 def schema() -> str:
     """JSON schemas of every kind of file in `config/`."""
-    models: tuple[type[Strict], ...] = (Settings, Dataset, Experiment, Recipe)
+    models: tuple[type[Strict], ...] = (Settings, Dataset, Experiment, Figure, Scale, Recipe)
     return json.dumps([model.model_json_schema() for model in models], indent=1)

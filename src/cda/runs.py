@@ -12,13 +12,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cda.config import Dataset, Recipe
 from cda.sourced import Layer
 
 # Raised by hand when a change of code changes a stage's results.
-VERSIONS = {"squeeze": 1, "recover": 1, "relabel": 1, "validate": 1}
+VERSIONS = {"decode": 1, "squeeze": 1, "recover": 1, "relabel": 1, "validate": 1, "score": 1, "continual": 1}
+MEASURING = ("validate", "score", "continual")  # stages that leave the run JSONs which tables read
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Run:
         """Name of its data set."""
         return self.data.name
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Slug and hash."""
         canonical = json.dumps(self.spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -68,7 +70,8 @@ def squeeze_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run
         architecture=recipe.architecture.model_dump(),
         recipe=recipe.squeeze.identity(),
     )
-    return Run("squeeze", model, spec, data, recipe, model=model, values=values)
+    slug = f"published-{model}" if recipe.squeeze.weights else model
+    return Run("squeeze", slug, spec, data, recipe, model=model, values=values)
 
 
 def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run:
@@ -107,6 +110,40 @@ def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values:
         upstream=upstream,
         values=values,
     )
+
+
+def score_run(data: Dataset, recipe: Recipe, model: Run, images: Run | None, ipc: int, values: Layer) -> Run:
+    """A squeezed `model` classifies the first `ipc` shards of `images`, or the real validation images (None)."""
+    upstream = {"model": model} | ({"images": images} if images else {})
+    spec = _spec("score", data, upstream, recipe=recipe.score.identity() if images else {}, ipc=ipc)
+    slug = f"score-{images.slug}-ipc{ipc}-{model.model}" if images else f"score-val-{model.model}"
+    return Run("score", slug, spec, data, recipe, model=model.model, ipc=ipc, upstream=upstream, values=values)
+
+
+def continual_run(data: Dataset, recipe: Recipe, images: Run, teacher: Run, model: str, ipc: int, values: Layer) -> Run:
+    """Class-incremental training of fresh `model`s on the first `ipc` shards, labelled by `teacher` as they train."""
+    assert recipe.continual is not None
+    upstream = {"images": images, "model": teacher}
+    architecture, own = recipe.architecture.model_dump(), recipe.continual.identity()
+    spec = _spec("continual", data, upstream, model=model, architecture=architecture, recipe=own, ipc=ipc)
+    slug = f"continual-{images.slug}-ipc{ipc}-{model}"
+    return Run("continual", slug, spec, data, recipe, model=model, ipc=ipc, upstream=upstream, values=values)
+
+
+def decode_run(data: Dataset, recipe: Recipe) -> Run:
+    """The real validation images, decoded and resized once: only of streamed data sets."""
+    return Run("decode", "val", _spec("decode", data, {}), data, recipe)
+
+
+def images_of(run: Run) -> Run | None:
+    """The recover run whose images a run reads, if any."""
+    images = run.upstream.get("labels", run).upstream.get("images")
+    return run if run.stage == "recover" else images
+
+
+def seeds_of(run: Run, seeds: int) -> int:
+    """How many JSONs a measuring run leaves: one a validation seed; a score trains nothing and has one."""
+    return 1 if run.stage == "score" else seeds
 
 
 def label_epochs(relabel: Run) -> int:

@@ -1,4 +1,8 @@
-"""The machine a job runs on: device, precision, threads; and what a result should tell about where it came from."""
+"""The machine a job runs on: device, precision, threads, and the other processes of the job.
+
+Under torchrun (RANK and WORLD_SIZE in the environment) a job is several equal processes, its ranks. They share every
+batch; rank 0 leads: it alone holds the lease, writes and tells. What they have to agree on goes through `Machine`.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,16 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from cda.config import Runtime
 from cda.errors import ConfigError
@@ -26,16 +34,77 @@ from cda.method.augment import generator
 from cda.progress import say
 
 F = TypeVar("F", bound=Callable[..., Any])
+PATIENCE = timedelta(hours=2)  # how long a rank waits for the others: one of them may be slow to list a data set
 
 
 @dataclass
 class Machine:
-    """Device and precision of this job."""
+    """Device and precision of this process, and its place among the job's `world` processes."""
 
     runtime: Runtime
     device: torch.device
     half: torch.dtype | None  # what autocast lowers to, None for fp32 throughout
     started: float = field(default_factory=time.monotonic)
+    rank: int = 0
+    world: int = 1
+    control: dist.ProcessGroup | None = None  # of the ranks' CPUs: agreeing must not wait for the GPUs
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What this rank sees of a global `batch` [B] of image indices.
+
+        A rank's share has two images at least, since batch statistics need them; where there are too few for all,
+        the last ranks see images of others with weight 0.
+        """
+        takers = _takers(len(batch), self.world)
+        return batch[self.rank :: takers] if self.rank < takers else batch[:2]
+
+    def weight(self, size: int) -> float:
+        """What a rank's mean loss counts in the ranks' average, so that it is the mean over a batch of `size`."""
+        if self.world == 1:
+            return 1.0
+        takers = _takers(size, self.world)
+        own = len(range(self.rank, size, takers)) if self.rank < takers else 0
+        return own * self.world / size
+
+    def agree(self, value: int) -> int:
+        """The largest `value` of any rank; waits for all of them."""
+        if self.world == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.control)
+        return int(largest)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of the ranks' `values`, which lie on the device."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """`model` with its gradients averaged over the ranks, all of which start from rank 0's weights and buffers.
+
+        From then on buffers are each rank's own: running BN statistics are of the images that the rank saw.
+        """
+        if self.world == 1:
+            return model
+        index = None if self.device.type == "cpu" else [self.device.index]
+        return nn.parallel.DistributedDataParallel(model, device_ids=index, forward_sync_buffers=False)
+
+    def take_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's buffers, to evaluate one and the same network."""
+        for buffer in model.buffers() if self.world > 1 else ():
+            dist.broadcast(buffer, 0)
+
+    def leave(self) -> None:
+        """Part from the other ranks: the job is done."""
+        if self.world > 1:
+            self.agree(0)
+            dist.destroy_process_group()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix units in `half`; statistics and losses stay fp32."""
@@ -64,6 +133,7 @@ class Machine:
             "device": torch.cuda.get_device_name() if cuda else _cpu(),
             "precision": "bf16" if self.half else "fp32",
             "cpu_threads": self.runtime.cpu_threads,
+            **({"processes": self.world} if self.world > 1 else {}),
             "seconds": round(time.monotonic() - self.started, 2),
             "peak_memory_bytes": peak,
             "python": platform.python_version(),
@@ -72,8 +142,21 @@ class Machine:
         }
 
 
+def _takers(size: int, world: int) -> int:
+    """How many ranks have a share of a batch of `size`."""
+    return max(1, min(world, size // 2))
+
+
+def processes() -> int:
+    """How many processes torchrun started for this job; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
+
+
 def start(runtime: Runtime) -> Machine:
-    """Set threads and numerics for this process; raises ConfigError if the GPU that was asked for is not there."""
+    """Set threads and numerics for this process, and join the job's others.
+
+    Raises ConfigError if the GPU that was asked for is not there, or fewer GPUs than processes.
+    """
     torch.set_num_threads(runtime.cpu_threads)
     available = torch.cuda.is_available()
     if runtime.device == "cuda" and not available:
@@ -82,7 +165,25 @@ def start(runtime: Runtime) -> Machine:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return Machine(runtime, device, _half(runtime, device))
+    world = processes()
+    if world == 1:
+        return Machine(runtime, device, _half(runtime, device))
+    return _joined(runtime, device, world)
+
+
+def _joined(runtime: Runtime, device: torch.device, world: int) -> Machine:
+    """This process among the `world` that torchrun started, on a GPU of its own or on the CPU."""
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK") or 0)
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            found = f"process {local} of this node has no GPU of its own, there are {torch.cuda.device_count()}"
+            raise ConfigError(f"torchrun --nproc-per-node: {found}; start as many processes as there are GPUs")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return Machine(runtime, device, _half(runtime, device), rank=rank, world=world, control=control)
 
 
 def _half(runtime: Runtime, device: torch.device) -> torch.dtype | None:

@@ -1,4 +1,9 @@
-"""The one training loop: squeeze and validate differ in their batches and their loss, and in nothing else."""
+"""The one training loop: squeeze and validate differ in their batches and their loss, and in nothing else.
+
+Several processes (`runtime.Machine`) take their shares of the same batches; the gradient is the mean over the whole
+batch. Batch statistics are of a rank's share, as in torch's DistributedDataParallel without SyncBatchNorm; the running
+ones that are tested and saved are rank 0's.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from torch import Tensor, nn
 from cda.checkpoint import Checkpoint, Stop
 from cda.config import Optimisation
 from cda.errors import ArtifactError
+from cda.models import load_state
 from cda.progress import Progress
 from cda.runtime import Machine, seed_everything
 
@@ -85,6 +91,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, values: Optimisation, machine: Machine, seed: tuple[object, ...]) -> None:
         self.model, self.values, self.machine, self.seed = model, values, machine, seed
+        self.shared = machine.parallel(model)
         self.optimizer = optimizer_of(model, values)
         self.history = History()
         self.at = (0, 0)  # the next epoch and the next step in it
@@ -105,7 +112,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():  # fused steps pair elements as they lie in memory
             for name, value in kept.items():
@@ -118,14 +125,23 @@ class Trainer:
         if state["cuda_rng"] is not None and self.machine.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
 
-    def step(self, images: Tensor, target: Any, loss: Loss, lr: float) -> None:
-        """One optimiser step."""
+    def seed_epoch(self, epoch: int) -> None:
+        """Seed torch's own draws (dropout) at the start of an epoch."""
+        seed_everything(*self.seed, "epoch", epoch)
+
+    def seed_step(self, epoch: int, step: int) -> None:
+        """Seed them at every step where there are ranks: each has its own, and a checkpoint holds rank 0's alone."""
+        if self.machine.world > 1:
+            seed_everything(*self.seed, "epoch", epoch, "step", step, "rank", self.machine.rank)
+
+    def step(self, images: Tensor, target: Any, loss: Loss, lr: float, weight: float = 1.0) -> None:
+        """One optimiser step; the loss counts `weight` in the mean over the ranks."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self.machine.autocast():
-            logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        value = loss(logits, target)
+            logits = self.shared(images.contiguous(memory_format=torch.channels_last))
+        value = loss(logits, target) * weight
         value.backward()
         self.optimizer.step()
         self.loss_sum += value.detach()
@@ -138,33 +154,65 @@ def fit(
     state = checkpoint.load()
     if state is not None:
         trainer.restore(state)
-    values, began = trainer.values, time.monotonic() - trainer.history.seconds
-    done = trainer.at[0] * batches.steps + trainer.at[1]
-    progress = Progress(values.epochs * batches.steps, label, "steps", done)
+    values, machine, began = trainer.values, trainer.machine, time.monotonic() - trainer.history.seconds
+    sizes = batch_sizes(batches.images, batches.steps, values.batch_size)
+    progress = _Progress(values.epochs, sizes, trainer.at, label, machine.leads)
     for epoch in range(trainer.at[0], values.epochs):
         first = trainer.at[1]
         if first == 0:
-            seed_everything(*trainer.seed, "epoch", epoch)
+            trainer.seed_epoch(epoch)
             trainer.loss_sum.zero_()
         trainer.model.train()
         for step, (images, target) in enumerate(batches.epoch(epoch, first), start=first):
-            trainer.step(images, target, loss, lr_at(values, epoch, step, batches.steps))
+            trainer.seed_step(epoch, step)
+            lr = lr_at(values, epoch, step, batches.steps)
+            trainer.step(images, target, loss, lr, machine.weight(sizes[step]))
             trainer.at = (epoch, step + 1)
-            if stop.signal or checkpoint.due():
+            asked = machine.agree(2 * stop.signal + checkpoint.due())  # a signal to any rank is one to all
+            if asked:
                 mean_loss(trainer, step + 1, label)
                 trainer.history.seconds = time.monotonic() - began
                 checkpoint.save(trainer.state())
+            if asked > 1:
+                machine.agree(0)  # a rank that ended would take the one that still writes with it
+                stop.signal = asked // 2
                 stop.check()
-            progress.update()
+            progress.update(sizes[step])
         _close_epoch(trainer, epoch, batches.steps, evaluate, progress)
     trainer.history.seconds = time.monotonic() - began
     progress.close()
     return trainer.history
 
 
+def batch_sizes(images: int, steps: int, batch_size: int) -> list[int]:
+    """How many images each step of an epoch has, over all ranks."""
+    return [max(0, min(batch_size, images - step * batch_size)) for step in range(steps)]
+
+
+class _Progress(Progress):
+    """Counts images; only the process that leads shows it."""
+
+    def __init__(self, epochs: int, sizes: list[int], at: tuple[int, int], label: str, shown: bool) -> None:
+        if shown:
+            done = at[0] * sum(sizes) + sum(sizes[: at[1]])
+            super().__init__(epochs * sum(sizes), label, "images", done)
+        self.label, self.note, self.shown = label, "", shown
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more images."""
+        if self.shown:
+            super().update(count)
+
+    def close(self) -> None:
+        """Take the bar off."""
+        if self.shown:
+            super().close()
+
+
 def mean_loss(trainer: Trainer, steps: int, label: str) -> float:
     """Mean loss of an epoch's first `steps`; raises ArtifactError if it is no number: no checkpoint may hold that."""
-    mean = float(trainer.loss_sum) / steps
+    machine = trainer.machine
+    mean = float(machine.total(trainer.loss_sum.clone())) / machine.world / steps
     if not math.isfinite(mean):
         epoch = trainer.at[0]
         raise ArtifactError(
@@ -178,6 +226,7 @@ def _close_epoch(trainer: Trainer, epoch: int, steps: int, evaluate: Evaluate, p
     loss = mean_loss(trainer, steps, progress.label)
     last = epoch + 1 == trainer.values.epochs
     if last or (epoch + 1) % trainer.values.evaluate_every == 0:
+        trainer.machine.take_buffers(trainer.model)
         row = {"epoch": epoch + 1, "loss": loss, **evaluate(trainer.model)}
         trainer.history.curve.append(row)
         progress.note = f"top-1 {row['top1']:.2f} %"

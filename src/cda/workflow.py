@@ -6,13 +6,16 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet, from_environment, load_settings
+from cda.experiments import ExperimentSet
+from cda.needs import inputs
 from cda.paths import Layout
-from cda.runs import Run, label_mode, parts
+from cda.runs import MEASURING, Run, decode_run, label_mode, parts, seeds_of
+from cda.settings import from_environment, load_settings
 
 
 class Wildcards(Protocol):
@@ -24,6 +27,7 @@ class Wildcards(Protocol):
     part: str
     seed: str
     table: str
+    figure: str
 
 
 class Plan:
@@ -44,21 +48,24 @@ class Plan:
         known = {"paper", *(path.stem for path in (self.experiments.config / "scales").glob("*.yaml"))}
         if "demo" in arguments and "demo" not in self.experiments.tables:
             raise ConfigError(f"demo is no target of scale {self.settings.scale}; add --config scale=demo")
+        kinds = {"csv": self.experiments.tables, "md": self.experiments.tables}
+        kinds |= {"png": self.experiments.figures, "svg": self.plots()}  # type: ignore[dict-item]
         for target in arguments:
-            match = re.fullmatch(r"results/(?:([\w-]+)/)?([\w-]+?)(\.csv|\.md|-(?:distilled|progress)\.png)", target)
+            match = re.fullmatch(r"results/(?:([\w-]+)/)?([\w-]+)\.(csv|md|png|svg)", target)
             if not match or (match[1] and match[1] not in known):
                 continue
             asked, scale = match[1] or "paper", self.settings.scale
             if asked != scale:
-                mend = f"add --config scale={asked}, or ask for {self.layout.results}/{match[2]}{match[3]}"
+                mend = f"add --config scale={asked}, or ask for {self.layout.results}/{match[2]}.{match[3]}"
                 raise ConfigError(f"{target} is of scale {asked}, but this is scale {scale}; {mend}")
-            if match[2] not in self.experiments.tables:
-                there = ", ".join(self.experiments.tables)
-                raise ConfigError(f"{target}: there is no table {match[2]} at scale {scale}; there is {there}")
+            if match[2] not in kinds[match[3]]:
+                what = "table" if match[3] in ("csv", "md") else "figure"
+                there = ", ".join(kinds[match[3]])
+                raise ConfigError(f"{target}: there is no {what} {match[2]} at scale {scale}; there is {there}")
 
     def summary(self) -> str:
         """What is there already, in a line; and which data sets of its tables are not declared."""
-        wanted = self._seeds(self._validate_runs())
+        wanted = self._seeds(self._measuring())
         done = sum(Path(path).is_file() for path in wanted)
         left = "all done already: nothing is computed again" if done == len(wanted) else f"{done} of {len(wanted)} done"
         if self.settings.cells == "present":
@@ -66,86 +73,124 @@ class Plan:
         tables = self.experiments.tables
         notes = sorted({cell.note for table in tables for cell in self.experiments.cells(table) if cell.note})
         lines = [f"Scale {self.settings.scale}, measurements of all its tables: {left}."]
-        return "\n".join(lines + [f"Not run: {note}." for note in notes if "not declared" in note])
+        return "\n".join(lines + [f"Not run: {note}." for note in notes if note.startswith("data set")])
 
-    def _run(self, wildcards: Wildcards, stage: str) -> Run:
-        return self.experiments.run(wildcards.run, stage)
+    def _of(self, wildcards: Wildcards) -> Run:
+        if wildcards.run in self._decodes:
+            return self._decodes[wildcards.run]
+        return self.experiments.run(wildcards.run)
+
+    @cached_property
+    def _decodes(self) -> dict[str, Run]:
+        """The decode runs of the streamed data sets."""
+        found = [decode_run(run.data, run.recipe) for run in self.experiments.runs().values() if run.data.stream]
+        return {run.id: run for run in found}
 
     def tables(self) -> list[str]:
         """Every table of the scale."""
         return [self.layout.table(name) for name in self.experiments.tables]
 
-    def recovery_model(self, wildcards: Wildcards) -> list[str]:
-        """A recover job's model; none for real and imported images."""
-        return [
-            self.layout.model(run) for name, run in self._run(wildcards, "recover").upstream.items() if name == "model"
-        ]
+    def plots(self) -> list[str]:
+        """Names of the figures that are plots."""
+        return [name for name, figure in self.experiments.figures.items() if figure.plot]
+
+    def pictures(self) -> list[str]:
+        """Names of the figures that show images."""
+        return [name for name in self.experiments.figures if name not in self.plots()]
+
+    def figures(self) -> list[str]:
+        """Every figure of the scale; of pictures those that have images among the settings' data sets."""
+        names = [name for name in self.experiments.figures if name in self.plots() or self.experiments.pictured(name)]
+        return [self.layout.figure(name) for name in names]
+
+    def gpus(self, wildcards: Wildcards) -> int:
+        """GPUs of a job: none where no network computes."""
+        run = self._of(wildcards)
+        if run.stage == "squeeze":
+            return 0 if run.recipe.squeeze.weights else min(run.data.gpus, self.settings.runtime.gpus)
+        if run.stage == "relabel":
+            return int(label_mode(run, self.settings.labels.max_gb) == "fp16")
+        return int(run.stage != "decode" and (run.stage != "recover" or run.recipe.recover.synthetic))
+
+    def squeeze_threads(self, wildcards: Wildcards) -> int:
+        """Cores of a squeeze job: each of its processes computes, and decodes where images are streamed."""
+        data, runtime = self._of(wildcards).data, self.settings.runtime
+        return max(1, self.gpus(wildcards)) * (runtime.cpu_threads + (runtime.workers if data.stream else 0))
+
+    def _inputs(self, wildcards: Wildcards, stage: str) -> list[Run]:
+        run = self._of(wildcards)
+        return [needed for needed in inputs(run, self.settings.labels.max_gb) if needed.stage == stage]
+
+    def decoded(self, wildcards: Wildcards) -> list[str]:
+        """The decoded validation images that a job of a streamed data set tests on."""
+        return [self.layout.decoded(run) for run in self._inputs(wildcards, "decode")]
+
+    def model(self, wildcards: Wildcards) -> list[str]:
+        """The squeezed model that a job reads; none for real and imported images, and for labels that need none."""
+        return [self.layout.model(run) for run in self._inputs(wildcards, "squeeze")]
 
     def shards(self, wildcards: Wildcards) -> list[str]:
-        """The part folders that a relabel or validate job reads."""
-        run = self.experiments.run(wildcards.run)
-        labels = run.upstream["labels"] if run.stage == "validate" else run
-        images = labels.upstream["images"]
-        return [self.layout.part(images, part) for part in parts(images, labels.ipc)]
+        """The part folders that a job reads."""
+        ipc = self._of(wildcards).ipc
+        return [self.layout.part(run, part) for run in self._inputs(wildcards, "recover") for part in parts(run, ipc)]
 
-    def _teacher(self, labels: Run, mode: str) -> list[str]:
-        used = label_mode(labels, self.settings.labels.max_gb) == mode
-        return [self.layout.model(labels.upstream["model"])] if used else []
-
-    def relabel_model(self, wildcards: Wildcards) -> list[str]:
-        """A relabel job's model, if it stores logits."""
-        return self._teacher(self._run(wildcards, "relabel"), "fp16")
-
-    def labels(self, wildcards: Wildcards) -> str:
+    def labels(self, wildcards: Wildcards) -> list[str]:
         """A validate job's label store."""
-        return self.layout.labels(self._run(wildcards, "validate").upstream["labels"])
-
-    def online_model(self, wildcards: Wildcards) -> list[str]:
-        """A validate job's relabel model, if it runs while validating."""
-        return self._teacher(self._run(wildcards, "validate").upstream["labels"], "online")
+        return [self.layout.labels(run) for run in self._inputs(wildcards, "relabel")]
 
     def recipe(self, wildcards: Wildcards) -> dict[str, Any]:
         """What a run's result depends on: Snakemake re-runs what it was changed for."""
-        return dict(self.experiments.run(wildcards.run).spec)
+        return dict(self._of(wildcards).spec)
 
-    def _validate_runs(self) -> list[Run]:
-        """Every validate run of the scale's tables."""
-        return [run for run in self.experiments.runs().values() if run.stage == "validate"]
+    def _measuring(self) -> list[Run]:
+        """Every run of the scale's tables that leaves measurements."""
+        return [run for run in self.experiments.runs().values() if run.stage in MEASURING]
 
     def _seeds(self, runs: Iterable[Run]) -> list[str]:
-        """The JSONs of validate runs."""
-        return [self.layout.run_json(run, seed) for run in runs for seed in range(self.settings.seeds)]
+        """The JSONs of measuring runs."""
+        seeds = self.settings.seeds
+        return [self.layout.run_json(run, seed) for run in runs for seed in range(seeds_of(run, seeds))]
 
-    def _wanted(self, runs: Iterable[Run]) -> list[str]:
-        """The JSONs that a table reads: all of its runs', or with `cells=present` those that exist."""
-        return [path for path in self._seeds(runs) if self.settings.cells == "all" or Path(path).is_file()]
+    def _wanted(self, paths: Iterable[str]) -> list[str]:
+        """What a table or figure reads: all of it, or with `cells=present` what exists."""
+        return [path for path in dict.fromkeys(paths) if self.settings.cells == "all" or Path(path).exists()]
+
+    def _of_tables(self, tables: Iterable[str]) -> list[str]:
+        runs = [run for table in tables for cell in self.experiments.cells(table) for run in cell.runs]
+        return self._wanted(self._seeds(runs))
 
     def measurements(self, wildcards: Wildcards) -> list[str]:
         """The run JSONs a table reads: all of its cells', or with `cells=present` those that exist."""
-        return self._wanted(cell.run for cell in self.experiments.cells(wildcards.table) if cell.run)
+        return self._of_tables([wildcards.table])
+
+    def plotted(self, wildcards: Wildcards) -> list[str]:
+        """The run JSONs a plot reads."""
+        return self._of_tables(self.experiments.figures[wildcards.figure].tables)
 
     def pictured(self, wildcards: Wildcards) -> list[str]:
-        """The first part of each recover run of a table: what its pictures show."""
-        runs = [
-            cell.run.upstream["labels"].upstream["images"]
-            for cell in self.experiments.cells(wildcards.table)
-            if cell.run
-        ]
-        return list(dict.fromkeys(self.layout.part(run, 0) for run in runs))
+        """The first part of each recover run that a figure shows."""
+        return self._wanted(self.layout.part(run, 0) for _, run in self.experiments.pictured(wildcards.figure))
 
-    def pictures(self) -> list[str]:
-        """The demo's pictures, at its scale."""
-        return [
-            self.layout.picture("demo", kind) for kind in ("distilled", "progress") if "demo" in self.experiments.tables
-        ]
+    def demo(self) -> list[str]:
+        """The demo's table and pictures, where there is one."""
+        if "demo" not in self.experiments.tables:
+            return []
+        names = [name for name in self.experiments.figures if name.startswith("demo-")]
+        return [self.layout.table("demo"), *(self.layout.figure(name) for name in names)]
 
     def reported(self) -> list[str]:
-        """What the report shows: the scale's tables, and the demo's pictures."""
-        return self.tables() + self.pictures()
+        """What the report shows: the demo's table and pictures, or else all of the scale's."""
+        return self.demo() or self.tables() + self.figures()
 
     def report_reasons(self) -> list[str]:
         """What makes the report anew; a table always runs again, so that it is none by itself."""
-        return self._wanted(self._validate_runs()) + self.pictures()
+        tables = ["demo"] if self.demo() else list(self.experiments.tables)
+        return self._of_tables(tables) + [path for path in self.reported() if path.endswith(".png")]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A wildcard constraint: one of these names, and nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def growing(base: int) -> Any:

@@ -11,8 +11,22 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from cda.config import Dataset, Relabel, Runtime, Squeeze
+from cda.data.labels import epoch_plan
+from cda.data.loaders import DistilledBatches, Images, SqueezeBatches
 from cda.method import augment
-from cda.method.augment import Views, crop_boxes, cutmix, draw_views, generator, mixing_boxes, mixup
+from cda.method.augment import (
+    Views,
+    crop_boxes,
+    cutmix,
+    cutout,
+    draw_cutouts,
+    draw_views,
+    generator,
+    mixing_boxes,
+    mixup,
+)
+from cda.runtime import Machine
 
 torch.set_num_threads(1)
 
@@ -323,3 +337,86 @@ def test_mixup_blends_by_each_images_share():
     for i, r in enumerate([0.0, 1.0, 0.25, 0.6]):
         expected = r * images[i].numpy() + (1 - r) * partners[i].numpy()
         np.testing.assert_allclose(mixed[i].numpy(), expected, atol=1e-7)
+
+
+# Cutout ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "share"), [(16, 0.5), (15, 0.5), (9, 0.3), (8, 1.0)])
+def test_cutout_covers_a_clipped_square_of_one_colour(size, share):
+    squares, images = draw_cutouts(generator("cutout"), 60, size, share), noise(1, 60, 3, size, size).float()
+    found, side = cutout(images, squares), round(share * size)
+    uniform = generator("cutout").random((60, 5))
+    for index in range(60):
+        row, column = (int(u * size) for u in uniform[index, :2])
+        covered = np.zeros((size, size), dtype=bool)
+        for y in range(row - side // 2, row - side // 2 + side):
+            for x in range(column - side // 2, column - side // 2 + side):
+                if 0 <= y < size and 0 <= x < size:
+                    covered[y, x] = True
+        colour = torch.tensor([int(u * 256) for u in uniform[index, 2:]]) / 255
+        expected = torch.where(torch.from_numpy(covered), colour[:, None, None], images[index])
+        assert torch.equal(found[index], expected)
+
+
+def test_cutouts_are_uniform_and_an_images_do_not_depend_on_the_others():
+    squares = draw_cutouts(generator("many"), 20000, 32, 0.25)
+    fewer = draw_cutouts(generator("many"), 7, 32, 0.25)
+    for few, many in zip(fewer, squares, strict=True):
+        np.testing.assert_array_equal(few, many[:7])
+    inner = squares.boxes[(squares.boxes[:, 0] > 0) & (squares.boxes[:, 1] < 32)]
+    assert set(np.unique(inner[:, 1] - inner[:, 0])) == {8}
+    assert abs((squares.boxes[:, 0] == 0).mean() - 5 / 32) < 0.01  # centres 0 to 4
+    assert set(np.unique(np.rint(squares.colours * 255))) == set(range(256))
+    assert np.abs(squares.colours.mean(axis=0) - 0.5).max() < 0.01
+
+
+DATA = Dataset(name="toy", layout="digits", classes=2, resolution=16, mean=(0.3,) * 3, std=(0.2,) * 3, get="x")
+
+
+def resident(count: int = 10) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    machine = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+    return Images(pixels, np.arange(count, dtype=np.int64), DATA, machine)
+
+
+def test_squeeze_covers_what_it_saw_without_cutout():
+    """The draws of crops and of the order are those of a recipe without cutout; labels here are the images' indices."""
+    plain, covered = (
+        SqueezeBatches(resident(), Squeeze(epochs=1, batch_size=4, lr=0.1, cutout=share)) for share in (0.0, 0.5)
+    )
+    squares = draw_cutouts(generator("squeeze", 0, 3, "cutout"), 10, 16, 0.5)
+    for (images, index), (found, same) in zip(plain.epoch(3), covered.epoch(3), strict=True):
+        assert torch.equal(index, same)
+        raw = images * plain.set.normalised.std + plain.set.normalised.mean
+        expected = plain.set.normalised(cutout(raw, squares.of(index.numpy())))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", ["none", "cutmix", "mixup"])
+def test_relabel_covers_images_and_partners_before_they_are_mixed(mixing):
+    plain, covered = (
+        DistilledBatches(resident(), Relabel(batch_size=5, mixing=mixing, cutout=share), 5) for share in (0.0, 0.5)
+    )
+    one, other = plain.plan(2), covered.plan(2)
+    assert one.cutouts is None
+    assert other.cutouts is not None
+    for name in ("order", "partners", "ratios", "boxes"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    unmixed = plain.plan(2)._replace(ratios=np.ones(10), boxes=np.zeros((10, 4), np.int64))
+    norm, everything = plain.set.normalised, np.arange(10)
+    seen = cutout(plain.inputs(unmixed, everything) * norm.std + norm.mean, other.cutouts)
+    partners = seen[torch.from_numpy(other.partners)]
+    if mixing == "cutmix":
+        seen = cutmix(seen, partners, torch.from_numpy(other.boxes))
+    elif mixing == "mixup":
+        seen = mixup(seen, partners, torch.from_numpy(other.ratios).float())
+    torch.testing.assert_close(covered.inputs(other, everything), norm(seen), rtol=0, atol=1e-5)
+
+
+def test_an_images_cutout_is_the_same_among_more_images():
+    recipe = Relabel(cutout=0.5)
+    few, many = epoch_plan(recipe, 16, 5, 1).cutouts, epoch_plan(recipe, 16, 50, 1).cutouts
+    assert few is not None
+    assert many is not None
+    np.testing.assert_array_equal(few.boxes, many.boxes[:5])

@@ -13,7 +13,8 @@ import pytest
 from cda import sourced
 from cda.cli import main
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet, from_environment, load_settings
+from cda.experiments import ExperimentSet
+from cda.settings import from_environment, load_settings
 from cda.sourced import Layer, read_layer
 from cda.workflow import Plan
 
@@ -119,11 +120,14 @@ def test_a_bad_value_of_a_cell_names_the_experiment_and_not_the_recipe(tree):
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("recipe:\n  recover:\n    milestone: 1.2\n", "recover.milestone"),
-        ("datasets:\n  digits:\n    recover:\n      milestone: 1.2\n", "recover.milestone"),
+        ("datasets:\n  digits:\n    recipe:\n      recover:\n        milestone: 1.2\n", "recover.milestone"),
+        ("recipe:\n  recover:\n    milestone: 1.2\n", "recipe is not a known key"),
+        ("datasets:\n  digits:\n    recover:\n      milestone: 1.2\n", "recover is not a known key"),
+        ("datasets:\n  digits:\n    stand_in: mnist\n", "data set mnist is not declared"),
+        ("datasets:\n  digits:\n    ipc: {3: 1}\n", "datasets.digits.ipc has no entry for 1"),
         ("settings:\n  sedes: 3\n", "sedes"),
         ("setings:\n  seeds: 3\n", "setings"),
-        ("datasets:\n  digit:\n    recover:\n      iterations: 3\n", "digit"),
+        ("datasets:\n  digit: {}\n", "data set digit is not declared"),
     ],
 )
 def test_a_bad_value_of_a_scale_names_the_scale_s_file(text, key, tree):
@@ -271,26 +275,26 @@ def test_later_layers_win(tree):
     def lr(**overrides: Any) -> float:
         return float(tree.runs(**overrides)["validate"].recipe.validate_.lr)
 
-    tree.write("scales/small.yaml", "recipe:\n  validate:\n    lr: 0.4\n")
+    tree.scale("small", recipe={"validate": {"lr": 0.4}})
     assert lr() == 0.002
     tree.edit(RECIPE, "  cda: {}", "  cda:\n    validate:\n      lr: 0.1")
     assert lr() == 0.1
     tree.experiment("tiny", {"variants": ["slow"]}, scales=["paper", "small"])
     assert lr() == 0.001
-    tree.experiment("tiny", {"variants": ["slow"], "set": {"validate.lr": 0.3}}, scales=["paper", "small"])
-    assert lr() == 0.3
     assert lr(scale="small") == 0.4
-    tree.write(
-        "scales/small.yaml", "recipe:\n  validate:\n    lr: 0.4\ndatasets:\n  digits:\n    validate:\n      lr: 0.5\n"
-    )
-    assert lr(scale="small") == 0.5
+    tree.experiment("tiny", {"variants": ["slow"], "set": {"validate.lr": 0.3}}, scales=["paper", "small"])
+    assert lr() == lr(scale="small") == 0.3
+    tree.scale("small", recipe={"validate": {"lr": 0.4}}, instead={"validate.lr": {0.3: 0.5}})
+    assert (lr(), lr(scale="small")) == (0.3, 0.5)
+    tree.scale("small", instead={"validate.lr": {0.2: 0.5}})
+    assert "datasets.digits.instead.validate.lr has no entry for 0.3; add it" in problem(lambda: lr(scale="small"))
 
 
 def test_one_resolution_leaves_the_next_one_alone(tree):
     tree.edit(RECIPE, "relabel:\n", "architecture: {}\nrelabel:\n")
     tree.edit(RECIPE, "architecture:\n  stem: small            # our choice: small images\n", "")
     tree.edit(RECIPE, "  width: 0.125           # our choice: speed\n", "")
-    tree.write("scales/small.yaml", "recipe:\n  architecture:\n    width: 0.5\n")
+    tree.scale("small", recipe={"architecture": {"width": 0.5}})
     tree.experiment("tiny", scales=["paper", "small"])
     assert tree.runs(scale="small")["squeeze"].recipe.architecture.width == 0.5
     assert tree.runs()["squeeze"].recipe.architecture.width == 1.0
@@ -416,7 +420,7 @@ def test_a_table_may_have_any_ordinary_name(name, tree):
     from cda.workflow import Plan
 
     tree.experiment(name)
-    Plan({}, [f"results/{name}.csv", f"results/{name}-distilled.png"])
+    Plan({}, [f"results/{name}.csv", f"results/{name}.md"])
 
 
 def test_a_mapping_among_a_table_s_own_values_is_refused(tree):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models as torchvisions
 
+from cda.catalog import NETWORKS, find, label, require_bn
 from cda.config import Architecture
 from cda.errors import ArtifactError, ConfigError
+from cda.method.bn_matching import BatchNorm
 from cda.models import build, load_weights
 
 torch.set_num_threads(1)
@@ -160,12 +165,118 @@ def test_timms_networks_go_by_their_names_and_vits_take_the_resolution(name, siz
     assert model(images(2, size).float()).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("deit_tiny", 16), ("deit_tiny", 64), ("resmlp_12_224", 32), ("resmlp", 224)]
+)
+def test_transformers_and_mlps_take_the_resolution(name, size):
+    model = build(name, 5, size, SMALL).eval()
+    assert model(images(2, size).float()).shape == (2, 5)
+
+
 @pytest.mark.parametrize("name", ["resnet19", "convnet", "convnet33", "", "ResNet18", "no/such.model"])
 def test_unknown_names_are_refused_in_one_line(name):
     with pytest.raises(ConfigError, match="is unknown; use") as caught:
         build(name, 10, 32, SMALL)
     assert repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# The catalogue
+
+
+def without_values(name: str, classes: int = 1000) -> nn.Module:
+    device = "cpu" if name.startswith("regnet") else "meta"  # torchvision computes a RegNet's widths with tensors
+    with torch.device(device):
+        return build(name, classes, 224, PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("squeezenet", 1.2),
+        ("mobilenet", 3.5),
+        ("efficientnet", 5.3),
+        ("mnasnet", 6.3),
+        ("shufflenet", 7.4),
+        ("resmlp", 30.0),
+        ("alexnet", 61.1),
+        ("deit_base", 86.6),
+        ("vgg11", 132.9),
+        ("vgg13", 133.0),
+        ("vgg16", 138.4),
+        ("vgg19", 143.7),
+    ],
+)
+def test_networks_of_table_20_have_its_parameters(name, millions):
+    assert round(parameters(without_values(name)) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),  # as torchvision's documentation and timm's state them
+    [
+        ("densenet121", 7_978_856),
+        ("regnet_y_8gf", 39_381_472),
+        ("convnext_tiny", 28_589_128),
+        ("deit_tiny", 5_717_416),
+        ("mobilenet_v2", 3_504_872),
+    ],
+)
+def test_networks_of_table_7_are_the_published_ones(name, count):
+    assert parameters(without_values(name)) == count
+
+
+def test_the_catalogue_has_every_network_of_the_papers_tables():
+    with (Path(__file__).parents[2] / "config" / "reported.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["setting"] != "quoted"]
+    named = {row[key] for row in rows for key in ("recovery_model", "validation_model")} - {""}
+    assert len(named) > 20
+    assert [name for name in sorted(named) if find(name) is None and name != "resnet50-ridnik2021"] == []
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "convnet3"])
+def test_the_catalogue_knows_which_networks_have_bn_layers(name):
+    assert find(name).bn == has_bn(name)
+
+
+def has_bn(name: str) -> bool:
+    return any(isinstance(module, BatchNorm) for module in without_values(name, 10).modules())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["convnet4", "vgg16", "deit_tiny", "squeezenet1_1", "vit_b_16", "swin_v2_t", "convnext_small", "convnextv2_atto",
+     "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s16_224",
+     "resmlp_12_224"],
+)  # fmt: skip
+def test_networks_without_bn_layers_are_no_recovery_models(name):
+    assert not has_bn(name)
+    with pytest.raises(ConfigError, match="has no BN layers") as caught:
+        require_bn(name)
+    assert repr(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "densenet121", "vgg11_bn", "maxvit_t", "vit_small_resnet26d_224", "vit_base_mci_224", "test_resnet"],
+)
+def test_networks_with_bn_layers_may_be_recovery_models(name):
+    assert has_bn(name)
+    require_bn(name)
+
+
+def test_names_that_nobody_knows_are_left_to_the_network_itself():
+    require_bn("no/such.model")
+
+
+def test_labels_are_the_papers():
+    assert [label(name) for name in ("resnet18", "convnet3", "vgg11")] == ["ResNet-18", "ConvNet-3", "VGG-11"]
+    assert label("test_resnet") == "test_resnet"
+
+
+def test_the_catalogue_does_not_import_torch():
+    told = "import sys, cda.catalog; cda.catalog.require_bn('resnet18'); print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", told], text=True).strip() == "False"
 
 
 # Weights on disk
@@ -194,6 +305,14 @@ def refusal(model: nn.Module, path: Path) -> str:
 def test_weights_come_back(saved):
     one, other = load_weights(tiny(), saved), load_weights(tiny(), saved)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_mnasnets_weights_come_back(tmp_path):
+    """Torchvision's MNASNet loads only tensors that tell its version, which a file does not."""
+    one, other = (build("mnasnet0_5", 4, 32, SMALL) for _ in range(2))
+    save_file(one.state_dict(), tmp_path / "model.safetensors")
+    load_weights(other, tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
 @pytest.mark.parametrize("left", [0, 5, 100, -1])

@@ -1,82 +1,223 @@
-"""Published weights as a squeeze run of their own kind."""
+"""Published weights: as a squeeze run of their own kind, and as a start. Downloads are drawn here."""
+
+from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
+import timm
 import torch
 import torchvision
+from torch import Tensor, nn
 
+from cda.catalog import NETWORKS
+from cda.config import Architecture
 from cda.errors import ConfigError
+from cda.models import build, load_state
 from cda.runtime import start
 from cda.stages import squeeze
+from cda.stages.context import Context
 from cda.stages.networks import load_squeezed
+from cda.stages.published import classifier, start_from, state_of
+
+torch.set_num_threads(1)
 
 NAME = "ResNet18_Weights.IMAGENET1K_V1"
+WEIGHTS = f"torchvision:{NAME}"
+
+
+def drawn(model: nn.Module) -> dict[str, Tensor]:
+    """Its tensors, moved, as a plain dictionary: a file keeps no versions."""
+    torch.manual_seed(0)
+    state = model.state_dict()
+    return {name: t + torch.randn_like(t) * 0.05 if t.is_floating_point() else t for name, t in state.items()}
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return drawn(torchvision.models.resnet18())
 
 
 @pytest.fixture
-def published(tree, monkeypatch):
-    """A table whose recovery model is torchvision's ResNet-18; its weights are drawn here instead of downloaded."""
-    tree.edit("recipes/digits.yaml", "squeeze:\n", f"squeeze:\n  weights: torchvision:{NAME}  # paper Section 3.4\n")
+def download(monkeypatch):
+    """What every download gives from now on: a state, or an error."""
+
+    def gives(found: dict[str, Tensor] | Exception) -> None:
+        def load(*_args, **_kwargs):
+            if isinstance(found, Exception):
+                raise found
+            return dict(found)
+
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", load)
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", load)
+
+    return gives
+
+
+def refusal(function, *arguments) -> str:
+    with pytest.raises(ConfigError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# As a squeeze run
+
+
+@pytest.fixture
+def published(tree, monkeypatch, download, resnet18):
+    """A table on a thousand classes whose recovery model is torchvision's ResNet-18."""
+    tree.edit("recipes/digits.yaml", "squeeze:\n", f"squeeze:\n  weights: {WEIGHTS}  # paper Section 3.4\n")
     tree.edit("recipes/digits.yaml", "  stem: small            # our choice: small images\n", "")
     tree.edit("recipes/digits.yaml", "  width: 0.125           # our choice: speed\n", "  stem: imagenet # published\n")
-    torch.manual_seed(0)
-    state = torchvision.models.resnet18(num_classes=10).state_dict()
-    weight = SimpleNamespace(get_state_dict=lambda **_: state, meta={"_metrics": {"ImageNet-1K": {"acc@1": 69.758}}})
-
-    def get_weight(name):
-        if name != NAME:
-            raise KeyError(name)
-        return weight
-
-    monkeypatch.setattr(torchvision.models, "get_weight", get_weight)
-    return tree, state
+    tree.edit("datasets/digits.yaml", "classes: 10\n", "classes: 1000\n")
+    monkeypatch.setattr(Context, "class_names", lambda _: list(map(str, range(1000))))
+    download(resnet18)
+    return tree
 
 
-def test_published_weights_become_a_squeeze_run(published):
-    tree, state = published
-    run = tree.runs()["squeeze"]
+def test_published_weights_become_a_squeeze_run(published, resnet18):
+    run = published.runs()["squeeze"]
     out = Path("model/model.safetensors")
-    squeeze.run(tree.context(run), out)
+    squeeze.run(published.context(run), out)
     described = json.loads(out.with_name("squeeze.json").read_text())
-    assert (described["weights"], described["top1"], described["run"]) == (f"torchvision:{NAME}", 69.758, run.id)
-    assert described["classes"] == list("0123456789")
-    loaded = load_squeezed(out, run, start(tree.experiments().settings.runtime))
-    reference = torchvision.models.resnet18(num_classes=10)
-    reference.load_state_dict(state)
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(loaded(images), reference.eval()(images))
+    assert (described["weights"], described["top1"], described["run"]) == (WEIGHTS, 69.758, run.id)
+    assert described["classes"] == list(map(str, range(1000)))
+    loaded = load_squeezed(out, run, start(published.experiments().settings.runtime))
+    reference = torchvision.models.resnet18()
+    reference.load_state_dict(resnet18)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    torch.testing.assert_close(loaded.double()(images), reference.eval().double()(images))
 
 
 def test_training_values_do_not_name_published_weights(published):
-    tree, _ = published
-    before = tree.runs()["squeeze"].id
-    tree.edit("recipes/digits.yaml", "lr: 0.1 ", "lr: 0.3 ")
-    assert tree.runs()["squeeze"].id == before
+    before = published.runs()["squeeze"].id
+    published.edit("recipes/digits.yaml", "lr: 0.1 ", "lr: 0.3 ")
+    assert published.runs()["squeeze"].id == before
+
+
+def test_weights_of_another_shape_leave_no_squeeze_run(published):
+    published.edit("recipes/digits.yaml", "stem: imagenet # published", "stem: small # our choice")
+    context = published.context(published.runs()["squeeze"])
+    assert "does not fit resnet18 with 1000 classes" in refusal(squeeze.run, context, Path("model/model.safetensors"))
+    assert not Path("model/model.safetensors").exists()
+
+
+# By name
 
 
 @pytest.mark.parametrize(
-    ("weights", "line"),
+    ("weights", "model", "line"),
     [
-        ("torchvision:ResNet18_Weights.NOPE", "torchvision has no weights 'ResNet18_Weights.NOPE'"),
-        ("hub:something", "is neither torchvision:<Weights.NAME> nor timm:<tag>"),
+        ("torchvision:ResNet18_Weights.NOPE", "resnet18", "torchvision has no weights 'ResNet18_Weights.NOPE'"),
+        ("torchvision:nope", "resnet18", "torchvision has no weights 'nope'"),
+        ("torchvision:ResNet50_Weights.IMAGENET1K_V1", "resnet18", "is not of the network 'resnet18'"),
+        (WEIGHTS, "deit_tiny", "is not of the network 'deit_tiny_patch16_224'"),
+        ("timm:nope", "deit_tiny", "timm:nope cannot be had (Invalid pretrained tag (nope)"),
+        ("timm:nope", "no_such_model", "timm:nope cannot be had (Unknown model"),
+        ("hub:something", "resnet18", "is neither torchvision:<Weights.NAME> nor timm:<tag>"),
+        ("torchvision:", "resnet18", "is neither torchvision:<Weights.NAME> nor timm:<tag>"),
     ],
 )
-def test_unknown_weights_end_in_one_line(published, weights, line):
-    tree, _ = published
-    tree.edit("recipes/digits.yaml", f"torchvision:{NAME}", weights)
-    with pytest.raises(ConfigError, match=r"squeeze\.weights") as caught:
-        squeeze.run(tree.context(tree.runs()["squeeze"]), Path("model/model.safetensors"))
-    assert line in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_unknown_weights_end_in_one_line(weights, model, line):
+    told = refusal(state_of, weights, model, 1000)
+    assert told.startswith("squeeze.weights: ")
+    assert line in told
+    told = refusal(start_from, nn.Linear(2, 2), weights, model)
+    assert told.startswith("squeeze.init: ")
+    assert line in told
 
 
-def test_weights_of_another_shape_are_refused(published):
-    tree, state = published
-    state["fc.weight"] = torch.zeros(1000, 512)
-    with pytest.raises(ConfigError, match="does not fit resnet18 with 10 classes") as caught:
-        squeeze.run(tree.context(tree.runs()["squeeze"]), Path("model/model.safetensors"))
-    assert "\n" not in str(caught.value)
-    assert not Path("model/model.safetensors").exists()
+@pytest.mark.parametrize(("weights", "model"), [(WEIGHTS, "resnet18"), ("timm:fb_in1k", "deit_tiny")])
+def test_without_internet_one_line_says_so(download, weights, model):
+    download(URLError("Name or service not known"))
+    told = refusal(state_of, weights, model, 1000)
+    assert f"{weights} cannot be had" in told
+    assert "internet" in told
+
+
+def test_weights_of_another_number_of_classes_are_refused(download, resnet18):
+    download(resnet18)
+    assert "does not fit resnet18 with 10 classes (it has 1000)" in refusal(state_of, WEIGHTS, "resnet18", 10)
+
+
+def test_densenets_old_names_are_turned_into_todays(download):
+    """On disk `denselayer1.norm.1.weight` is what is `denselayer1.norm1.weight` today."""
+    now = drawn(torchvision.models.densenet121())
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", n): t for n, t in now.items()}
+    download({name: tensor for name, tensor in old.items() if not name.endswith("num_batches_tracked")})
+    state, top1 = state_of("torchvision:DenseNet121_Weights.IMAGENET1K_V1", "densenet121", 1000)
+    assert top1 == 74.434
+    assert set(old) - set(now)
+    assert {name for name in now if not torch.equal(now[name], state[name])} == set()
+    model = build("densenet121", 1000, 64, Architecture())
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "stated"),
+    [
+        ("squeezenet", "torchvision:SqueezeNet1_0_Weights.IMAGENET1K_V1", 58.092),
+        ("mobilenet_v2", "torchvision:MobileNet_V2_Weights.IMAGENET1K_V2", 72.154),
+        ("deit_tiny", "timm:fb_in1k", None),
+        ("resnet18", "timm:a1_in1k", None),  # timm's ResNets have the names of torchvision's, and of ours
+    ],
+)
+def test_weights_have_the_names_of_the_network_that_is_built(download, model, weights, stated):
+    ours = build(model, 1000, 224, Architecture())
+    wanted = drawn(ours)
+    download(wanted)
+    state, top1 = state_of(weights, model, 1000)
+    assert top1 == stated
+    load_state(ours, dict(state))
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours.state_dict().items())
+
+
+# To start from
+
+
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_a_start_takes_all_but_the_classifier(download, resnet18, classes):
+    download(resnet18)
+    model = build("resnet18", classes, 224, Architecture())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start_from(model, WEIGHTS, "resnet18")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in ("fc.weight", "fc.bias") else resnet18[name]), name
+
+
+def test_a_start_that_does_not_fit_is_refused_and_changes_nothing(download, resnet18):
+    download(resnet18)
+    model = build("resnet18", 7, 32, Architecture(stem="small"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    told = refusal(start_from, model, WEIGHTS, "resnet18")
+    assert "squeeze.init" in told
+    assert "conv1.weight: 64×3×7×7 there, 64×3×3×3 here" in told
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_start_for_another_resolution_is_refused(download):
+    download(drawn(timm.create_model("deit_tiny_patch16_224")))
+    model = build("deit_tiny", 7, 32, Architecture())
+    told = refusal(start_from, model, "timm:fb_in1k", "deit_tiny")
+    assert "pos_embed: 1×197×192 there, 1×5×192 here" in told
+
+
+def test_a_start_without_a_tensor_is_refused(download, resnet18):
+    download(resnet18)
+    model = build("resnet18", 7, 32, Architecture())
+    model.register_buffer("more", torch.zeros(2))
+    assert "more: missing there, 2 here" in refusal(start_from, model, WEIGHTS, "resnet18")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_classifier_is_all_that_depends_on_the_classes(name):
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        few, many = (build(name, classes, 224, Architecture()) for classes in (7, 9))
+    shapes = [{n: t.shape for n, t in model.state_dict().items()} for model in (few, many)]
+    differing = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+    assert classifier(few) == differing

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cda.experiments import Cell, ExperimentSet, load_settings
+from cda.experiments import Cell, ExperimentSet
 from cda.runs import VERSIONS, label_gigabytes, label_mode, parts
+from cda.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE, DATASET = "recipes/digits.yaml", "datasets/digits.yaml"
@@ -164,7 +165,7 @@ def test_real_images_need_no_model_and_hard_labels_none_either(tree):
 
 
 def test_a_model_that_relabels_is_a_squeeze_run_of_its_own(tree):
-    tree.experiment("tiny", {"relabel_model": "resnet34"})
+    tree.experiment("tiny", {"relabel_models": ["resnet34"]})
     labels = tree.runs()["relabel"]
     assert labels.upstream["model"].model == "resnet34"
     assert labels.upstream["images"].upstream["model"].model == "resnet18"
@@ -259,7 +260,7 @@ def test_data_sets_that_are_not_at_hand_are_left_out(tree):
 
 
 def test_a_scale_shows_its_tables_and_changes_its_runs_and_places(tree):
-    tree.write("scales/small.yaml", "recipe:\n  recover:\n    iterations: 3\n")
+    tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])
     tree.experiment("large")
     small, paper = tree.experiments(scale="small"), tree.experiments()
@@ -274,6 +275,27 @@ def test_a_scale_shows_its_tables_and_changes_its_runs_and_places(tree):
 # The repository's own tables ------------------------------------------------------------------------------------------
 
 
+COUNTS = {
+    1: 14,
+    2: 12,
+    3: 4,
+    4: 42,
+    5: 10,
+    6: 5,
+    7: 21,
+    8: 10,
+    9: 6,
+    11: 6,
+    13: 18,
+    14: 10,
+    15: 20,
+    17: 15,
+    18: 30,
+    19: 14,
+}
+COUNTS |= {20: 12}
+
+
 @pytest.fixture(scope="module")
 def paper() -> ExperimentSet:
     return ExperimentSet(load_settings({"scale": "paper"}, ROOT / "config"), ROOT / "config")
@@ -284,7 +306,7 @@ def reported_rows(table: int) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["table"] == str(table)]
 
 
-@pytest.mark.parametrize(("number", "rows"), [(1, 14), (4, 42)])
+@pytest.mark.parametrize(("number", "rows"), [*COUNTS.items()])
 def test_every_number_of_the_paper_s_table_is_exactly_one_cell(number, rows, paper):
     cells, found = paper.cells(f"table{number}"), []
     for row in reported_rows(number):
@@ -293,7 +315,9 @@ def test_every_number_of_the_paper_s_table_is_exactly_one_cell(number, rows, pap
         assert (cell.reported, cell.reported_std) == (row["value"], row["std"])
         found.append(cell)
     assert len(found) == rows
-    assert {id(cell) for cell in found} == {id(cell) for cell in cells if cell.reported}
+    assert {id(cell) for cell in found} == {
+        id(cell) for cell in cells if cell.reported or number == 9
+    }  # whose are unknown
 
 
 def test_no_two_cells_of_a_table_have_one_key(paper):
@@ -306,8 +330,7 @@ def test_every_synthetic_cell_has_a_run_where_its_data_set_is_declared(paper):
     declared = {path.stem for path in (ROOT / "config/datasets").glob("*.yaml")}
     for table in paper.tables:
         for cell in paper.cells(table):
-            quoted = cell.key["setting"] == "quoted"
-            assert (cell.run is not None) == (cell.key["dataset"] in declared and not quoted)
+            assert (cell.run is not None) == (cell.key["dataset"] in declared and not cell.quoted)
 
 
 GOLDEN = {

@@ -454,3 +454,180 @@ def test_tiny_annotations(tmp_path, content, problem):
     if content is not None:
         table.write_bytes(content)
     assert problem in problem_of(tiny(), tmp_path, "val")
+
+
+# ImageNet-1K and ImageNet-21K-P ---------------------------------------------------------------------
+
+WNIDS = ("n02119789", "n01440764")  # in the order of their numbers in the development kit, which is not sorted
+TRUTH = (1, 0, 0, 1)  # class of each held-out image, as an index of WNIDS
+
+
+def write_imagenet(root: Path, val: str) -> None:
+    for c, wnid in enumerate(WNIDS):
+        for i in range(3):
+            write(root / "train" / wnid / f"{wnid}_{i}.JPEG", pixels(10 * c + i, 20 + i, 30))
+    for i, c in enumerate(TRUTH, start=1):
+        folder = root / "val" / (WNIDS[c] if val == "folders" else "")
+        write(folder / f"ILSVRC2012_val_{i:08d}.JPEG", pixels(100 + i, 25, 20))
+
+
+def write_kaggle(root: Path) -> Path:
+    rows = [f"ILSVRC2012_val_{i:08d},{WNIDS[c]} 1 2 3 4 {WNIDS[c]} 5 6 7 8" for i, c in enumerate(TRUTH, start=1)]
+    table = root / "LOC_val_solution.csv"
+    table.write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]) + "\n")
+    return table
+
+
+def write_kit(folder: Path) -> Path:
+    """The development kit's two files: its numbers count all synsets, the classes are those without children."""
+    from scipy.io import savemat
+
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    rows = [(1, WNIDS[0], "kit fox", 0), (2, WNIDS[1], "tench", 0), (3, "n00001740", "entity", 2)]
+    folder.mkdir(parents=True)
+    savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    table = folder / "ILSVRC2012_validation_ground_truth.txt"
+    table.write_text("".join(f"{c + 1}\n" for c in TRUTH))
+    return table
+
+
+def imagenet(**values: Any) -> Dataset:
+    return dataset("imagenet1k", **{"train_images": 6, "val_images": 4, "resize": 10, **values})
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "kaggle tree"])
+@pytest.mark.parametrize("truth", ["folders", "kaggle", "kit", "kit in data"])
+def test_imagenet_layouts_agree(tmp_path, nested, truth):
+    plain, root = tmp_path / "plain", tmp_path / "root"
+    for split, wnids in (("train", (1, 0)), ("val", (1, 0))):
+        for c in wnids:
+            chosen = range(3) if split == "train" else [i for i, k in enumerate(TRUTH, start=1) if k == c]
+            for i in chosen:
+                image = pixels(10 * c + i, 20 + i, 30) if split == "train" else pixels(100 + i, 25, 20)
+                write(plain / split / WNIDS[c] / f"{i}.JPEG", image)
+    write_imagenet(root / "ILSVRC/Data/CLS-LOC" if nested else root, truth)
+    if truth == "kaggle":
+        write_kaggle(root)
+    elif truth != "folders":
+        write_kit(root / ("data" if truth == "kit in data" else "ILSVRC2012_devkit_t12/data"))
+    for split in ("train", "val"):
+        theirs = sources.load(dataset("image_folder", resize=10), split, plain)
+        assert_equal(sources.load(imagenet(), split, root), theirs)
+    assert sources.class_names(imagenet(), root) == tuple(sorted(WNIDS))
+    assert sources.check(imagenet(), root) is None
+
+
+def imagenet_problem(root: Path) -> str:
+    line = problem_of(imagenet(), root, "val")
+    assert sources.check(imagenet(), root) == line
+    return line
+
+
+def test_imagenet_without_ground_truth_says_which(tmp_path):
+    write_imagenet(tmp_path, "flat")
+    line = imagenet_problem(tmp_path)
+    assert line.startswith(f"{tmp_path}: toy needs LOC_val_solution.csv or ILSVRC2012_devkit_t12/data/ILSVRC2012_val")
+    shutil.rmtree(tmp_path / "train")
+    assert f"{tmp_path}: toy needs a folder train in it" in imagenet_problem(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda text: text.replace("n01440764", "n99999999"), "only known classes, found 1 unknown (n99999999)"),
+        (
+            lambda text: text.replace(",n02119789", ","),
+            "an image, a comma and its class in each line, found none in line",
+        ),
+        (lambda text: text[: text.rindex("ILSVRC")], "needs an image that LOC_val_solution.csv names"),
+        (
+            lambda text: text + "ILSVRC2012_val_00000005,n01440764\n",
+            "the image that LOC_val_solution.csv names, found no",
+        ),
+        (lambda text: text + text.splitlines()[1], "needs an image once, found ILSVRC2012_val_00000004.JPEG again"),
+        (lambda _: "", "needs an image that LOC_val_solution.csv names"),
+    ],
+)
+def test_imagenet_kaggle_table_is_not_trusted(tmp_path, change, problem):
+    write_imagenet(tmp_path, "flat")
+    table = write_kaggle(tmp_path)
+    table.write_text(change(table.read_text()))
+    assert problem in imagenet_problem(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "ILSVRC2012_validation_ground_truth.txt",
+            b"2\n1\n1\n",
+            "needs an image that ILSVRC2012_validation_ground_tru",
+        ),
+        (
+            "ILSVRC2012_validation_ground_truth.txt",
+            b"2\n1\n1\n3\n",
+            "a class number of meta.mat in each line, found '3'",
+        ),
+        ("ILSVRC2012_validation_ground_truth.txt", b"2\n1\n1\n2\n2\n", "the image that ILSVRC2012_validation_ground"),
+        ("meta.mat", b"", "needs the development kit's table of synsets, found"),
+        ("meta.mat", b"<html>404</html>" * 100, "needs the development kit's table of synsets, found"),
+    ],
+)
+def test_imagenet_development_kit_is_not_trusted(tmp_path, name, content, problem):
+    write_imagenet(tmp_path, "flat")
+    table = write_kit(tmp_path / "ILSVRC2012_devkit_t12/data")
+    table.with_name(name).write_bytes(content)
+    assert problem in imagenet_problem(tmp_path)
+
+
+@pytest.mark.parametrize("top", ["", "imagenet21k_resized"])
+@pytest.mark.parametrize("prefix", ["", "imagenet21k_"])
+def test_imagenet21k_layouts_agree(tmp_path, top, prefix):
+    write_imagenet(tmp_path / "plain", "folders")
+    write_imagenet(tmp_path / "root" / top, "folders")
+    for split in ("train", "val"):
+        (tmp_path / "root" / top / split).rename(tmp_path / "root" / top / f"{prefix}{split}")
+        theirs = sources.load(dataset("image_folder"), split, tmp_path / "plain")
+        assert_equal(sources.load(dataset("imagenet21k"), split, tmp_path / "root"), theirs)
+    line = problem_of(dataset("imagenet21k"), tmp_path / "nowhere")
+    assert "needs a folder imagenet21k_train or train in it, found nothing" in line
+
+
+# A few images of many -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["imagenet1k", "tiny_imagenet", "cifar100", "digits"])
+def test_chosen_images_are_those_of_the_whole_split(tmp_path, layout):
+    data = {"imagenet1k": imagenet(), "tiny_imagenet": tiny(), "cifar100": cifar()}.get(
+        layout, dataset("digits", classes=10)
+    )
+    writers = {"imagenet1k": lambda root: write_imagenet(root, "folders"), "tiny_imagenet": write_tiny}
+    {**writers, "cifar100": write_pickles, "digits": lambda _: None}[layout](tmp_path)
+    whole, chosen = sources.load(data, "train", tmp_path), np.array([5, 0, 3, 3])
+    np.testing.assert_array_equal(sources.labels_of(data, "train", tmp_path), whole.labels)
+    np.testing.assert_array_equal(list(sources.select(data, "train", tmp_path, chosen)), whole.images[chosen])
+
+
+def test_listing_opens_no_image_and_choosing_only_the_chosen(folders, monkeypatch):
+    data, opened = dataset("image_folder"), []
+    content = folder_layout.Folders.content
+    monkeypatch.setattr(folder_layout.Folders, "content", lambda self, path: opened.append(path) or content(self, path))
+    assert sources.labels_of(data, "train", folders).tolist() == [0, 0, 0, 1, 1, 1]
+    assert sources.check(data, folders) is None
+    assert opened == []
+    assert len(list(sources.select(data, "train", folders, np.array([4, 1])))) == 2
+    assert opened == [str(folders / "train/cat/1.png"), str(folders / "train/ant/1.png")]
+
+
+@pytest.mark.parametrize("shard", [0, 3])
+def test_random_control_chooses_as_it_always_did(shard):
+    """Every class's images in an order drawn for the class; written out as it was when whole splits were read."""
+    from cda.method.augment import generator
+    from cda.stages.recover import _random_choice
+
+    labels = np.repeat(np.arange(5), [7, 4, 9, 5, 6])
+    chosen = []
+    for label in range(5):
+        own = np.flatnonzero(labels == label)
+        chosen.append(own[generator("random", 7, "class", label).permutation(len(own))[shard]])
+    assert _random_choice(labels, 5, shard, 7).tolist() == chosen

@@ -84,7 +84,7 @@ def test_no_more_seeds_count_than_were_asked_for(tree):
 
 
 def test_a_cell_shows_its_own_metric(tree):
-    tree.experiment("tiny", {"metric": "top5"})
+    tree.experiment("tiny", {"metrics": ["top5"]})
     measure(tree, "cda", 1, 38.0)
     assert made(tree)["cda", 1]["measured"] == "99.0"
 
@@ -204,7 +204,7 @@ def test_cells_that_the_layout_cannot_tell_apart_are_refused_rather_than_lost(tr
 
 
 def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
-    tree.write("scales/small.yaml", "recipe:\n  recover:\n    iterations: 3\n")
+    tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])
     assert tree.cda("table", "tiny", "--show", "--config", "scale=small") == 0
     assert "**Scaled down: scale `small`, not comparable with the paper.**" in capsys.readouterr().out
@@ -214,7 +214,7 @@ def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
 
 
 def test_a_measurement_of_another_scale_is_not_shown(tree):
-    tree.write("scales/small.yaml", "recipe:\n  recover:\n    iterations: 3\n")
+    tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])
     measure(tree, "cda", 1, 38.0)
     assert made(tree, scale="small")["cda", 1]["status"] == "not_run"

@@ -344,3 +344,37 @@ def test_accuracy_is_counted_as_by_hand(classes, batch):
         fifth += better < 5
     assert found == {"top1": pytest.approx(2.0 * first), "top5": pytest.approx(2.0 * fifth)}
     assert classes > 5 or found["top5"] == 100
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 64])
+def test_ranks_share_a_batch_and_their_mean_is_its_mean(world, size):
+    """A rank has two images at least (batch statistics need them), or some that do not count."""
+    batch, values = np.random.default_rng(0).permutation(100)[:size], np.random.default_rng(1).random(100)
+    ranks = [Machine(Runtime(), torch.device("cpu"), None, rank=rank, world=world) for rank in range(world)]
+    shares, weights = [m.share(batch) for m in ranks], [m.weight(size) for m in ranks]
+    assert sorted(np.concatenate([s for s, w in zip(shares, weights, strict=True) if w])) == sorted(batch)
+    assert min(len(s) for s in shares) >= min(2, size)
+    mean = sum(w * values[s].mean() for s, w in zip(shares, weights, strict=True)) / world
+    assert mean == pytest.approx(values[batch].mean())
+
+
+def test_one_process_has_the_whole_batch():
+    batch = np.array([4, 2, 9])
+    assert MACHINE.share(batch).tolist() == [4, 2, 9]
+    assert (MACHINE.weight(3), MACHINE.agree(5), MACHINE.leads) == (1.0, 5, True)
+    model = Mixed()
+    assert MACHINE.parallel(model) is model
+
+
+def test_progress_counts_images(tmp_path, capsys):
+    values = recipe(batch_size=6)
+    train(tmp_path / "whole", values)
+    assert "toy: 80/80 images, " in capsys.readouterr().err
+    with pytest.raises(Interrupted):
+        train(tmp_path, values, asked=6)  # an epoch of 20 and two batches of 6
+    train(tmp_path, values)
+    assert "toy: 38/80 images, " in capsys.readouterr().err

@@ -1,7 +1,7 @@
 import sys
 
 from cda.errors import CdaError
-from cda.workflow import Plan, growing
+from cda.workflow import Plan, growing, one_of
 
 try:
     PLAN = Plan(config, sys.argv[1:])
@@ -21,4 +21,4 @@ wildcard_constraints:
     run=r"[\w.-]+",
     part=r"\d+",
     seed=r"\d+",
-    table=r"[\w-]+?",
+    table=one_of(PLAN.experiments.tables),

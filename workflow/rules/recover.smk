@@ -1,7 +1,7 @@
 rule recover:
     """Synthesise consecutive IPC indices of every class; a smaller IPC is a prefix of a larger one."""
     input:
-        model=PLAN.recovery_model,
+        model=PLAN.model,
     output:
         part=directory("{artifacts}/recover/{dataset}/{run}/part-{part}"),
     log:
@@ -13,7 +13,7 @@ rule recover:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
-        gpu=1,
+        gpu=PLAN.gpus,
         runtime=growing(240),
         mem_mb=growing(8000),
     params:

@@ -2,7 +2,7 @@ rule relabel:
     """Store the relabel model's logits of every image in every epoch."""
     input:
         parts=PLAN.shards,
-        model=PLAN.relabel_model,
+        model=PLAN.model,
     output:
         labels=directory("{artifacts}/relabel/{dataset}/{run}/labels"),
     log:
@@ -14,7 +14,7 @@ rule relabel:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
-        gpu=1,
+        gpu=PLAN.gpus,
         runtime=growing(120),
         mem_mb=growing(8000),
     params:

@@ -3,19 +3,22 @@ rule validate:
     input:
         parts=PLAN.shards,
         labels=PLAN.labels,
-        model=PLAN.online_model,
+        model=PLAN.model,
+        decoded=PLAN.decoded,
     output:
         measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
+    wildcard_constraints:
+        run=r"(?!score-|continual-)[\w.-]+",
     retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
-        gpu=1,
+        gpu=PLAN.gpus,
         runtime=growing(240),
         mem_mb=growing(8000),
     params:

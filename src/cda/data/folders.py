@@ -20,7 +20,7 @@ from cda.progress import track
 if TYPE_CHECKING:
     from cda.config import Dataset
 
-_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # What PIL raises on a bad file.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _CHUNK, _AHEAD = 64, 1024  # files a thread takes at once; files read ahead of the array, which bounds the memory
@@ -29,6 +29,7 @@ _CHUNK, _AHEAD = 64, 1024  # files a thread takes at once; files read ahead of t
 class Folders(Source):
     """`train/<class>/**` and a folder of held-out images in the same shape."""
 
+    training: tuple[str, ...] = ("train",)
     held_out: tuple[str, ...] = ("val", "validation", "test")
 
     def classes(self) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class Folders(Source):
 
     def folder(self, split: Split) -> Path:
         """The folder of a split; raises DataError."""
-        names = ("train",) if split == "train" else self.held_out
+        names = self.training if split == "train" else self.held_out
         for name in names:
             if (self.root / name).is_dir():
                 return self.root / name
@@ -57,7 +58,7 @@ class Folders(Source):
         for entry in self.entries(folder):
             if entry.is_dir():
                 paths += self.images_under(entry.path)
-            elif entry.name.lower().endswith(_EXTENSIONS):
+            elif entry.name.lower().endswith(EXTENSIONS):
                 paths.append(entry.path)
         return paths
 
@@ -87,6 +88,15 @@ class Folders(Source):
         for i, image in enumerate(progress):
             images[i] = image
         return images, labels
+
+    def labels(self, split: Split) -> np.ndarray:
+        """Labels [N] of a split, in the order of `read`."""
+        return self.listing(split)[1]
+
+    def select(self, split: Split, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield images `chosen` [n] of a split in their order, uint8 [R, R, 3] each."""
+        paths = self.listing(split)[0]
+        yield from self.decoded([paths[index] for index in chosen])
 
     def decoded(self, paths: Sequence[str]) -> Iterator[np.ndarray]:
         """Yield each image as uint8 [R, R, 3]. Threads hide the latency of the disk, and decode what is large.
@@ -121,9 +131,13 @@ class Folders(Source):
 
     def decode(self, path: str, content: bytes) -> np.ndarray:
         """One image as uint8 [R, R, 3]; raises DataError if it is damaged."""
+        return fit(self.opened(path, content), self.dataset)
+
+    def opened(self, path: str, content: bytes) -> Image.Image:
+        """One image in RGB as large as it is; raises DataError if it is damaged."""
         try:
             with Image.open(BytesIO(content)) as image:
-                return fit(image.convert("RGB"), self.dataset)
+                return image.convert("RGB")
         except _DAMAGED:
             self.fail(path, "a whole image", f"{len(content)} bytes that do not decode")
 

@@ -1,7 +1,8 @@
 """The label store: soft labels of every image in every epoch, and the rule that makes each epoch's images again.
 
-What image i looks like in epoch e (crop, flip, partner, patch) is a pure function of the relabel seed, e and i (for
-mixing also of the label batch and the number of images), so a store holds logits and a header and no coordinates.
+What image i looks like in epoch e (crop, flip, cutout, partner, patch) is a pure function of the relabel seed, e and
+i (for mixing also of the label batch and the number of images), so a store holds logits and a header and no
+coordinates.
 Mixing partners come from the same block of `batch_size` images in the epoch's order, so that one store serves every
 batch size of post- training.
 """
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from cda.config import Relabel
 from cda.errors import ArtifactError
 from cda.files import file_digest, read_json
-from cda.method.augment import Views, draw_views, generator, mixing_boxes
+from cda.method.augment import Cutouts, Views, draw_cutouts, draw_views, generator, mixing_boxes
 
 FORMAT = "cda-labels/1"
 
@@ -30,6 +31,7 @@ class EpochPlan(NamedTuple):
     partners: NDArray[np.int64]  # [N] whom each image is mixed with
     ratios: NDArray[np.float64]  # [N] share of the image itself in the mixed label; 1 without mixing
     boxes: NDArray[np.int64]  # [N, 4] CutMix patch: top, bottom, left, right
+    cutouts: Cutouts | None = None
 
 
 def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
@@ -50,7 +52,10 @@ def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
         boxes[block] = mixing_boxes(np.array([ratio]), draws.random((1, 2)), size)
     if recipe.mixing == "cutmix":  # the patch was clipped at the border: what counts is the area that is left
         ratios = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / size**2
-    return EpochPlan(order, views, partners, ratios, boxes)
+    draws, cutouts = generator("relabel", recipe.seed, epoch, "cutout"), None
+    if recipe.cutout:
+        cutouts = draw_cutouts(draws, count, size, recipe.cutout)
+    return EpochPlan(order, views, partners, ratios, boxes, cutouts)
 
 
 def logits_file(folder: Path) -> Path:

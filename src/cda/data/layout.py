@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -20,7 +20,10 @@ Split = Literal["train", "val"]
 
 
 class Source(ABC):
-    """A data set in one layout: `probe` checks a split without reading an image, `read` returns images and labels."""
+    """A data set in one layout: `probe` checks a split without reading an image, `read` returns images and labels.
+
+    `labels` and `select` read all that is stored as one file; layouts of an image a file read the chosen images alone.
+    """
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
         self.dataset, self.root = dataset, root
@@ -36,6 +39,14 @@ class Source(ABC):
     @abstractmethod
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [N, R, R, 3] and labels [N] of a split."""
+
+    def labels(self, split: Split) -> np.ndarray:
+        """Labels [N] of a split, in the order of `read`."""
+        return self.read(split)[1]
+
+    def select(self, split: Split, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield images `chosen` [n] of a split in their order, uint8 [R, R, 3] each."""
+        yield from self.read(split)[0][chosen]
 
     def checked_classes(self) -> tuple[str, ...]:
         """The class names; raises DataError unless there are as many as declared."""

@@ -1,4 +1,4 @@
-"""Real data sets as arrays: the handwritten digits, CIFAR-100, Tiny-ImageNet-200, and any pair of image folders.
+"""Real data sets as arrays: the handwritten digits, CIFAR-100, the ImageNets, and any pair of image folders.
 
 One rule holds for all layouts: classes are sorted by name and a label is the index of its class; images are ordered by
 class, then by file name. So image 17 of a split is the same image whichever of a data set's layouts is at hand.
@@ -11,6 +11,7 @@ unpickler that can build nothing but plain values and uint8 arrays. No torch her
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,9 @@ from PIL import Image
 
 from cda.data.cifar import CifarPickles
 from cda.data.folders import Folders, TinyImageNet
+from cda.data.imagenet import ImageNet1K, ImageNet21K
 from cda.data.layout import Source, Split
-from cda.errors import DataError
+from cda.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cda.config import Dataset
@@ -47,6 +49,24 @@ def load(dataset: Dataset, split: Split, root: Path) -> ImageSet:
     return ImageSet(images, labels, classes)
 
 
+def labels_of(dataset: Dataset, split: Split, root: Path) -> np.ndarray:
+    """Labels [N] of a split; of images in folders nothing but their names is read. Raises DataError."""
+    return _source(dataset, root).labels(split)
+
+
+def select(dataset: Dataset, split: Split, root: Path, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield images `chosen` [n] of a split, uint8 [R, R, 3] each; in folders no other is read. Raises DataError."""
+    return _source(dataset, root).select(split, chosen)
+
+
+def files(dataset: Dataset, root: Path) -> Folders:
+    """A data set of an image a file, to be decoded one by one. Raises ConfigError for one that is stored otherwise."""
+    source = _source(dataset, root)
+    if not isinstance(source, Folders):
+        raise ConfigError(f"data set {dataset.name}: stream needs a file an image, which it has not; drop stream")
+    return source
+
+
 def class_names(dataset: Dataset, root: Path) -> tuple[str, ...]:
     """Sorted class names, from folders or metadata. Raises DataError unless there are `dataset.classes` of them."""
     return _source(dataset, root).checked_classes()
@@ -67,8 +87,9 @@ def check(dataset: Dataset, root: Path) -> str | None:
 def _source(dataset: Dataset, root: Path) -> Source:
     if dataset.layout == "digits":
         return _Digits(dataset, root)
-    if dataset.layout == "tiny_imagenet":
-        return TinyImageNet(dataset, root)
+    layouts = {"tiny_imagenet": TinyImageNet, "imagenet1k": ImageNet1K, "imagenet21k": ImageNet21K}
+    if dataset.layout in layouts:
+        return layouts[dataset.layout](dataset, root)
     if dataset.layout == "cifar100":
         for base in (root / "cifar-100-python", root):
             if (base / "meta").is_file() or (base / "train").is_file():

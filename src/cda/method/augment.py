@@ -39,6 +39,17 @@ class Views(NamedTuple):
         return Views(self.boxes[chosen], self.flips[chosen], self.rolls[chosen])
 
 
+class Cutouts(NamedTuple):
+    """Squares that cover N images: boxes [N, 4] (top, bottom, left, right) and colours [N, 3] in [0, 1]."""
+
+    boxes: NDArray[np.int64]
+    colours: NDArray[np.float32]
+
+    def of(self, chosen: NDArray[np.int64]) -> Cutouts:
+        """The squares of the images `chosen`."""
+        return Cutouts(self.boxes[chosen], self.colours[chosen])
+
+
 def generator(*purpose: object) -> np.random.Generator:
     """A generator for `purpose`, e.g. ("relabel", seed, epoch): equal purposes give equal draws, on any machine."""
     digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
@@ -157,6 +168,26 @@ def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> Tensor:
         :, None, None, :
     ]
     return torch.where(inside, partners, images)
+
+
+def draw_cutouts(draws: np.random.Generator, count: int, size: int, share: float) -> Cutouts:
+    """A square of side `share` · `size` pixels on each of `count` images, clipped where it crosses the border.
+
+    Its centre and its colour, one for the whole square, are uniform (CutoutPIL of Ridnik et al. 2021, whose side is a
+    pixel more). Image i's draws depend on the generator and i, not on `count`.
+    """
+    uniform, side = draws.random((count, 5)), round(share * size)
+    low = np.floor(uniform[:, :2] * size).astype(np.int64) - side // 2
+    high = np.clip(low + side, 0, size)
+    low = np.clip(low, 0, size)
+    boxes = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+    return Cutouts(boxes, (np.floor(uniform[:, 2:] * 256) / 255).astype(np.float32))
+
+
+def cutout(images: Tensor, cutouts: Cutouts) -> Tensor:
+    """Images [N, C, R, R] of values in [0, 1], each covered by its square."""
+    colours, boxes = (torch.from_numpy(part).to(images.device) for part in (cutouts.colours, cutouts.boxes))
+    return cutmix(images, colours[:, :, None, None], boxes)
 
 
 def mixup(images: Tensor, partners: Tensor, ratio: Tensor) -> Tensor:

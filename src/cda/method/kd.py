@@ -7,14 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:
-    """KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, for logits [N, C]; times T² where `squared`."""
-    loss = F.kl_div(
-        F.log_softmax(student.float() / temperature, dim=1),
-        F.log_softmax(teacher.float() / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
+def kd_loss(
+    student: Tensor, teacher: Tensor, temperature: float, squared: bool = False, smoothing: float = 0.0
+) -> Tensor:
+    """KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, for logits [N, C]; times T² where `squared`.
+
+    `smoothing` spreads that share of the teacher's softmax over all classes (fidelity 16).
+    """
+    target = F.log_softmax(teacher.float() / temperature, dim=1)
+    if smoothing:
+        target = torch.log((1 - smoothing) * target.exp() + smoothing / teacher.shape[1])
+    loss = F.kl_div(F.log_softmax(student.float() / temperature, dim=1), target, reduction="batchmean", log_target=True)
     return loss * temperature**2 if squared else loss
 
 

@@ -1,116 +1,99 @@
-"""Pictures: distilled images by class, and how recovery progresses (the idea of the paper's Figure 6)."""
+"""The figures of `config/experiments/`: a PNG each and, of plots, an SVG beside it.
+
+How a kind is drawn is told in `plots` (of tables and of the method) and in `pictures` (of distilled images). The same
+inputs give the same bytes: no dates, no names drawn from memory addresses, and nobody's own matplotlib settings.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
-import numpy as np
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
 
-from cda.data.shards import read_shard, shard_name
-from cda.errors import ArtifactError
+from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
 from cda.files import whole
-from cda.runs import Run
+from cda.results import pictures, plots
+from cda.results.tables import table
 
-mpl.use("agg")
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
-Pixels = NDArray[np.uint8]
-NAMES = {"cda": "CDA", "sre2l": "SRe²L", "random": "Random real images"}
-MOST = 10  # classes or shards shown side by side
-
-
-def recover_runs(experiments: ExperimentSet, table: str) -> dict[str, Run]:
-    """The recover runs of a table's cells by method (the first of each), in declared order."""
-    found: dict[str, Run] = {}
-    for cell in experiments.cells(table):
-        if cell.run is not None:
-            found.setdefault(str(cell.key["method"]), cell.run.upstream["labels"].upstream["images"])
-    return found
-
-
-def _snapshots(run: Run) -> set[int]:
-    """The steps whose images a run keeps."""
-    recipe = run.recipe.recover
-    return {step for step in recipe.snapshots if step <= recipe.iterations}
-
-
-def _first_part(experiments: ExperimentSet, run: Run) -> Path:
-    return Path(experiments.layout.part(run, 0))
-
-
-def _mosaic(images: Pixels, across: int, gap: int = 1) -> Pixels:
-    """Images [N, R, R, 3] in rows of `across` with white gaps; N is a multiple of `across`."""
-    padded = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
-    rows = [np.concatenate(list(padded[i : i + across]), axis=1) for i in range(0, len(padded), across)]
-    return np.concatenate(rows, axis=0)[:-gap, :-gap]
+DPI = 200
+OF_TABLES = {"bars": plots.bars, "lines": plots.lines, "continual": plots.continual}
+OF_METHOD = {"crops": plots.crops, "schedulers": plots.schedulers}
+OF_IMAGES = {"grid": pictures.grid, "progress": pictures.progress}
+STYLE: dict[RcKeyType, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "figure.titlesize": 10,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.edgecolor": "0.35",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.title_fontsize": 8,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.4,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "cda",
+}
 
 
-def _show(axis: Any, image: Pixels, title: str = "", label: str = "") -> None:
-    axis.imshow(image, interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=10)
-    axis.set_ylabel(label, fontsize=10)
+def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
+    """Draw the declared figure `name` at `out` (PNG) and, if it is a plot, beside it as SVG.
+
+    Raises ConfigError for an unknown figure, or one whose tables or classes do not fit its kind, and ArtifactError for
+    images that are missing, which `cells=present` shows as panels that were not run.
+    """
+    if name not in experiments.figures:
+        there = ", ".join(experiments.figures) or "none"
+        raise ConfigError(f"there is no figure {name!r} at scale {experiments.settings.scale}; there is {there}")
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        figure = _drawn(experiments, name)
+        _save(figure, out, "png")
+        if experiments.figures[name].plot:
+            _save(figure, out.with_suffix(".svg"), "svg")
 
 
-def _caption(experiments: ExperimentSet) -> str:
-    scale = experiments.settings.scale
-    return "" if scale == "paper" else f"Scaled down: scale {scale}, not comparable with the paper."
+def _drawn(experiments: ExperimentSet, name: str) -> Figure:
+    declared, scale = experiments.figures[name], experiments.settings.scale
+    if declared.kind in OF_METHOD:
+        figure = OF_METHOD[declared.kind]()  # of no run, so of no scale
+        figure.suptitle(declared.title)
+        return figure
+    if declared.kind in OF_TABLES:
+        if not declared.tables:
+            raise ConfigError(f"figure {name}: tables is missing; name the tables whose cells it draws")
+        figure = OF_TABLES[declared.kind]({own: table(experiments, own) for own in declared.tables})
+    else:
+        figure = OF_IMAGES[declared.kind](experiments, name)
+    figure.suptitle(declared.title)
+    if scale != "paper":
+        _note(figure, f"Scaled down: scale {scale}, not comparable with the paper.")
+    return figure
 
 
-def _save(figure: Any, out: Path, note: str) -> None:
-    figure.supxlabel(note, fontsize=8, color="0.35")
+def _note(figure: Figure, text: str) -> None:
+    """Small print below the panels: above the legend, which has no room below it, or alone."""
+    for legend in figure.legends:
+        legend.set_title(text)
+        legend.get_title().set_color("0.35")
+        return
+    figure.supxlabel(text, fontsize=8, color="0.35")
+
+
+def _save(figure: Figure, out: Path, kind: str) -> None:
+    unsaid = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     with whole(out) as aside:
-        figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
-
-
-def distilled(experiments: ExperimentSet, table: str, out: Path) -> None:
-    """Distilled images by class: a panel a method, a column a class, a row a shard."""
-    runs = recover_runs(experiments, table)
-    figure, axes = plt.subplots(1, len(runs), figsize=(3.6 * len(runs), 4.4), squeeze=False, layout="constrained")
-    for axis, (method, run) in zip(axes[0], runs.items(), strict=True):
-        part = _first_part(experiments, run)
-        shards = [read_shard(part / shard_name(index)) for index in range(min(MOST, run.data.shards_per_job))]
-        classes = shards[0][1]["classes"][:MOST]
-        _show(
-            axis,
-            _mosaic(np.concatenate([images[:MOST] for images, _ in shards]), len(classes)),
-            NAMES.get(method, method),
-        )
-        ticks = (run.data.resolution + 1) * (np.arange(len(classes)) + 0.5)
-        axis.set_xticks(ticks, classes, fontsize=8, rotation=90 if max(map(len, classes)) > 2 else 0)
-        axis.set_xlabel("class", fontsize=9)
-    axes[0][0].set_ylabel("shard: one image of every class", fontsize=9)
-    figure.suptitle(experiments.tables[table].title, fontsize=11)
-    _save(figure, out, _caption(experiments))
-
-
-def progress(experiments: ExperimentSet, table: str, out: Path) -> None:
-    """How images emerge: a row a synthetic method, a column a recovery step, all from the same noise."""
-    runs = {method: run for method, run in recover_runs(experiments, table).items() if run.recipe.recover.synthetic}
-    steps = sorted(set.intersection(*(_snapshots(run) for run in runs.values())) if runs else set())
-    if not steps:
-        raise ArtifactError(
-            f"table {table}: its methods share no recover.snapshots; set the same steps in the recipe and recover again"
-        )
-    figure, axes = plt.subplots(
-        len(runs), len(steps), figsize=(2.4 * len(steps), 1.1 * len(runs) + 0.9), squeeze=False, layout="constrained"
-    )
-    for row, (method, run) in zip(axes, runs.items(), strict=True):
-        for axis, step in zip(row, steps, strict=True):
-            images, _ = read_shard(_first_part(experiments, run) / "snapshots" / f"step-{step:05d}.tar")
-            title = f"step {step:,}" if axis in axes[0] else ""
-            _show(
-                axis,
-                _mosaic(images[:MOST], min(5, len(images))),
-                title,
-                NAMES.get(method, method) if axis is row[0] else "",
-            )
-    figure.suptitle(f"Images of one shard during recovery, {next(iter(runs.values())).dataset}", fontsize=11)
-    _save(figure, out, _caption(experiments))
+        figure.savefig(aside, format=kind, dpi=DPI, metadata=unsaid)

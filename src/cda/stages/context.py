@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cda.config import Settings
 from cda.data import sources
+from cda.data.decoded import read_decoded
 from cda.data.layout import Split
+from cda.data.loaders import Images, images_of
 from cda.data.sources import ImageSet
+from cda.errors import ConfigError
 from cda.paths import Layout, data_root
-from cda.runs import Run
-from cda.runtime import Machine, start
+from cda.runs import Run, decode_run
+from cda.runtime import Machine, processes, start
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,9 @@ class Context:
     layout: Layout
 
     def machine(self) -> Machine:
-        """The device this job runs on."""
+        """The device this job runs on; raises ConfigError if several processes do a job of one."""
+        if processes() > 1 and self.run.stage != "squeeze":
+            raise ConfigError(f"torchrun: {self.run.stage} is a job of one process; only squeeze may have more")
         return start(self.settings.runtime)
 
     def work(self, name: str) -> Path:
@@ -34,6 +43,27 @@ class Context:
     def real(self, split: Split) -> ImageSet:
         """The real data set of the run; raises DataError."""
         return sources.load(self.run.data, split, data_root(self.settings, self.run.dataset))
+
+    def real_labels(self, split: Split) -> NDArray[np.int64]:
+        """Labels [N] of a real split, sorted; raises DataError."""
+        return sources.labels_of(self.run.data, split, data_root(self.settings, self.run.dataset))
+
+    def real_images(self, split: Split, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yield images `chosen` [n] of a real split, uint8 [R, R, 3] each; raises DataError."""
+        return sources.select(self.run.data, split, data_root(self.settings, self.run.dataset), chosen)
+
+    def validation(self, machine: Machine, decoded: Path | None = None) -> Images:
+        """The real validation images, ready for `Images.evaluate`.
+
+        They are on the device, those of a streamed data set in the memory map that its decode run left, by default in
+        its standard place. Raises DataError or ArtifactError.
+        """
+        data = self.run.data
+        if not data.stream:
+            return images_of(self.real("val"), data, machine)
+        run = decode_run(data, self.run.recipe)
+        images = read_decoded(decoded or Path(self.layout.decoded(run)), run.id, data.resolution)
+        return images_of(images, data, machine)
 
     def class_names(self) -> list[str]:
         """The real data set's classes, in order; raises DataError."""

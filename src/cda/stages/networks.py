@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,13 +31,19 @@ def fresh_model(run: Run, machine: Machine, purpose: tuple[object, ...]) -> nn.M
     return model
 
 
-def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
-    """A squeeze run's model, frozen and in evaluation mode; raises ArtifactError if the file is another run's."""
+def described_squeeze(path: Path, run: Run) -> dict[str, Any]:
+    """The `squeeze.json` beside a squeeze run's model; raises ArtifactError if it is another run's."""
     described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
     if described.get("run") != run.id:
         raise ArtifactError(
             f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it again or pull it"
         )
+    return described
+
+
+def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
+    """A squeeze run's model, frozen and in evaluation mode; raises ArtifactError if the file is another run's."""
+    described = described_squeeze(path, run)
     model = models.load_weights(
         models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture), path
     )

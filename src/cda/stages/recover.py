@@ -142,29 +142,43 @@ def _keep(work: Path, group: list[Block], pixels: Pixels, step: int | None) -> N
 def _take(context: Context, shards: range, work: Path) -> list[str]:
     """Real images (the random control) or released ones (the authors' folder) as the blocks' finished images."""
     run, recipe = context.run, context.run.recipe.recover
-    train = context.real("train") if recipe.mode == "random" else None
-    classes = list(train.classes) if train else context.class_names()
-    for shard in shards:
-        if train is not None:
-            images = _random_images(train.images, train.labels, run.data.classes, shard, recipe.seed)
-        else:
-            from cda.data.released import released_images
-
-            images = released_images(context.released_folder(), shard, run.data)
+    made = _random_shards(context, shards) if recipe.mode == "random" else _released_shards(context, shards)
+    for shard, images in zip(shards, made, strict=True):
         _save_pixels(_block_file(work, Block(shard, 0, run.data.classes)), images)
-    return classes
+    return context.class_names()
 
 
-def _random_images(images: Pixels, labels: NDArray[np.int64], classes: int, shard: int, seed: int) -> Pixels:
-    """The `shard`-th image of every class in a fixed random order; raises ConfigError if a class has fewer."""
+def _released_shards(context: Context, shards: range) -> Iterator[Pixels]:
+    from cda.data.released import released_images
+
+    for shard in shards:
+        yield released_images(context.released_folder(), shard, context.run.data)
+
+
+def _random_shards(context: Context, shards: range) -> Iterator[Pixels]:
+    """Real images of every class, a shard at a time; the train split is listed whole and the chosen images are read."""
+    classes, seed = context.run.data.classes, context.run.recipe.recover.seed
+    labels = context.real_labels("train")
+    chosen = [_random_choice(labels, classes, shard, seed) for shard in shards]
+    images = context.real_images("train", np.concatenate(chosen))
+    for _ in shards:
+        yield np.stack(list(itertools.islice(images, classes)))
+
+
+def _random_choice(labels: NDArray[np.int64], classes: int, shard: int, seed: int) -> NDArray[np.int64]:
+    """Index [classes] of every class's `shard`-th image in a fixed random order; raises ConfigError if one has fewer.
+
+    `labels` [N] are sorted, as all layouts' are.
+    """
+    first = np.searchsorted(labels, np.arange(classes + 1))
     chosen = []
     for label in range(classes):
-        own = np.flatnonzero(labels == label)
+        own = range(first[label], first[label + 1])
         if shard >= len(own):
             found = f"class {label} has {len(own)} images, too few for shard {shard}"
             raise ConfigError(f"recover mode random: {found}; lower the data set's shards_per_job or the IPC")
         chosen.append(own[generator("random", seed, "class", label).permutation(len(own))[shard]])
-    return images[chosen]
+    return np.array(chosen, dtype=np.int64)
 
 
 def _write_part(context: Context, machine: Machine, shards: range, classes: list[str], work: Path) -> None:

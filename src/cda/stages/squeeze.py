@@ -1,7 +1,7 @@
 """Squeeze: train the recovery model on the real data, or take published weights (paper Section 2.2).
 
 Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy, network, classes,
-normalisation).
+normalisation). Under torchrun its processes share every batch, and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cda import models
-from cda.checkpoint import Checkpoint, working, write_tensors
+from cda.checkpoint import Checkpoint, Stop, working, write_tensors
+from cda.data import sources
 from cda.data.loaders import SqueezeBatches, images_of
-from cda.errors import ConfigError
+from cda.errors import ConfigError, DataError
 from cda.files import file_digest, whole, write_json
+from cda.method.bn_matching import bn_layers
+from cda.paths import data_root
+from cda.runtime import Machine, processes
 from cda.stages.context import Context
 from cda.stages.networks import fresh_model
-from cda.training import Loss, Trainer, fit
+from cda.training import Batches, Loss, Trainer, fit
 
 
 def smoothed_ce(smoothing: float) -> Loss:
@@ -46,90 +50,80 @@ def write_model(context: Context, model: nn.Module, classes: list[str], out: Pat
     write_json(out.with_name("squeeze.json"), described | {"sha256": file_digest(out)} | told)
 
 
-def run(context: Context, out: Path) -> None:
-    """Train the run's model to `out` (model.safetensors), or fetch its published weights."""
+def run(context: Context, out: Path, recovered: bool = False) -> None:
+    """Train the run's model to `out` (model.safetensors), or fetch its published weights.
+
+    Raises ConfigError before any work if the model is to be `recovered` from and has no BN layers, or if the recipe
+    asks for what the data set cannot have.
+    """
     recipe = context.run.recipe.squeeze
+    if recovered:
+        bn_layers(_network(context))
     if recipe.weights:
+        if processes() > 1:
+            raise ConfigError(
+                "squeeze.weights: published weights are fetched by one process; start it without torchrun"
+            )
         _published(context, recipe.weights, out)
         return
+    if recipe.randaugment and not context.run.data.stream:
+        problem = f"squeeze.randaugment: {recipe.randaugment}, but data set {context.run.dataset} is not streamed"
+        raise ConfigError(f"{problem}; set it to 0, or stream: true in the data set's file")
     machine = context.machine()
-    train, val = context.real("train"), context.real("val")
-    with working(context.work("model")) as stop:
-        checkpoint = Checkpoint(
-            context.work("model") / "state.safetensors", context.run.id, context.settings.runtime.checkpoint_seconds
-        )
-        trainer = Trainer(
-            fresh_model(context.run, machine, ("squeeze", recipe.seed)), recipe, machine, ("squeeze", recipe.seed)
-        )
-        test = images_of(val, context.run.data, machine)
-        batches = SqueezeBatches(images_of(train, context.run.data, machine), recipe)
-        history = fit(
-            trainer,
-            batches,
-            smoothed_ce(recipe.label_smoothing),
-            test.evaluate,
-            checkpoint,
-            stop,
-            f"squeeze {context.run.id}",
-        )
-        last = history.last
-        told = {"top1": last["top1"], "top5": last["top5"], "best_top1": history.best["top1"], "curve": history.curve}
-        write_model(context, trainer.model, list(train.classes), out, told | {"provenance": machine.provenance()})
+    with working(context.work("model"), machine.leads) as stop:
+        _train(context, machine, stop, out)
+        machine.leave()
+
+
+def _network(context: Context) -> nn.Module:
+    run = context.run
+    return models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
+
+
+def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
+    """Train to the last epoch, from the checkpoint if any; rank 0 writes the model."""
+    run, recipe = context.run, context.run.recipe.squeeze
+    test, batches = context.validation(machine), _batches(context, machine)
+    if test.classes != context.class_names():
+        raise DataError(f"{run.dataset}: not the classes of the decoded validation images; decode the data set at hand")
+    path, every = context.work("model") / "state.safetensors", context.settings.runtime.checkpoint_seconds
+    checkpoint = Checkpoint(path, run.id, every, machine.leads)
+    model = fresh_model(run, machine, ("squeeze", recipe.seed))
+    if recipe.init and machine.leads:  # the other ranks get rank 0's weights
+        from cda.stages.published import start_from
+
+        start_from(model, recipe.init, run.model)
+    trainer = Trainer(model, recipe, machine, ("squeeze", recipe.seed))
+    loss = smoothed_ce(recipe.label_smoothing)
+    history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
+    last = history.last
+    told = {"top1": last["top1"], "top5": last["top5"], "best_top1": history.best["top1"], "curve": history.curve}
+    if machine.leads:
+        write_model(context, trainer.model, test.classes, out, told | {"provenance": machine.provenance()})
+
+
+def _batches(context: Context, machine: Machine) -> Batches:
+    """The training images: on the device, or decoded when their turn comes."""
+    data, recipe = context.run.data, context.run.recipe.squeeze
+    if not data.stream:
+        return SqueezeBatches(images_of(context.real("train"), data, machine), recipe)
+    from cda.data.streaming import StreamedBatches
+
+    return StreamedBatches(sources.files(data, data_root(context.settings, data.name)), recipe, machine)
 
 
 def _published(context: Context, weights: str, out: Path) -> None:
     """Published weights as a squeeze run: their name, digest and the accuracy their publisher states."""
-    run = context.run
-    library, _, name = weights.partition(":")
-    fetch = {"torchvision": _from_torchvision, "timm": _from_timm}.get(library)
-    if fetch is None or not name:
-        raise ConfigError(
-            f"squeeze.weights: {weights!r} is neither torchvision:<Weights.NAME> nor timm:<tag>; name it so"
-        )
-    state, stated = fetch(run.model, name)
-    model = models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
+    from cda.stages.published import state_of
+
+    model, classes = _network(context), context.class_names()
+    state, stated = state_of(weights, context.run.model, len(classes))
     try:
-        model.load_state_dict(state)
+        models.load_state(model, state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
-            f"squeeze.weights: {weights} does not fit {run.model} with {run.data.classes} classes ({reason})"
+            f"squeeze.weights: {weights} does not fit {context.run.model} with {len(classes)} classes ({reason})"
         ) from None
-    write_model(
-        context,
-        model,
-        context.class_names(),
-        out,
-        {"top1": stated, "weights": weights, "provenance": context.machine().provenance()},
-    )
-
-
-def _from_torchvision(_model: str, name: str) -> tuple[dict[str, Tensor], float | None]:
-    from torchvision.models import get_weight
-
-    try:
-        weight = get_weight(name)
-    except (ValueError, KeyError):
-        mend = "torchvision.models.list_models() and get_model_weights() name what there is"
-        raise ConfigError(f"squeeze.weights: torchvision has no weights {name!r}; {mend}") from None
-    metrics = weight.meta.get("_metrics", {}).get("ImageNet-1K", {})
-    try:
-        return dict(weight.get_state_dict(progress=True, check_hash=True)), metrics.get("acc@1")
-    except (OSError, RuntimeError) as error:
-        raise _not_fetched(f"torchvision:{name}", error) from None
-
-
-def _from_timm(model: str, tag: str) -> tuple[dict[str, Tensor], float | None]:
-    import timm
-
-    try:
-        return dict(timm.create_model(f"{model}.{tag}", pretrained=True).state_dict()), None
-    except (OSError, RuntimeError) as error:
-        raise _not_fetched(f"timm:{tag}", error) from None
-
-
-def _not_fetched(weights: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0]
-    return ConfigError(
-        f"squeeze.weights: {weights} cannot be had ({reason}); check the name, or fetch it where there is internet"
-    )
+    told = {"top1": stated, "weights": weights, "provenance": context.machine().provenance()}
+    write_model(context, model, classes, out, told)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cda.checkpoint import Checkpoint, working
 from cda.data.labels import LabelStore
-from cda.data.loaders import DistilledBatches, Images, images_of
+from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
 from cda.errors import ConfigError, DataError
 from cda.files import write_json
@@ -57,7 +57,7 @@ def loss_of(context: Context, store: LabelStore) -> Loss:
     recipe = context.run.recipe.validate_
 
     def soft(logits: Tensor, target: Any) -> Tensor:
-        return kd_loss(logits, target, recipe.temperature, recipe.temperature_squared)
+        return kd_loss(logits, target, recipe.temperature, recipe.temperature_squared, recipe.label_smoothing)
 
     def hard(logits: Tensor, target: Any) -> Tensor:
         return mixed_ce(logits, *target)
@@ -76,12 +76,12 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
     )
     store.check(run.upstream["labels"].id, images_digest, classes, recipe.epochs)
     store.verify()
-    val = context.real("val")
-    if list(val.classes) != classes:
+    machine = context.machine()
+    test = context.validation(machine)
+    if test.classes != classes:
         raise DataError(
             f"{images_folder}: not the classes of {run.dataset} at hand; point config key data at the right one"
         )
-    machine = context.machine()
     teacher = (
         load_squeezed(model_path, run.upstream["labels"].upstream["model"], machine)
         if store.mode == "online" and model_path
@@ -94,7 +94,6 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
         distilled = DistilledBatches(Images(pixels, targets, run.data, machine), store.recipe, recipe.batch_size)
         trainer = Trainer(fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed))
         batches: Batches = LabelledBatches(distilled, store, teacher, machine)
-        test = images_of(val, run.data, machine)
         label = f"validate {run.id} seed {seed}"
         history = fit(trainer, batches, loss_of(context, store), test.evaluate, checkpoint, stop, label)
         write_json(out, _record(context, history, seed, machine))

@@ -1,0 +1,236 @@
+"""What each subcommand does; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cda.errors import ConfigError
+from cda.experiments import ExperimentSet
+from cda.needs import outputs
+from cda.runs import Run, decode_run, images_of
+from cda.settings import from_environment, load_settings
+
+if TYPE_CHECKING:
+    from cda.stages.context import Context
+
+Arguments = argparse.Namespace
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`a.b=value` pairs as nested values; raises ConfigError."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--config {pair}: must be KEY=VALUE, for instance scale=demo")
+        *parents, last = key.split(".")
+        branch = values
+        try:
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[last] = yaml.safe_load(text)
+        except (yaml.YAMLError, TypeError, AttributeError):
+            raise ConfigError(f"--config {pair}: cannot be read; must be KEY=VALUE, for instance scale=demo") from None
+    return values
+
+
+def experiments_of(arguments: Arguments) -> ExperimentSet:
+    """Everything declared, under the configuration of this call."""
+    return ExperimentSet(load_settings(from_environment() | overrides(arguments.config)))
+
+
+def _context(arguments: Arguments, stage: str) -> Context:
+    experiments = experiments_of(arguments)
+    run = _decode(experiments, arguments.run) if stage == "decode" else experiments.run(arguments.run, stage)
+    from cda.stages.context import Context
+
+    return Context(run, experiments.settings, experiments.layout)
+
+
+def _decode(experiments: ExperimentSet, run_id: str) -> Run:
+    streamed = [run for run in experiments.runs().values() if run.data.stream]
+    found = {run.id: run for run in (decode_run(run.data, run.recipe) for run in streamed)}
+    if run_id not in found:
+        raise ConfigError(f"no decode run {run_id!r}; use one of {', '.join(sorted(found)) or 'none'}")
+    return found[run_id]
+
+
+def _model(arguments: Arguments, context: Context, run: Run | None) -> Path | None:
+    if arguments.model is not None:
+        return Path(arguments.model)
+    return Path(context.layout.model(run)) if run is not None else None
+
+
+def _images(arguments: Arguments, context: Context) -> Path | None:
+    images = images_of(context.run)
+    if arguments.images is None and images is None:
+        return None
+    return Path(arguments.images or context.layout.run_folder(images))  # type: ignore[arg-type]
+
+
+def decode(arguments: Arguments) -> None:
+    """Decode a large data set's validation images."""
+    context = _context(arguments, "decode")
+    from cda.stages import decode
+
+    decode.run(context, Path(arguments.out or context.layout.decoded(context.run)))
+
+
+def squeeze(arguments: Arguments) -> None:
+    """Train or fetch a recovery model; several processes go through torchrun."""
+    if arguments.gpus > 1 and "LOCAL_RANK" not in os.environ:
+        launched = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        os.execv(sys.executable, [*launched, "--nproc-per-node", str(arguments.gpus), "-m", "--", "cda", *sys.argv[1:]])
+    experiments, context = experiments_of(arguments), _context(arguments, "squeeze")
+    recovered = any(
+        run.stage == "recover" and run.upstream.get("model", run).id == context.run.id
+        for run in experiments.runs().values()
+    )
+    from cda.stages import squeeze
+
+    squeeze.run(context, Path(arguments.out or context.layout.model(context.run)), recovered=recovered)
+
+
+def recover(arguments: Arguments) -> None:
+    """Make one part of a recover run."""
+    context = _context(arguments, "recover")
+    from cda.stages import recover
+
+    out = Path(arguments.out or context.layout.part(context.run, arguments.part))
+    recover.run(context, arguments.part, _model(arguments, context, context.run.upstream.get("model")), out)
+
+
+def relabel(arguments: Arguments) -> None:
+    """Write a label store."""
+    context = _context(arguments, "relabel")
+    from cda.stages import relabel
+
+    images = _images(arguments, context)
+    assert images is not None
+    model = _model(arguments, context, context.run.upstream.get("model"))
+    relabel.run(context, images, model, Path(arguments.out or context.layout.labels(context.run)))
+
+
+def validate(arguments: Arguments) -> None:
+    """Train and test one validation model."""
+    context = _context(arguments, "validate")
+    from cda.stages import validate
+
+    labels, images = context.run.upstream["labels"], _images(arguments, context)
+    assert images is not None
+    validate.run(
+        context,
+        images,
+        Path(arguments.labels or context.layout.labels(labels)),
+        _model(arguments, context, labels.upstream.get("model")),
+        arguments.seed,
+        Path(arguments.out or context.layout.run_json(context.run, arguments.seed)),
+    )
+
+
+def score(arguments: Arguments) -> None:
+    """Classify images with a model that took no part."""
+    context = _context(arguments, "score")
+    from cda.stages import score
+
+    model = _model(arguments, context, context.run.upstream["model"])
+    assert model is not None
+    out = Path(arguments.out or context.layout.run_json(context.run, 0))
+    score.run(context, _images(arguments, context), model, None, out)
+
+
+def continual(arguments: Arguments) -> None:
+    """Class-incremental training."""
+    context = _context(arguments, "continual")
+    from cda.stages import continual
+
+    model, images = _model(arguments, context, context.run.upstream["model"]), _images(arguments, context)
+    assert model is not None
+    assert images is not None
+    out = Path(arguments.out or context.layout.run_json(context.run, arguments.seed))
+    continual.run(context, images, model, arguments.seed, None, out)
+
+
+def table(arguments: Arguments) -> None:
+    """Make a table from the run JSONs that exist."""
+    from cda.results import tables
+
+    experiments = experiments_of(arguments)
+    out = Path(arguments.out or experiments.layout.table(arguments.name))
+    tables.write(experiments, arguments.name, out)
+    if arguments.show:
+        print(out.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def figure(arguments: Arguments) -> None:
+    """Draw a figure."""
+    from cda.results import figures
+
+    experiments = experiments_of(arguments)
+    if arguments.name not in experiments.figures:
+        there = ", ".join(experiments.figures)
+        raise ConfigError(
+            f"there is no figure {arguments.name!r} at scale {experiments.settings.scale}; there is {there}"
+        )
+    figures.draw(experiments, arguments.name, Path(arguments.out or experiments.layout.figure(arguments.name)))
+
+
+def plan(arguments: Arguments) -> None:
+    """Say what tables would cost."""
+    from cda.results import plan
+
+    experiments = experiments_of(arguments)
+    names = [Path(target).stem for target in arguments.targets] or list(experiments.tables)
+    print(plan.plan(experiments, names, arguments.gpu, arguments.gpus))
+
+
+def check(arguments: Arguments) -> None:
+    """Say what is at hand and what to do about the rest."""
+    from cda.results import check
+
+    experiments = experiments_of(arguments)
+    print(check.check(experiments, [Path(target).stem for target in arguments.targets])[0])
+
+
+def runs(arguments: Arguments) -> None:
+    """List the runs of a table and which are done."""
+    experiments = experiments_of(arguments)
+    cells = experiments.cells(arguments.table)
+    needed: dict[str, int] = {}
+    for last in (run for cell in cells for run in cell.runs):
+        for run in last.chain():
+            needed[run.id] = max(needed.get(run.id, 0), last.ipc)
+    for run_id, run in experiments.runs((arguments.table,)).items():
+        paths = outputs(run, needed[run_id], experiments.layout, experiments.settings.seeds)
+        done = sum(Path(path).exists() for path in paths)
+        print(f"{run.stage:9s} {run.dataset:14s} {run_id}  {done}/{len(paths)} done")
+    for note in sorted({cell.note for cell in cells if cell.note and not cell.quoted}):
+        print(f"not run: {note}")
+
+
+def show(arguments: Arguments) -> None:
+    """Print a resolved run, each value with its source."""
+    from cda.results import tables
+
+    print(tables.describe(experiments_of(arguments), arguments.run))
+
+
+def reference(_arguments: Arguments) -> None:
+    """Print docs/configuration.md."""
+    from cda import reference
+
+    print(reference.page(), end="")
+
+
+def schema(_arguments: Arguments) -> None:
+    """Print the JSON schemas."""
+    from cda import reference
+
+    print(reference.schema())

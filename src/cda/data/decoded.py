@@ -1,0 +1,81 @@
+"""Validation images decoded once: `val.npy`, uint8 [N, R, R, 3], is read through a memory map; `val.json` describes it.
+
+Images are ordered by class (`sources.py`), so the description holds how many each class has instead of all labels.
+Hundreds of gigabytes cannot be read to be checked, so its digest is that of evenly spaced images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cda.data.sources import ImageSet
+from cda.errors import ArtifactError
+from cda.files import read_json
+
+FORMAT = "cda-decoded/1"
+SAMPLED = 256  # images that the digest covers
+
+
+def description_of(path: Path) -> Path:
+    """Where the description of the images at `path` lies."""
+    return path.with_name("val.json")
+
+
+def digest_of(images: NDArray[np.uint8]) -> str:
+    """SHA-256, as hex, of the shape and of `SAMPLED` evenly spaced images, the first and the last among them."""
+    sha = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for index in np.unique(np.linspace(0, len(images) - 1, SAMPLED).astype(np.int64)):
+        sha.update(np.ascontiguousarray(images[index]).tobytes())
+    return sha.hexdigest()
+
+
+def described(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, Any]:
+    """What a description says of the images themselves; `labels` [N] are sorted."""
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    own = {"format": FORMAT, "shape": list(images.shape), "sampled_sha256": digest_of(images)}
+    return own | {"classes": list(classes), "images_per_class": counts}
+
+
+def room(path: Path, shape: tuple[int, ...], fresh: bool) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """The memory map to write into, its room taken on the disk beforehand: a map of a full disk would end in a crash.
+
+    Raises ArtifactError if there is not so much room.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images = np.lib.format.open_memmap(path, mode="w+" if fresh else "r+", dtype=np.uint8, shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return images
+    except OSError as error:
+        found = f"no room for {np.prod(shape, dtype=float) / 1e9:.3g} GB ({error.strerror})"
+        raise ArtifactError(f"{path}: cannot be written, {found}; make room, then start again") from None
+
+
+def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:
+    """The images of decode run `run` as a memory map, with labels and classes.
+
+    Raises ArtifactError if they are missing, another run's, or not what was written.
+    """
+    where = description_of(path)
+    told = read_json(where, "the description of the decoded validation images")
+    if told.get("run") != run or told.get("format") != FORMAT:
+        raise ArtifactError(f"{where}: describes run {told.get('run')}, not {run}; make it with `cda decode`")
+    counts, classes = told["images_per_class"], tuple(told["classes"])
+    shape = (sum(counts), resolution, resolution, 3)
+    try:
+        images = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: damaged or missing ({reason}); delete its folder and decode again") from None
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ArtifactError(f"{path}: holds {images.dtype} {images.shape}, {where.name} says {shape}; decode again")
+    if digest_of(images) != told["sampled_sha256"]:
+        raise ArtifactError(f"{path}: differs from the digest in {where.name}; delete its folder and decode again")
+    return ImageSet(images, np.repeat(np.arange(len(classes), dtype=np.int64), counts), classes)

@@ -1,0 +1,111 @@
+"""ImageNet-1K and ImageNet-21K-P as they are handed out. Classes are WordNet ids, sorted.
+
+ImageNet-1K's held-out images come without folders; which class each has says Kaggle's `LOC_val_solution.csv` or the
+development kit of 2012.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cda.data.folders import EXTENSIONS, Folders
+from cda.data.layout import Split
+
+if TYPE_CHECKING:
+    from cda.config import Dataset
+
+KAGGLE = "LOC_val_solution.csv"
+KITS = ("ILSVRC2012_devkit_t12/data", "data", "")
+TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+
+
+class ImageNet1K(Folders):
+    """`train/<wnid>/` and `val/<wnid>/`, or `val/*.JPEG` with the official ground truth; also in Kaggle's tree."""
+
+    held_out = ("val",)
+
+    def __init__(self, dataset: Dataset, root: Path) -> None:
+        self.top, nested = root, root / "ILSVRC" / "Data" / "CLS-LOC"
+        super().__init__(dataset, nested if nested.is_dir() else root)
+
+    def by_class(self, split: Split) -> dict[str, list[str]]:
+        """The image files of each class of a split, sorted."""
+        if split == "train":
+            return super().by_class(split)
+        entries = self.entries(self.folder(split))
+        loose = {e.name: e.path for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.is_dir()}
+        if not loose:
+            return super().by_class(split)
+        table, truth = self.ground_truth()
+        unnamed = next((name for name in loose if name not in truth), None)
+        if unnamed is not None:
+            self.fail(loose[unnamed], f"an image that {table.name} names")
+        files = dict[str, list[str]]()
+        for name, wnid in truth.items():
+            if name not in loose:
+                self.fail(self.folder(split) / name, f"the image that {table.name} names")
+            files.setdefault(wnid, []).append(loose[name])
+        return {wnid: sorted(paths) for wnid, paths in files.items()}
+
+    def ground_truth(self) -> tuple[Path, dict[str, str]]:
+        """A table, and the class that it gives to each held-out file; raises DataError."""
+        for base in (self.top, self.root):
+            if (base / KAGGLE).is_file():
+                return base / KAGGLE, self.distinct(base / KAGGLE, self.kaggle(base / KAGGLE))
+            for kit in KITS:
+                if (base / kit / TRUTH).is_file():
+                    return base / kit / TRUTH, self.distinct(base / kit / TRUTH, self.kit(base / kit / TRUTH))
+        self.fail(self.top, f"{KAGGLE} or {KITS[0]}/{TRUTH}, since val has no class folders,")
+
+    def distinct(self, table: Path, named: Iterator[tuple[str, str]]) -> dict[str, str]:
+        """The lines of a table, each of another image."""
+        truth = dict[str, str]()
+        for number, (name, wnid) in enumerate(named, start=1):
+            if name in truth:
+                self.fail(table, "an image once", f"{name} again as image {number}")
+            truth[name] = wnid
+        return truth
+
+    def kaggle(self, table: Path) -> Iterator[tuple[str, str]]:
+        """File and class of each line `ImageId,WNID x y x y …`, after a line of headings."""
+        for number, line in enumerate(self.text(table).splitlines(), start=1):
+            name, _, boxes = line.partition(",")
+            wnid = boxes.split(" ")[0].strip()
+            if number == 1 and name == "ImageId":
+                continue
+            if not name or not wnid:
+                self.fail(table, "an image, a comma and its class in each line", f"none in line {number}")
+            yield f"{name}.JPEG", wnid
+
+    def kit(self, table: Path) -> Iterator[tuple[str, str]]:
+        """File and class of each line of the development kit: line i has image i's number of a class."""
+        wnids = self.wnids(table.with_name("meta.mat"))
+        for number, line in enumerate(self.text(table).splitlines(), start=1):
+            wnid = wnids.get(line.strip())
+            if wnid is None:
+                self.fail(table, "a class number of meta.mat in each line", f"{line[:20]!r} in line {number}")
+            yield f"ILSVRC2012_val_{number:08d}.JPEG", wnid
+
+    def wnids(self, path: Path) -> dict[str, str]:
+        """The WordNet id of each class number: the synsets without children."""
+        from scipy.io import loadmat  # type: ignore[import-untyped]
+
+        try:
+            synsets: Any = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
+            lowest = [synset for synset in synsets if int(synset["num_children"]) == 0]
+            return {str(int(synset["ILSVRC2012_ID"])): str(synset["WNID"]) for synset in lowest}
+        except Exception as error:  # a damaged MATLAB file can raise nearly anything
+            self.fail(path, "the development kit's table of synsets", error)
+
+
+class ImageNet21K(Folders):
+    """ImageNet-21K-P (Ridnik et al. 2021): `imagenet21k_train/<wnid>/` and `imagenet21k_val/<wnid>/`."""
+
+    training = ("imagenet21k_train", "train")
+    held_out = ("imagenet21k_val", "val")
+
+    def __init__(self, dataset: Dataset, root: Path) -> None:
+        nested = root / "imagenet21k_resized"
+        super().__init__(dataset, nested if nested.is_dir() else root)

@@ -1,0 +1,144 @@
+"""From a cell's names to its runs: the layers of values laid over each other, and what a scale runs instead.
+
+A later layer wins: recipe, recovery model's own values, method, variants, scale, and last what the table itself sets
+or varies. A table's own values are what it is about, so a scale shrinks them only by naming what is run `instead`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cda.catalog import require_bn
+from cda.config import Dataset, Recipe, parse
+from cda.declared import DatasetScale, Group
+from cda.errors import ConfigError
+from cda.runs import Run, continual_run, recover_run, relabel_run, score_run, squeeze_run, validate_run
+from cda.settings import scale_file
+from cda.sourced import Layer, Sourced, below, nested, places, read_layer, read_plain
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of a group's lists, in the table's own words; `value` is the varied one."""
+
+    method: str
+    recovery_model: str
+    ipc: int | None
+    validation_model: str
+    value: Any = None
+
+
+class Resolver:
+    """Resolves groups of the tables of one `config/` folder, for one scale."""
+
+    def __init__(self, config: Path, scale: str) -> None:
+        self.config, self.scale = config, scale
+
+    def dataset(self, name: str) -> Dataset:
+        """The declared data set `name`; raises ConfigError."""
+        file = self.config / "datasets" / f"{name}.yaml"
+        data = parse(Dataset, read_plain(file), str(file), places(read_layer(file)))
+        if data.name != name:
+            raise ConfigError(f"{file}: name must be {name}, as the file's (found {data.name!r})")
+        return data
+
+    def images(self, table: str, group: Group, point: Point, shrunk: DatasetScale) -> Run:
+        """The recover run of a point."""
+        data = self.dataset(shrunk.stand_in or group.dataset)
+        network = self._model(shrunk, point.recovery_model)
+        recipe, layer = self._recipe(table, group, point, shrunk, network)
+        if recipe.recover.synthetic:
+            require_bn(network)
+        return recover_run(data, recipe, squeeze_run(data, recipe, network, layer), layer)
+
+    def runs(self, table: str, group: Group, point: Point, shrunk: DatasetScale) -> tuple[Run, ...]:
+        """The runs that measure a point: one, or of several relabel models one each; raises ConfigError."""
+        data = self.dataset(shrunk.stand_in or group.dataset)
+        network = self._model(shrunk, point.recovery_model)
+        trained = self._model(shrunk, point.validation_model)
+        recipe, layer = self._recipe(table, group, point, shrunk, network)
+        ipc = self._ipc(group, point.ipc, shrunk)
+
+        def squeezed(name: str) -> Run:
+            return squeeze_run(data, *self._recipe(table, group, point, shrunk, name, squeezed=True))
+
+        if group.stage == "score":
+            images = self.images(table, group, point, shrunk) if ipc else None
+            return (score_run(data, recipe, squeezed(trained), images, ipc, layer),)
+        images = self.images(table, group, point, shrunk)
+        teachers = [squeezed(self._model(shrunk, name)) for name in group.relabel_models or (point.recovery_model,)]
+        if group.stage == "continual":
+            if recipe.continual is None:
+                raise ConfigError(f"{self._file(data)}: continual is missing; table {table} needs its values")
+            return tuple(continual_run(data, recipe, images, teacher, trained, ipc, layer) for teacher in teachers)
+        labels = [relabel_run(data, recipe, images, teacher, ipc, layer) for teacher in teachers]
+        trainings = [validate_run(data, recipe, own, trained, layer) for own in labels]
+        return tuple({run.id: run for run in trainings}.values())  # hard labels know no relabel model
+
+    def _model(self, shrunk: DatasetScale, name: str) -> str:
+        """The network that is run for the table's `name`; the caller has left out those that none stands for."""
+        return shrunk.models.get(name, name) or ""
+
+    def _ipc(self, group: Group, asked: int | None, shrunk: DatasetScale) -> int:
+        """The IPC that is run; 0 where real validation images are looked at."""
+        count = asked or group.sample or 0
+        if count and shrunk.ipc and count not in shrunk.ipc:
+            raise ConfigError(f"{self._scale_file()}: datasets.{group.dataset}.ipc has no entry for {count}; add it")
+        return shrunk.ipc.get(count, count)
+
+    def _scale_file(self) -> Path:
+        return scale_file(self.config, self.scale)
+
+    def _file(self, data: Dataset) -> Path:
+        return self.config / "recipes" / f"{data.recipe or data.name}.yaml"
+
+    def _recipe(
+        self, table: str, group: Group, point: Point, shrunk: DatasetScale, network: str, squeezed: bool = False
+    ) -> Any:
+        """The recipe of a point with its layer; with `squeezed` in the order that `squeeze_run` takes them."""
+        layer = self._layers(table, group, point, shrunk, network)
+        file = self._file(self.dataset(shrunk.stand_in or group.dataset))
+        recipe = parse(Recipe, nested(layer), str(file), places(layer))
+        return (recipe, network, layer) if squeezed else (recipe, layer)
+
+    def _layers(self, table: str, group: Group, point: Point, shrunk: DatasetScale, network: str) -> Layer:
+        file = self._file(self.dataset(shrunk.stand_in or group.dataset))
+        recipe = read_layer(file)
+        layer = {k: v for k, v in recipe.items() if k.split(".")[0] not in ("methods", "variants", "recovery_models")}
+        layer |= below(recipe, f"recovery_models.{network}")
+        layer |= named(recipe, "methods", point.method, file)
+        for variant in group.variants:
+            layer |= named(recipe, "variants", variant, file)
+        if shrunk.recipe:
+            layer |= below(read_layer(self._scale_file()), f"datasets.{group.dataset}.recipe")
+        varied = dict.fromkeys(group.vary, point.value)
+        return layer | self._own(table, group, {**group.set, **varied}, shrunk)
+
+    def _own(self, table: str, group: Group, values: Mapping[str, Any], shrunk: DatasetScale) -> Layer:
+        """The table's own values, or what the scale runs instead of them."""
+        file = f"{self.config / 'experiments' / table}.yaml"
+        layer: Layer = {}
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{file}: set.{key} holds a mapping; write dots instead, such as validate.epochs: 800"
+                )
+            layer[key] = Sourced(value, file, "the table's own setting")
+            if (others := shrunk.instead.get(key)) is not None:
+                where = f"{self._scale_file()}: datasets.{group.dataset}.instead.{key}"
+                if value not in others:
+                    raise ConfigError(f"{where} has no entry for {value}; add it")
+                layer[key] = Sourced(others[value], where, f"our choice for scale {self.scale}: the table has {value}")
+        return layer
+
+
+def named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:
+    """The values under `kind` and `name` of a recipe; raises ConfigError that lists the names there are."""
+    layer = below(recipe, f"{kind}.{name}")
+    if not layer and f"{kind}.{name}" not in recipe:
+        known = sorted({key.split(".")[1] for key in recipe if key.startswith(f"{kind}.")})
+        raise ConfigError(f"{file}: {kind}.{name} is missing; add it or use one of {', '.join(known) or 'none'}")
+    return layer

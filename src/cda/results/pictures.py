@@ -1,0 +1,229 @@
+"""Pictures of distilled images: many of them by class (Figures 9 to 11), and how they emerge (Figures 6 and 8)."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cda.data.shards import read_shard, shard_name
+from cda.errors import ConfigError
+from cda.experiments import ExperimentSet
+from cda.results.looks import FAINT, LETTER, WIDTH, look, network
+from cda.runs import Run
+
+Pixels = NDArray[np.uint8]
+Shown = tuple[Pixels, list[str]]  # images [classes, R, R, 3] and what their classes are called
+MOST = 10  # classes or shards shown side by side
+PANEL = 3.6  # inches of one of several panels
+LEAST = 4.5  # inches that a title takes
+PAGE = 9.0  # inches of a page
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recover run of a figure: what it is called there, and its images.
+
+    `classes` are the names of those to show, with what to call each; none: the first ones.
+    """
+
+    figure: str
+    label: str
+    run: Run
+    part: Path
+    classes: Mapping[str, str]
+    count: int
+    present: bool
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of an image, in pixels."""
+        return self.run.data.resolution
+
+    def chosen(self, names: list[str]) -> tuple[list[int], list[str]]:
+        """Which of all classes `names` are shown, and what each is called; raises ConfigError."""
+        if not self.classes:
+            return list(range(self.count)), names[: self.count]
+        for name in self.classes:
+            if name not in names:
+                there = ", ".join(names[:3])
+                raise ConfigError(
+                    f"figure {self.figure}: classes: {name!r} is no class of {self.run.dataset}; it has such as {there}"
+                )
+        return [names.index(name) for name in self.classes], list(self.classes.values())
+
+    def images(self, file: str) -> Shown | None:
+        """The images of a shard that are shown; None if it is not there and need not be."""
+        path = self.part / file
+        if self.present and not path.is_file():
+            return None
+        images, meta = read_shard(path)
+        indices, labels = self.chosen(meta["classes"])
+        return images[indices], labels
+
+    def kept(self) -> set[int]:
+        """The recovery steps whose images there are: its snapshots, and the last."""
+        recipe = self.run.recipe.recover
+        return {step for step in recipe.snapshots if step <= recipe.iterations} | {recipe.iterations}
+
+    def after(self, step: int) -> str:
+        """The file of the first shard's images after `step`."""
+        snapshot = step in self.run.recipe.recover.snapshots
+        return f"snapshots/step-{step:05d}.tar" if snapshot else shard_name(0)
+
+
+def _sources(experiments: ExperimentSet, name: str) -> list[Source]:
+    """The recover runs of a figure in declared order; raises ConfigError if there is none."""
+    figure, shown = experiments.figures[name], experiments.pictured(name)
+    if figure.kind == "progress":
+        shown = [(key, run) for key, run in shown if run.recipe.recover.synthetic]
+    if not shown:
+        raise ConfigError(
+            f"figure {name}: groups give no run whose images it could show; name data sets that are there"
+        )
+    asked = {name: label or name for name, _, label in (one.partition("=") for one in figure.classes)}
+    present = experiments.settings.cells == "present"
+    found = []
+    for (key, run), label in zip(shown, _labels([key for key, _ in shown]), strict=True):
+        own = asked if key["dataset"] == run.dataset else {}  # a stand-in has other classes
+        count = min(len(asked) or MOST, run.data.classes)
+        found.append(Source(name, label, run, Path(experiments.layout.part(run, 0)), own, count, present))
+    return found
+
+
+def _labels(keys: list[dict[str, Any]]) -> list[str]:
+    """What tells the runs apart: the method, and the recovery model and data set if they differ."""
+    differ = [name for name in ("recovery_model", "dataset") if len({key[name] for key in keys}) > 1]
+    return [", ".join([look(key["method"]).label, *(network(key[name]) for name in differ)]) for key in keys]
+
+
+def _gap(resolution: int) -> int:
+    """White pixels between images."""
+    return max(1, resolution // 16)
+
+
+def _mosaic(images: Pixels, across: int) -> Pixels:
+    """Images [N, R, R, 3] in rows of `across` with white gaps; a last row that is not full is filled with white."""
+    gap, missing = _gap(images.shape[1]), -len(images) % across
+    padded = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    padded = np.concatenate([padded, np.full((missing, *padded.shape[1:]), 255, np.uint8)])
+    rows = [np.concatenate(list(padded[i : i + across]), axis=1) for i in range(0, len(padded), across)]
+    return np.concatenate(rows, axis=0)[:-gap, :-gap]
+
+
+def _show(axis: Axes, images: Pixels | None, across: int, count: int, resolution: int) -> None:
+    """`count` images in rows of `across`; an empty frame of their size if there are none."""
+    blank = np.full((count, resolution, resolution, 3), 255, np.uint8)
+    mosaic = _mosaic(blank if images is None else images, across)
+    axis.imshow(mosaic, interpolation="nearest" if resolution <= 64 else "hanning")
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(images is None)
+    axis.spines[:].set_color("0.7")
+    if images is None:
+        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=FAINT, style="italic")
+
+
+def grid(experiments: ExperimentSet, name: str) -> Figure:
+    """About a hundred images by class: a panel a run, a column a class, a row a shard (Figures 9 to 11).
+
+    Classes that do not fit beside each other with their names take several bands, each with fewer shards.
+    """
+    sources = _sources(experiments, name)
+    albums = [[source.images(shard_name(0))] for source in sources]
+    labels = [label for source, album in zip(sources, albums, strict=True) for label in _told(source, album)]
+    panel, most = PANEL if len(sources) > 1 else WIDTH, max(source.count for source in sources)
+    word = max((len(word) for label in labels for word in label.split()), default=1)
+    bands = math.ceil(most / max(1, min(MOST, int(panel / (LETTER * word + 0.04)))))
+    across = math.ceil(most / bands)
+    cell = panel / across
+    fits = max(word, int(cell / LETTER))
+    below = 0.13 * max((len(textwrap.wrap(label, fits)) for label in labels), default=1) + 0.1
+    shards = min(MOST // bands, int((PAGE / bands - below) / cell), *(s.run.data.shards_per_job for s in sources))
+    shards = max(1, shards if labels else min(shards, 2))  # an empty frame need not be large
+    height = bands * (shards * cell + below) + (0.5 if bands == 1 else 0.3) + 0.2 * (len(sources) > 1)
+    figure = Figure(figsize=(panel * len(sources), height), layout="constrained")
+    axes = figure.subplots(bands, len(sources), squeeze=False)
+    for source, album, column in zip(sources, albums, axes.T, strict=True):
+        album += [source.images(shard_name(index)) for index in range(1, shards)]
+        for band, axis in enumerate(column):
+            images, told = _band(album, slice(band * across, (band + 1) * across), across)
+            _show(axis, images, across, shards * across, source.resolution)
+            _name_columns(axis, [textwrap.fill(label, fits) for label in told], source.resolution)
+        column[0].set_title(source.label if len(sources) > 1 else "")
+        column[-1].set_xlabel("" if source.classes else "class")
+    if bands == 1 and shards * cell > 2.2:  # the label has room
+        axes[0][0].set_ylabel("shard: one image of every class")
+    return figure
+
+
+def _told(source: Source, read: Iterable[Shown | None]) -> list[str]:
+    """What a run's classes are called: as declared, or as its images say; nothing if there are none."""
+    return list(source.classes.values()) or next((labels for _, labels in filter(None, read)), [])
+
+
+def _band(album: Sequence[Shown | None], part: slice, across: int) -> tuple[Pixels | None, list[str]]:
+    """Some classes of every shard, filled with white to `across` a shard, and what they are called."""
+    there = [(images[part], labels[part]) for images, labels in filter(None, album)]
+    if len(there) < len(album):
+        return None, []
+    missing = across - len(there[0][0])
+    filled = [np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255) for images, _ in there]
+    return np.concatenate(filled), there[0][1]
+
+
+def _name_columns(axis: Axes, labels: Sequence[str], resolution: int) -> None:
+    """Class names below the columns of a mosaic."""
+    step = resolution + _gap(resolution)
+    axis.set_xticks([step * index + (resolution - 1) / 2 for index in range(len(labels))], labels)
+    axis.tick_params(axis="x", length=0, pad=2)
+
+
+def progress(experiments: ExperimentSet, name: str) -> Figure:
+    """How images emerge: a row a method, a column a recovery step, all from the same noise (Figures 6 and 8).
+
+    Named classes have a block each; else one block shows the first ten. Raises ConfigError if the runs share no step.
+    """
+    sources = _sources(experiments, name)
+    steps, most = _steps(experiments, name, sources), min(source.count for source in sources)
+    read = {(source.run.id, step): source.images(source.after(step)) for source in sources for step in steps}
+    if experiments.figures[name].classes:
+        blocks, across = [slice(index, index + 1) for index in range(most)], min(2, most)
+        wide = min(1.5, (WIDTH / across - 0.25) / len(steps))
+        tall, room = wide, 0.3
+    else:
+        blocks, across, wide = [slice(most)], 1, 2.4
+        tall, room = wide * math.ceil(most / 5) / min(5, most) + 0.08, 0.15
+    down = math.ceil(len(blocks) / across)
+    size = ((wide * len(steps) + 0.25) * across, (tall * len(sources) + room) * down + 0.4)
+    figure = Figure(figsize=(max(size[0], LEAST), size[1]), layout="constrained")
+    titles = next((told for source in sources if (told := _told(source, read.values()))), [""] * most)
+    for block, title, own in zip(blocks, titles, figure.subfigures(down, across, squeeze=False).flat, strict=False):
+        axes = own.subplots(len(sources), len(steps), squeeze=False)
+        for row, source in zip(axes, sources, strict=True):
+            for axis, step in zip(row, steps, strict=True):
+                found, count = read[source.run.id, step], block.stop - (block.start or 0)
+                _show(axis, found[0][block] if found else None, min(5, count), count, source.resolution)
+            row[0].set_ylabel(source.label)
+        for axis, step in zip(axes[0], steps, strict=True):
+            axis.set_title(f"step {step:,}" if wide > 0.8 else f"{step:,}", fontsize=8)
+        if experiments.figures[name].classes:
+            own.suptitle(title, fontsize=9, style="italic")
+    return figure
+
+
+def _steps(experiments: ExperimentSet, name: str, sources: list[Source]) -> list[int]:
+    """The asked steps that every run kept; all that every run kept where that leaves no two, as at another scale."""
+    kept = set.intersection(*(source.kept() for source in sources))
+    steps = [step for step in experiments.figures[name].steps if step in kept]
+    steps = steps if len(steps) > 1 else sorted(kept)
+    if not steps:
+        raise ConfigError(f"figure {name}: its methods share no recover.snapshots; set the same steps in the recipe")
+    return steps

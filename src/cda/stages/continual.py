@@ -1,0 +1,189 @@
+"""Continual (Tables 14, 15, Figure 7): class-incremental learning on distilled images.
+
+Classes come in equal steps; after each, a fresh model is trained on the first distilled images of every class seen so
+far and tested on the real validation images of those classes. Reads shards and a squeezed model, the teacher; writes
+one JSON. The teacher knows all classes, those of later steps too: that is the paper's protocol and stands beside its
+tables. Here it is in evaluation mode, in the authors' code it is not (fidelity 26).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cda.checkpoint import Checkpoint, Stop, working
+from cda.config import Continual
+from cda.data.loaders import Images
+from cda.data.shards import load_distilled
+from cda.errors import ArtifactError, ConfigError, DataError
+from cda.files import read_json, write_json
+from cda.method import dsa
+from cda.method.augment import generator
+from cda.method.kd import kd_loss
+from cda.runs import Run
+from cda.runtime import Machine
+from cda.stages.context import Context
+from cda.stages.networks import fresh_model, load_squeezed
+from cda.training import Trainer, fit
+
+Labels = NDArray[np.int64]
+Curve = list[dict[str, float]]
+
+
+def class_order(seed: int, classes: int) -> Labels:
+    """Class indices in the order they come: numpy's legacy stream, which is the authors'.
+
+    >>> class_order(0, 200)[:5].tolist()
+    [18, 170, 107, 98, 177]
+    """
+    return np.random.RandomState(seed).permutation(classes)
+
+
+def seen_classes(run: Run) -> list[Labels]:
+    """The classes seen after every step, in the order they came; raises ConfigError if the steps cannot be equal."""
+    recipe, classes = run.recipe.continual, run.data.classes
+    assert recipe is not None
+    if classes % recipe.steps:
+        able = ", ".join(str(steps) for steps in range(1, classes + 1) if classes % steps == 0)
+        raise ConfigError(
+            f"recipe of {run.dataset}: continual.steps ({recipe.steps}) must divide its {classes} classes; use {able}"
+        )
+    order = class_order(recipe.order, classes)
+    return [order[: classes * step // recipe.steps] for step in range(1, recipe.steps + 1)]
+
+
+class SeenBatches:
+    """The memory of the seen classes, shuffled and augmented, with the teacher's logits for the very same inputs."""
+
+    def __init__(
+        self, memory: Images, seen: Labels, recipe: Continual, teacher: nn.Module, purpose: tuple[object, ...]
+    ) -> None:
+        self.set, self.recipe, self.teacher, self.purpose = memory, recipe, teacher, purpose
+        self.index = np.flatnonzero(np.isin(memory.labels.cpu().numpy(), seen))
+        self.images = len(self.index)
+        self.steps = -(-self.images // recipe.batch_size)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs [B, 3, R, R], the teacher's logits [B, C]) of every step."""
+        size = self.recipe.batch_size
+        order = self.index[generator(*self.purpose, epoch, "order").permutation(self.images)]
+        for step in range(first_step, self.steps):
+            chosen = torch.from_numpy(order[step * size : (step + 1) * size]).to(self.set.device)
+            inputs = self.set.normalised(self.set.at(chosen))
+            if self.recipe.augment == "dsa":
+                inputs = dsa.augment(inputs, generator(*self.purpose, epoch, "dsa", step))
+            with torch.no_grad(), self.set.machine.autocast():
+                logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
+            yield inputs, logits
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, test: Images, seen: Labels, batch: int = 512) -> dict[str, float]:
+    """Percent of the test images of the classes `seen` that `model` gets right, unaugmented.
+
+    `top1` ranks all classes, as the paper does; `top1_masked` ranks the seen ones alone.
+    """
+    model.eval()
+    classes = torch.from_numpy(seen).to(test.device)
+    index = torch.isin(test.labels, classes).nonzero()[:, 0]
+    correct = torch.zeros(2, device=test.device, dtype=torch.long)
+    for chosen in index.split(batch):
+        with test.machine.autocast():
+            logits = model(test.normalised(test.at(chosen)).contiguous(memory_format=torch.channels_last))
+        guesses = torch.stack([logits.argmax(dim=1), classes[logits[:, classes].argmax(dim=1)]])
+        correct += (guesses == test.labels[chosen]).sum(dim=1)
+    top1, masked = (correct.double() * 100 / len(index)).tolist()
+    return {"top1": top1, "top1_masked": masked}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One seed of the run: what every step trains on, learns from and is tested on."""
+
+    context: Context
+    machine: Machine
+    memory: Images
+    teacher: nn.Module
+    test: Images
+    seed: int
+    key: str  # tells work begun with these inputs from work begun with others
+
+    def learn(self, seen: Labels, stop: Stop) -> Curve:
+        """Train a fresh model on the memory of the classes `seen`; what an earlier start finished is read back."""
+        run, work = self.context.run, self.context.work(f"seed-{self.seed}")
+        recipe = run.recipe.continual
+        assert recipe is not None
+        finished, key = work / f"seen-{len(seen)}.json", f"{self.key} {seen.tolist()}"
+        if finished.is_file():
+            told = read_json(finished, "a finished step")
+            if told["key"] == key:
+                curve: Curve = told["curve"]
+                return curve
+        purpose = ("continual", self.seed, "seen", len(seen))
+        checkpoint = Checkpoint(work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds)
+        trainer = Trainer(fresh_model(run, self.machine, purpose), recipe, self.machine, purpose)
+        history = fit(
+            trainer,
+            SeenBatches(self.memory, seen, recipe, self.teacher, purpose),
+            lambda logits, target: kd_loss(logits, target, recipe.temperature, recipe.temperature_squared),
+            lambda model: accuracy(model, self.test, seen),
+            checkpoint,
+            stop,
+            f"continual {run.id} seed {self.seed}, {len(seen)} classes",
+        )
+        write_json(finished, {"key": key, "curve": history.curve})
+        return history.curve
+
+
+def run(context: Context, images_folder: Path, model_path: Path, seed: int, decoded: Path | None, out: Path) -> None:
+    """Train and test after every step with one seed; write the run's JSON at `out`.
+
+    `decoded` holds the validation images of a streamed data set. Raises ConfigError, DataError or ArtifactError where
+    the inputs do not fit together, Interrupted after a signal: the next start goes on from there.
+    """
+    run = context.run
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: seeds are counted from 0")
+    steps = seen_classes(run)
+    pixels, labels, classes, digest = load_distilled(images_folder, run.ipc, run.dataset, run.upstream["images"].id)
+    machine = context.machine()
+    teacher, sha256 = _load_teacher(model_path, run.upstream["model"], classes, machine)
+    test = context.validation(machine, decoded)
+    if test.classes != classes:
+        raise DataError(
+            f"{images_folder}: not the classes of {run.dataset} at hand; point config key data at the right one"
+        )
+    memory = Images(pixels, labels, run.data, machine)
+    learner = Learner(context, machine, memory, teacher, test, seed, f"{run.id} {seed} {digest} {sha256}")
+    with working(context.work(f"seed-{seed}")) as stop:
+        curves = {str(len(seen)): learner.learn(seen, stop) for seen in steps}
+        write_json(out, _record(context, curves, [classes[label] for label in steps[-1]], seed, machine))
+
+
+def _load_teacher(path: Path, run: Run, classes: list[str], machine: Machine) -> tuple[nn.Module, str]:
+    """The teacher, frozen, and its digest; raises ArtifactError unless its classes are the shards', in their order."""
+    teacher = load_squeezed(path, run, machine)
+    described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
+    if described.get("classes") != classes:
+        raise ArtifactError(
+            f"{path}: its classes, or their order, are not those of the distilled images; squeeze it again or pull it"
+        )
+    return teacher, str(described["sha256"])
+
+
+def _record(
+    context: Context, curves: dict[str, Curve], order: list[str], seed: int, machine: Machine
+) -> dict[str, Any]:
+    """What the run's JSON says; everything outside `provenance` is the same on the same kind of CPU."""
+    run = context.run
+    told = {"model": run.model, "ipc": run.ipc, "seed": seed, "class_order": order}
+    for metric in ("top1", "top1_masked"):
+        told[metric] = {seen: curve[-1][metric] for seen, curve in curves.items()}
+    return context.described() | told | {"curve": curves, "provenance": machine.provenance()}

@@ -1,0 +1,87 @@
+"""Decode: a large data set's validation images, decoded and resized once for all stages that test on them.
+
+Reads the real data set; writes `val.npy`, which is read through a memory map, and beside it `val.json`. Images are
+written as they are decoded, so memory does not grow with their number; a killed job goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cda.checkpoint import Stop, working
+from cda.data import sources
+from cda.data.decoded import described, description_of, room
+from cda.data.folders import Folders
+from cda.errors import ConfigError
+from cda.files import read_json, whole, write_json
+from cda.paths import data_root
+from cda.progress import Progress
+from cda.stages.context import Context
+
+Map = np.memmap[Any, np.dtype[np.uint8]]
+TOGETHER = 1024  # images between two looks at the clock
+
+
+def run(context: Context, out: Path) -> None:
+    """Write the validation images of the run's data set at `out` (val.npy), described in val.json beside it.
+
+    Raises ConfigError for a data set that is not streamed, DataError for one that is missing or damaged.
+    """
+    data, work = context.run.data, context.work("val")
+    if not data.stream:
+        raise ConfigError(f"data set {data.name}: is read into memory; only one with stream: true is decoded")
+    machine = context.machine()
+    source = sources.files(data, data_root(context.settings, data.name))
+    classes = source.checked_classes()
+    paths, labels = source.listing("val")
+    with working(work) as stop:
+        images = _decode(context, source, paths, work, stop)
+        told = described(images, labels, classes)
+        del images
+        with whole(out) as aside:
+            shutil.move(work / "val.npy", aside)
+        write_json(description_of(out), context.described() | told | {"provenance": machine.provenance()})
+
+
+def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path, stop: Stop) -> Map:
+    """Decode what an earlier start left, to `val.npy` in the work folder."""
+    size, every = context.run.data.resolution, context.settings.runtime.checkpoint_seconds
+    mark, key = work / "decoded.json", _listing_digest(paths, source.root)
+    done = _done(mark, work / "val.npy", key)
+    images, saved = room(work / "val.npy", (len(paths), size, size, 3), fresh=not done), time.monotonic()
+    progress = Progress(len(paths), f"decode {context.run.id}", "images", done)
+    for index, image in enumerate(source.decoded(paths[done:]), start=done):
+        images[index] = image
+        if stop.signal or ((index + 1) % TOGETHER == 0 and time.monotonic() - saved >= every):
+            images.flush()
+            write_json(mark, {"done": index + 1, "key": key})
+            saved = time.monotonic()
+            stop.check()
+        progress.update()
+    progress.close()
+    images.flush()
+    return images
+
+
+def _done(mark: Path, path: Path, key: str) -> int:
+    """How many images of the same listing an earlier start wrote."""
+    if not (mark.is_file() and path.is_file()):
+        return 0
+    told = read_json(mark, "the mark of decoded images")
+    return int(told["done"]) if told["key"] == key else 0
+
+
+def _listing_digest(paths: Sequence[str], root: Path) -> str:
+    """SHA-256 of the images' places below `root`: images of two listings must not share a map."""
+    sha = hashlib.sha256()
+    for path in paths:
+        sha.update(os.fsencode(os.path.relpath(path, root)) + b"\0")
+    return sha.hexdigest()

@@ -1,0 +1,26 @@
+rule continual:
+    """Class-incremental learning: a fresh model a step, on the distilled images of the classes seen so far."""
+    input:
+        parts=PLAN.shards,
+        model=PLAN.model,
+        decoded=PLAN.decoded,
+    output:
+        measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
+    log:
+        "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
+    benchmark:
+        "logs/{results}/benchmarks/continual/{dataset}/{run}/seed-{seed}.tsv"
+    wildcard_constraints:
+        run=r"continual-[\w.-]+",
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: PLAN.threads
+    resources:
+        gpu=PLAN.gpus,
+        runtime=growing(240),
+        mem_mb=growing(8000),
+    params:
+        recipe=PLAN.recipe,
+    shell:
+        "cda continual --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} &> {log}"

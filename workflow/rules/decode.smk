@@ -1,0 +1,20 @@
+rule decode:
+    """Decode and resize a large data set's validation images once, for every run that tests on them."""
+    output:
+        images="{artifacts}/decode/{dataset}/{run}/val.npy",
+        described="{artifacts}/decode/{dataset}/{run}/val.json",
+    log:
+        "logs/{artifacts}/decode/{dataset}/{run}.log",
+    benchmark:
+        "logs/{artifacts}/benchmarks/decode/{dataset}/{run}.tsv"
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: PLAN.threads
+    resources:
+        runtime=growing(120),
+        mem_mb=growing(8000),
+    params:
+        recipe=PLAN.recipe,
+    shell:
+        "cda decode --run {wildcards.run} --out {output.images} &> {log}"

@@ -1,0 +1,26 @@
+rule score:
+    """Classify distilled or real images with a model that took no part."""
+    input:
+        parts=PLAN.shards,
+        model=PLAN.model,
+        decoded=PLAN.decoded,
+    output:
+        measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
+    log:
+        "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
+    benchmark:
+        "logs/{results}/benchmarks/score/{dataset}/{run}/seed-{seed}.tsv"
+    wildcard_constraints:
+        run=r"score-[\w.-]+",
+    retries: 1
+    conda:
+        "../../environment.yml"
+    threads: PLAN.threads
+    resources:
+        gpu=PLAN.gpus,
+        runtime=growing(60),
+        mem_mb=growing(8000),
+    params:
+        recipe=PLAN.recipe,
+    shell:
+        "cda score --run {wildcards.run} --out {output.measured} &> {log}"
