@@ -1,4 +1,4 @@
-"""The networks that the paper names, without torch: where each comes from, whether it has BN layers, what it is called.
+"""The networks and methods that the paper names, without torch: what they are, and what tables and figures call them.
 
 Names are those of `config/reported.csv`. Table 20 names families only; of each, the variant is taken whose parameters
 at 1,000 classes are the table's: MobileNet 3.5 M, EfficientNet 5.3 M, MNASNet 6.3 M, ShuffleNet 7.4 M, ResMLP 30.0 M,
@@ -43,6 +43,12 @@ NETWORKS: dict[str, Network] = {
     **{f"vgg{depth}": Network("torchvision", f"vgg{depth}", f"VGG-{depth}", bn=False) for depth in (11, 13, 16, 19)},
 }
 
+METHODS = {
+    "cda": "CDA", "sre2l": "SRe²L", "random": "Random real images", "real": "Real images", "dc": "DC", "dsa": "DSA",
+    "dm": "DM", "mtt": "MTT", "ctl-easy": "Easy", "ctl-hard": "Hard", "rcl-step": "Reverse step", "cl-step": "Step",
+    "cl-linear": "Linear", "cl-cosine": "Cosine",
+}  # fmt: skip
+
 # Families of torchvision and timm that have no BN layers; of vit_…, those on a ResNet or another network have some.
 _WITHOUT_BN = re.compile(r"squeezenet1_\d|(deit|swin|mixer|resmlp|convnext)\w*|vit_(?!.*(resnet|mci))\w*")
 
@@ -62,6 +68,15 @@ def label(model: str) -> str:
     """
     network = find(model)
     return network.label if network else model
+
+
+def method_label(method: str) -> str:
+    """What a table or figure calls a method, else its own name.
+
+    >>> method_label("sre2l"), method_label("mine")
+    ('SRe²L', 'mine')
+    """
+    return METHODS.get(method, method)
 
 
 def require_bn(model: str) -> None:

@@ -50,7 +50,8 @@ def _stages(subcommands: Any) -> None:
     _stage(subcommands, "decode", "decode a large data set's validation images once", commands.decode)
     text = "train the recovery model, or fetch its published weights"
     squeeze = _stage(subcommands, "squeeze", text, commands.squeeze)
-    squeeze.add_argument("--gpus", type=int, default=1, help="processes, a GPU each; several train under torchrun")
+    text = "processes, a GPU each; several train under torchrun (default: as the data set's file and runtime.gpus say)"
+    squeeze.add_argument("--gpus", type=int, help=text)
     recover = _stage(subcommands, "recover", "synthesise one part of a run's shards", commands.recover, "model")
     recover.add_argument("--part", type=int, default=0, help="which consecutive shards (default 0)")
     _stage(subcommands, "relabel", "store soft labels of every epoch", commands.relabel, "images", "model")
@@ -85,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     check = _command(subcommands, "check", "what is at hand: data, weights, GPU, SLURM, DVC", commands.check)
     for asking in (plan, check):
         asking.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
+    fetch = _command(subcommands, "fetch", "download published weights, for jobs without internet", commands.fetch)
+    fetch.add_argument("weights", metavar="WEIGHTS", help="torchvision:<Weights.NAME> or timm:<tag>")
+    fetch.add_argument("model", help="the network, for instance resnet18")
+    fetch.add_argument("--out", metavar="JSON", help="leave a mark that they are at hand")
     config = subcommands.add_parser("config", help="look at the configuration").add_subparsers(
         required=True, metavar="COMMAND"
     )

@@ -13,9 +13,9 @@ import yaml
 
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
-from cda.needs import outputs
-from cda.runs import Run, decode_run, images_of
-from cda.settings import from_environment, load_settings
+from cda.needs import outputs, processes
+from cda.runs import Run, images_of
+from cda.settings import from_environment, load_settings, merged
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -43,23 +43,15 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 def experiments_of(arguments: Arguments) -> ExperimentSet:
     """Everything declared, under the configuration of this call."""
-    return ExperimentSet(load_settings(from_environment() | overrides(arguments.config)))
+    return ExperimentSet(load_settings(merged(from_environment(), overrides(arguments.config))))
 
 
 def _context(arguments: Arguments, stage: str) -> Context:
     experiments = experiments_of(arguments)
-    run = _decode(experiments, arguments.run) if stage == "decode" else experiments.run(arguments.run, stage)
+    run = experiments.run(arguments.run, stage)
     from cda.stages.context import Context
 
     return Context(run, experiments.settings, experiments.layout)
-
-
-def _decode(experiments: ExperimentSet, run_id: str) -> Run:
-    streamed = [run for run in experiments.runs().values() if run.data.stream]
-    found = {run.id: run for run in (decode_run(run.data, run.recipe) for run in streamed)}
-    if run_id not in found:
-        raise ConfigError(f"no decode run {run_id!r}; use one of {', '.join(sorted(found)) or 'none'}")
-    return found[run_id]
 
 
 def _model(arguments: Arguments, context: Context, run: Run | None) -> Path | None:
@@ -85,10 +77,12 @@ def decode(arguments: Arguments) -> None:
 
 def squeeze(arguments: Arguments) -> None:
     """Train or fetch a recovery model; several processes go through torchrun."""
-    if arguments.gpus > 1 and "LOCAL_RANK" not in os.environ:
-        launched = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        os.execv(sys.executable, [*launched, "--nproc-per-node", str(arguments.gpus), "-m", "--", "cda", *sys.argv[1:]])
     experiments, context = experiments_of(arguments), _context(arguments, "squeeze")
+    gpus = arguments.gpus or processes(context.run, context.settings)
+    if gpus > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+        os.execv(sys.executable, [*launched, "-m", "--", "cda", *sys.argv[1:]])
     recovered = any(
         run.stage == "recover" and run.upstream.get("model", run).id == context.run.id
         for run in experiments.runs().values()
@@ -96,6 +90,13 @@ def squeeze(arguments: Arguments) -> None:
     from cda.stages import squeeze
 
     squeeze.run(context, Path(arguments.out or context.layout.model(context.run)), recovered=recovered)
+
+
+def fetch(arguments: Arguments) -> None:
+    """Download published weights into their library's cache."""
+    from cda.stages import published
+
+    published.fetch(arguments.weights, arguments.model, Path(arguments.out) if arguments.out else None)
 
 
 def recover(arguments: Arguments) -> None:
@@ -143,7 +144,7 @@ def score(arguments: Arguments) -> None:
     model = _model(arguments, context, context.run.upstream["model"])
     assert model is not None
     out = Path(arguments.out or context.layout.run_json(context.run, 0))
-    score.run(context, _images(arguments, context), model, None, out)
+    score.run(context, _images(arguments, context), model, out)
 
 
 def continual(arguments: Arguments) -> None:
@@ -155,7 +156,7 @@ def continual(arguments: Arguments) -> None:
     assert model is not None
     assert images is not None
     out = Path(arguments.out or context.layout.run_json(context.run, arguments.seed))
-    continual.run(context, images, model, arguments.seed, None, out)
+    continual.run(context, images, model, arguments.seed, out)
 
 
 def table(arguments: Arguments) -> None:
@@ -187,7 +188,7 @@ def plan(arguments: Arguments) -> None:
     from cda.results import plan
 
     experiments = experiments_of(arguments)
-    names = [Path(target).stem for target in arguments.targets] or list(experiments.tables)
+    names = [experiments.table_of(target) for target in arguments.targets] or list(experiments.tables)
     print(plan.plan(experiments, names, arguments.gpu, arguments.gpus))
 
 
@@ -196,7 +197,7 @@ def check(arguments: Arguments) -> None:
     from cda.results import check
 
     experiments = experiments_of(arguments)
-    print(check.check(experiments, [Path(target).stem for target in arguments.targets])[0])
+    print(check.check(experiments, [experiments.table_of(target) for target in arguments.targets])[0])
 
 
 def runs(arguments: Arguments) -> None:
@@ -207,8 +208,11 @@ def runs(arguments: Arguments) -> None:
     for last in (run for cell in cells for run in cell.runs):
         for run in last.chain():
             needed[run.id] = max(needed.get(run.id, 0), last.ipc)
-    for run_id, run in experiments.runs((arguments.table,)).items():
-        paths = outputs(run, needed[run_id], experiments.layout, experiments.settings.seeds)
+    every = experiments.runs((arguments.table,))
+    streamed = {run.dataset for run in every.values()}
+    every |= {name: run for name, run in experiments.decodes.items() if run.dataset in streamed}
+    for run_id, run in every.items():
+        paths = outputs(run, needed.get(run_id, 0), experiments.layout, experiments.settings.seeds)
         done = sum(Path(path).exists() for path in paths)
         print(f"{run.stage:9s} {run.dataset:14s} {run_id}  {done}/{len(paths)} done")
     for note in sorted({cell.note for cell in cells if cell.note and not cell.quoted}):

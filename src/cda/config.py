@@ -60,7 +60,7 @@ class Architecture(Strict):
 class Dataset(Strict):
     """A real data set: what it is and how to find it."""
 
-    name: str = Field(description="also the folder under data/")
+    name: str = Field(pattern=r"^[\w-]+$", description="also the folder under data/: letters, digits, _ and -")
     layout: Literal["digits", "cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k", "image_folder"] = Field(
         description="how its files are laid out"
     )
@@ -193,6 +193,9 @@ class Recover(Strict):
     flip: Ratio = Field(0.5, description="probability of a horizontal flip of the block")
     jitter: Natural = Field(32, description="largest roll in each direction, pixels")
     per_image: bool = Field(False, description="draw crop, flip and roll for each image instead of for the block")
+    image: Literal["png", "jpg"] = Field(
+        "png", description="how a shard keeps its images; jpg is smaller and loses a little"
+    )
     snapshots: tuple[Count, ...] = Field((), description="steps after which the first shard's images are kept too")
     release: str = Field(
         "", description="imported: folder name under data/released/ of new000/class000_id000.jpg images"
@@ -214,9 +217,12 @@ class Recover(Strict):
 
     def identity(self) -> dict[str, Any]:
         """What changes the images."""
-        keep = {"random": {"mode", "seed"}, "imported": {"mode", "release"}}.get(self.mode)
+        keep = {"random": {"mode", "seed", "image"}, "imported": {"mode", "release", "image"}}.get(self.mode)
         values = self.model_dump(mode="json", include=keep, exclude=None if keep else {"release"})
         ignored = {"constant": {"scheduler", "milestone"}, "reverse": {"scheduler"}}.get(self.mode, set())
+        ignored = ignored | ({"image"} if self.image == "png" else set())
+        if self.synthetic:
+            values["snapshots"] = [step for step in self.snapshots if step <= self.iterations]
         return {key: value for key, value in values.items() if key not in ignored}
 
 

@@ -58,10 +58,11 @@ class Group(Strict):
 
 
 class Layout2D(Strict):
-    """Which keys become the rows and the columns of the Markdown table."""
+    """Which keys become the rows and the columns of the Markdown table; `varied` is the value of a group's `vary`."""
 
-    rows: tuple[Key, ...] = Field(description="keys down the side")
-    columns: tuple[Key, ...] = Field(description="keys across the top")
+    rows: tuple[Key | Literal["varied"], ...] = Field(description="keys down the side")
+    columns: tuple[Key | Literal["varied"], ...] = Field(description="keys across the top")
+    varied: str = Field("{}", description="how a varied value is written: {} epochs")
 
 
 class Experiment(Strict):

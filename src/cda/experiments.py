@@ -20,7 +20,7 @@ from cda.declared import KEYS, DatasetScale, Experiment, Figure, Group, Layout2D
 from cda.errors import ConfigError
 from cda.paths import CONFIG, Layout
 from cda.resolve import Point, Resolver
-from cda.runs import Run, images_of
+from cda.runs import Run, decode_run, images_of, seeds_of
 from cda.settings import declared, read_scale
 from cda.sourced import places, read_layer, read_plain
 
@@ -32,7 +32,7 @@ class Cell:
     """One number of a table: its key, what was reported, and the run that measures it (None: it cannot be run).
 
     `others` are further runs of the same cell, of which the best counts; `entry` is where in a run's measurements the
-    number stands, of those that hold several.
+    number stands, of those that hold several; `varied` what the table varies, as its Markdown writes it.
     """
 
     table: str
@@ -44,6 +44,7 @@ class Cell:
     control: bool = False
     others: tuple[Run, ...] = ()
     entry: str = ""
+    varied: str = ""
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -66,6 +67,7 @@ class ExperimentSet:
         self.settings, self.config = settings, config
         self.layout = Layout(settings.scale)
         self.resolver = Resolver(config, settings.scale)
+        self._paper = self.resolver if settings.scale == "paper" else Resolver(config, "paper")
         self._scale = None if settings.scale == "paper" else read_scale(config, settings.scale)
         self._declared = declared(config)
         self._cells_of: dict[str, list[Cell]] = {}
@@ -120,7 +122,8 @@ class ExperimentSet:
         wanted = self.settings.datasets
         seen: set[tuple[str, ...]] = set()
         for dataset, cell in itertools.chain(self._quoted(experiment, table), self._measured(experiment, table)):
-            number = (*(run.id for run in cell.runs), str(cell.key["metric"]), cell.entry)
+            shown = (str(cell.key[name]) for name in ("dataset", "ipc", "validation_model", "metric"))
+            number = (*(run.id for run in cell.runs), *shown, cell.entry)
             if (wanted == "all" or dataset in wanted) and not (cell.control and cell.run and number in seen):
                 yield cell
             seen.add(number)
@@ -159,18 +162,19 @@ class ExperimentSet:
             runs = () if left_out or group.quoted else self.resolver.runs(table, group, point, shrunk or AS_DECLARED)
             asked = self._asked_iterations(table, group, point)
             for metric, (index, seen) in itertools.product(group.metrics, enumerate(group.classes or (None,))):
-                label = "" if point.value is None else str(point.value)
+                label = str(seen or ("" if point.value is None else point.value))
                 key: dict[str, Any] = {"dataset": group.dataset, "method": point.method, "ipc": point.ipc or ""}
                 key |= {"recovery_model": point.recovery_model, "validation_model": point.validation_model}
                 key |= {"recovery_iterations": asked, "metric": metric}
-                key |= {"setting": group.setting.replace("{}", label if seen is None else str(seen))}
+                key |= {"setting": group.setting.replace("{}", label)}
                 row = {} if group.control or stand_in else self._row(experiment, key)
                 entry = str((index + 1) * runs[0].data.classes // len(group.classes)) if seen and runs else ""
                 if runs:
                     key |= self._shown(group, point, shrunk or AS_DECLARED, runs[0], entry)
                 told = QUOTED if group.quoted else left_out
                 cell = (table, key, row.get("value", ""), row.get("std", ""), runs[0] if runs else None, told)
-                yield Cell(*cell, group.control, runs[1:], entry)
+                varied = experiment.layout.varied.replace("{}", entry or label) if label else ""
+                yield Cell(*cell, group.control, runs[1:], entry, varied)
 
     def _shrunk(self, dataset: str) -> tuple[DatasetScale | None, str]:
         """How the scale shrinks a data set, or why its cells cannot be run."""
@@ -196,7 +200,7 @@ class ExperimentSet:
             return self._row(self.tables[table], key).get("recovery_iterations", "")
         if not point.recovery_model:
             return ""
-        return _iterations(Resolver(self.config, "paper").images(table, group, point, AS_DECLARED))
+        return _iterations(self._paper.images(table, group, point, AS_DECLARED))
 
     def _shown(self, group: Group, point: Point, shrunk: DatasetScale, run: Run, entry: str) -> dict[str, Any]:
         """The parts of a key that a scale replaces, as they ran."""
@@ -253,12 +257,38 @@ class ExperimentSet:
 
     def run(self, run_id: str, stage: str | None = None) -> Run:
         """The run with this id; raises ConfigError if no table of the scale has it."""
-        run = self._all_runs.get(run_id)
+        run = self._own_runs.get(run_id) or self.decodes.get(run_id) or self._all_runs.get(run_id)
         if run is None or stage not in (None, run.stage):
             raise ConfigError(
                 f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda runs` lists the runs of a table"
             )
         return run
+
+    @cached_property
+    def decodes(self) -> dict[str, Run]:
+        """The decode runs of the streamed data sets, by id."""
+        streamed = (run for run in self._own_runs.values() if run.data.stream)
+        return {run.id: run for run in (decode_run(run.data, run.recipe) for run in streamed)}
+
+    def seeds(self, run: Run) -> list[int]:
+        """The seeds of a measuring run that tables read: those asked for, or with `cells=present` those there are."""
+        if self.settings.cells == "all":
+            return list(range(seeds_of(run, self.settings.seeds)))
+        there = Path(self.layout.run_json(run, 0)).parent.glob("seed-*.json")
+        return sorted(int(path.stem[5:]) for path in there if path.stem[5:].isdigit())
+
+    def table_of(self, target: str) -> str:
+        """The table that a path or a name such as `results/table4.csv` asks for; raises ConfigError if it is none."""
+        path = Path(target)
+        if path.suffix and path.parent != Path(self.layout.results):
+            mend = f"ask for {self.layout.results}/{path.name}, or add --config scale=…"
+            raise ConfigError(f"{target}: no table of scale {self.settings.scale}; {mend}")
+        self.cells(path.stem)
+        return path.stem
+
+    @cached_property
+    def _own_runs(self) -> dict[str, Run]:
+        return self.runs()
 
     @cached_property
     def _all_runs(self) -> dict[str, Run]:
@@ -279,13 +309,19 @@ def _controls_of(group: Group) -> Iterator[Group]:
     if group.control or group.quoted or group.stage == "score":
         return
     recovered = any(key.startswith("recover.") for key in group.vary)
-    kept = ";".join(part for part in group.setting.split(";") if not (recovered and "{}" in part))
-    alone = {"vary": {}, "setting": kept} if recovered else {}
-    yield group.model_copy(update={"methods": ("random",), "control": True, **alone})
+    kept = _without(group.setting, "min_crop", "max_crop", "milestone", "beta_l")
+    yield group.model_copy(
+        update={"methods": ("random",), "control": True, "setting": kept, "vary": {} if recovered else group.vary}
+    )
     if group.stage == "validate":
-        setting = ";".join(part for part in (group.setting, "labels=hard") if part)
+        setting = ";".join(part for part in (_without(group.setting, "relabel"), "labels=hard") if part)
         hard = group.set | {"relabel.labels": "hard"}
         yield group.model_copy(update={"set": hard, "setting": setting, "control": True})
+
+
+def _without(setting: str, *names: str) -> str:
+    """A setting without what plays no part."""
+    return ";".join(part for part in setting.split(";") if part.partition("=")[0] not in names)
 
 
 def _comparison(data: Dataset) -> Experiment:
@@ -300,7 +336,7 @@ def _comparison(data: Dataset) -> Experiment:
     layout = Layout2D(rows=("ipc",), columns=("method",))
     caption = "Top-1 accuracy (%) of models trained on distilled images, and on as many random real ones."
     title = f"Comparison on {data.name}"
-    return Experiment(title=title, caption=caption, scales=("paper",), layout=layout, groups=(group,))
+    return Experiment(title=title, caption=caption, scales=("paper",), layout=layout, groups=(group,), controls=True)
 
 
 def _for(ran: str, asked: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cda.config import Settings
 from cda.paths import Layout
 from cda.runs import MEASURING, Run, decode_run, images_of, label_mode, parts, seeds_of
 
@@ -33,3 +34,8 @@ def inputs(run: Run, max_gb: float) -> Iterator[Run]:
     tested = run.stage in ("validate", "continual") or (run.stage == "score" and images is None)
     if run.data.stream and (trained or tested):
         yield decode_run(run.data, run.recipe)
+
+
+def processes(run: Run, settings: Settings) -> int:
+    """GPUs, and processes, of a squeeze run's training."""
+    return min(run.data.gpus, settings.runtime.gpus)

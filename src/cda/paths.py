@@ -42,6 +42,10 @@ class Layout:
         """Weights of a squeeze run; `squeeze.json` lies beside them."""
         return f"{self.run_folder(run)}/model.safetensors"
 
+    def fetched(self, run: Run) -> str:
+        """The mark that the published weights a squeeze run starts from are at hand."""
+        return f"{self.artifacts}/squeeze/weights/{run.recipe.squeeze.init}/{run.model}.json"
+
     def decoded(self, run: Run) -> str:
         """The validation images of a decode run; `val.json` (classes, labels, digest) lies beside them."""
         return f"{self.run_folder(run)}/val.npy"

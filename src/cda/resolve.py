@@ -36,9 +36,16 @@ class Resolver:
 
     def __init__(self, config: Path, scale: str) -> None:
         self.config, self.scale = config, scale
+        self._datasets: dict[str, Dataset] = {}
+        self._recipes: dict[str, tuple[Recipe, Layer]] = {}  # many cells share one, and parsing takes a millisecond
 
     def dataset(self, name: str) -> Dataset:
         """The declared data set `name`; raises ConfigError."""
+        if name not in self._datasets:
+            self._datasets[name] = self._read(name)
+        return self._datasets[name]
+
+    def _read(self, name: str) -> Dataset:
         file = self.config / "datasets" / f"{name}.yaml"
         data = parse(Dataset, read_plain(file), str(file), places(read_layer(file)))
         if data.name != name:
@@ -63,7 +70,8 @@ class Resolver:
         ipc = self._ipc(group, point.ipc, shrunk)
 
         def squeezed(name: str) -> Run:
-            return squeeze_run(data, *self._recipe(table, group, point, shrunk, name, squeezed=True))
+            own, values = self._recipe(table, group, point, shrunk, name)
+            return squeeze_run(data, own, name, values)
 
         if group.stage == "score":
             images = self.images(table, group, point, shrunk) if ipc else None
@@ -96,16 +104,21 @@ class Resolver:
         return self.config / "recipes" / f"{data.recipe or data.name}.yaml"
 
     def _recipe(
-        self, table: str, group: Group, point: Point, shrunk: DatasetScale, network: str, squeezed: bool = False
-    ) -> Any:
-        """The recipe of a point with its layer; with `squeezed` in the order that `squeeze_run` takes them."""
-        layer = self._layers(table, group, point, shrunk, network)
-        file = self._file(self.dataset(shrunk.stand_in or group.dataset))
-        recipe = parse(Recipe, nested(layer), str(file), places(layer))
-        return (recipe, network, layer) if squeezed else (recipe, layer)
+        self, table: str, group: Group, point: Point, shrunk: DatasetScale, network: str
+    ) -> tuple[Recipe, Layer]:
+        """The recipe of a point, and the layer it was made from; `network` is squeezed, or recovered from."""
+        own = self._own(table, group, {**group.set, **dict.fromkeys(group.vary, point.value)}, shrunk)
+        data = self.dataset(shrunk.stand_in or group.dataset)
+        key = repr((group.dataset, shrunk, network, point.method, group.variants, own))
+        if key not in self._recipes:
+            layer = self._layers(data, group, point, shrunk, network) | own
+            recipe = parse(Recipe, nested(layer), str(self._file(data)), places(layer))
+            self._recipes[key] = (recipe, layer)
+        return self._recipes[key]
 
-    def _layers(self, table: str, group: Group, point: Point, shrunk: DatasetScale, network: str) -> Layer:
-        file = self._file(self.dataset(shrunk.stand_in or group.dataset))
+    def _layers(self, data: Dataset, group: Group, point: Point, shrunk: DatasetScale, network: str) -> Layer:
+        """Everything below the table's own values."""
+        file = self._file(data)
         recipe = read_layer(file)
         layer = {k: v for k, v in recipe.items() if k.split(".")[0] not in ("methods", "variants", "recovery_models")}
         layer |= below(recipe, f"recovery_models.{network}")
@@ -114,8 +127,7 @@ class Resolver:
             layer |= named(recipe, "variants", variant, file)
         if shrunk.recipe:
             layer |= below(read_layer(self._scale_file()), f"datasets.{group.dataset}.recipe")
-        varied = dict.fromkeys(group.vary, point.value)
-        return layer | self._own(table, group, {**group.set, **varied}, shrunk)
+        return layer
 
     def _own(self, table: str, group: Group, values: Mapping[str, Any], shrunk: DatasetScale) -> Layer:
         """The table's own values, or what the scale runs instead of them."""

@@ -41,6 +41,16 @@ def from_environment() -> dict[str, Any]:
     return given
 
 
+def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """`first` with the values of `then`, nested key by nested key."""
+    result = dict(first)
+    for key, value in then.items():
+        before = result.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(before or {}, value) if both else value
+    return result
+
+
 def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
     layer: Layer = {}
     for key, value in overrides.items():

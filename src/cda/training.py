@@ -172,6 +172,7 @@ def fit(
             if asked:
                 mean_loss(trainer, step + 1, label)
                 trainer.history.seconds = time.monotonic() - began
+                trainer.loss_sum = machine.total(trainer.loss_sum) / machine.world  # every rank goes on from the mean
                 checkpoint.save(trainer.state())
             if asked > 1:
                 machine.agree(0)  # a rank that ended would take the one that still writes with it

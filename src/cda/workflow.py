@@ -6,16 +6,15 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
-from cda.needs import inputs
+from cda.needs import inputs, processes
 from cda.paths import Layout
-from cda.runs import MEASURING, Run, decode_run, label_mode, parts, seeds_of
-from cda.settings import from_environment, load_settings
+from cda.runs import MEASURING, Run, label_mode, parts
+from cda.settings import from_environment, load_settings, merged
 
 
 class Wildcards(Protocol):
@@ -34,7 +33,7 @@ class Plan:
     """The experiments of one snakemake call and what each job of it needs."""
 
     def __init__(self, overrides: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
-        given = from_environment() | dict(overrides)
+        given = merged(from_environment(), overrides)
         self.experiments = ExperimentSet(load_settings(given))
         self.settings = self.experiments.settings
         self.layout = Layout(self.settings.scale)
@@ -65,26 +64,20 @@ class Plan:
 
     def summary(self) -> str:
         """What is there already, in a line; and which data sets of its tables are not declared."""
-        wanted = self._seeds(self._measuring())
+        runs = self._measuring()
+        wanted = self._seeds(runs)
         done = sum(Path(path).is_file() for path in wanted)
         left = "all done already: nothing is computed again" if done == len(wanted) else f"{done} of {len(wanted)} done"
         if self.settings.cells == "present":
-            left = f"{done} of {len(wanted)} present, the others stay not_run"
+            there = sum(bool(self.experiments.seeds(run)) for run in runs)
+            left = f"{there} of {len(runs)} present, the others stay not_run"
         tables = self.experiments.tables
         notes = sorted({cell.note for table in tables for cell in self.experiments.cells(table) if cell.note})
         lines = [f"Scale {self.settings.scale}, measurements of all its tables: {left}."]
         return "\n".join(lines + [f"Not run: {note}." for note in notes if note.startswith("data set")])
 
     def _of(self, wildcards: Wildcards) -> Run:
-        if wildcards.run in self._decodes:
-            return self._decodes[wildcards.run]
         return self.experiments.run(wildcards.run)
-
-    @cached_property
-    def _decodes(self) -> dict[str, Run]:
-        """The decode runs of the streamed data sets."""
-        found = [decode_run(run.data, run.recipe) for run in self.experiments.runs().values() if run.data.stream]
-        return {run.id: run for run in found}
 
     def tables(self) -> list[str]:
         """Every table of the scale."""
@@ -107,7 +100,7 @@ class Plan:
         """GPUs of a job: none where no network computes."""
         run = self._of(wildcards)
         if run.stage == "squeeze":
-            return 0 if run.recipe.squeeze.weights else min(run.data.gpus, self.settings.runtime.gpus)
+            return 0 if run.recipe.squeeze.weights else processes(run, self.settings)
         if run.stage == "relabel":
             return int(label_mode(run, self.settings.labels.max_gb) == "fp16")
         return int(run.stage != "decode" and (run.stage != "recover" or run.recipe.recover.synthetic))
@@ -116,6 +109,18 @@ class Plan:
         """Cores of a squeeze job: each of its processes computes, and decodes where images are streamed."""
         data, runtime = self._of(wildcards).data, self.settings.runtime
         return max(1, self.gpus(wildcards)) * (runtime.cpu_threads + (runtime.workers if data.stream else 0))
+
+    def memory(self, wildcards: Wildcards, attempt: int) -> int:
+        """MB of a job's host memory, more with each attempt: its processes, and the images it holds."""
+        run = self._of(wildcards)
+        held = run.ipc or int(run.stage == "recover") * 4  # shards; a part is joined and encoded a shard at a time
+        pixels = held * run.data.classes * run.data.resolution**2 * 3 / 1e6
+        return int(attempt * (8000 * max(1, self.gpus(wildcards)) + 1.2 * pixels))
+
+    def start(self, wildcards: Wildcards) -> list[str]:
+        """The mark that the weights a squeeze job starts from are at hand."""
+        run = self._of(wildcards)
+        return [self.layout.fetched(run)] if run.recipe.squeeze.init and not run.recipe.squeeze.weights else []
 
     def _inputs(self, wildcards: Wildcards, stage: str) -> list[Run]:
         run = self._of(wildcards)
@@ -138,6 +143,10 @@ class Plan:
         """A validate job's label store."""
         return [self.layout.labels(run) for run in self._inputs(wildcards, "relabel")]
 
+    def drawn(self, wildcards: Wildcards) -> dict[str, Any]:
+        """What a figure is declared to show: Snakemake draws again what it was changed for."""
+        return self.experiments.figures[wildcards.figure].model_dump(mode="json")
+
     def recipe(self, wildcards: Wildcards) -> dict[str, Any]:
         """What a run's result depends on: Snakemake re-runs what it was changed for."""
         return dict(self._of(wildcards).spec)
@@ -148,8 +157,7 @@ class Plan:
 
     def _seeds(self, runs: Iterable[Run]) -> list[str]:
         """The JSONs of measuring runs."""
-        seeds = self.settings.seeds
-        return [self.layout.run_json(run, seed) for run in runs for seed in range(seeds_of(run, seeds))]
+        return [self.layout.run_json(run, seed) for run in runs for seed in self.experiments.seeds(run)]
 
     def _wanted(self, paths: Iterable[str]) -> list[str]:
         """What a table or figure reads: all of it, or with `cells=present` what exists."""

@@ -86,10 +86,9 @@ def test_only_the_tables_asked_for_count(tree):
 @pytest.mark.usefixtures("bare")
 def test_torchvision_s_weights_are_looked_for_where_torch_hub_keeps_them(tree, tmp_path):
     tree.experiment("tiny", {"set": {"squeeze.weights": RESNET}})
-    run = tree.runs()["squeeze"]
     told = lines(tree)["weights torchvision"]
     assert told.startswith("missing")
-    assert f"cda squeeze --run {run.id}" in told
+    assert told.endswith(f"cda fetch {RESNET} resnet18")
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "resnet18-f37072fd.pth").touch()

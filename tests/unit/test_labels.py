@@ -178,7 +178,7 @@ def test_an_epoch_goes_on_from_any_step():
 @pytest.mark.parametrize("kind", KINDS, ids=named)
 def test_images_are_what_the_plan_says_by_torchvision(kind):
     batches = distilled(Relabel(**kind), 5)
-    plan, pixels = batches.plan(2), batches.set.pixels.double() / 255
+    plan, pixels = batches.plan(2), batches.set.pixels.permute(0, 3, 1, 2).double() / 255
 
     def alone(index: int) -> torch.Tensor:
         top, left, height, width = plan.views.boxes[index].tolist()

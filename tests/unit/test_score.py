@@ -134,7 +134,7 @@ class Scored:
 
     def score(self) -> dict:
         shards = self.folder if "images" in self.run.upstream else None
-        score.run(self.tree.context(self.run), shards, self.model, None, self.out)
+        score.run(self.tree.context(self.run), shards, self.model, self.out)
         return json.loads(self.out.read_text())
 
     def refusal(self) -> str:

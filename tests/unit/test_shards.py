@@ -111,6 +111,18 @@ def test_a_large_ipc_index_has_its_own_name(tmp_path):
 # Refused --------------------------------------------------------------------------------------------------------------
 
 
+def test_a_jpeg_shard_holds_what_jpeg_makes_of_its_images(tmp_path):
+    path = tmp_path / shard_name(3)
+    smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(1, 16, 16, 3).repeat(3, axis=0).astype(np.uint8)
+    write_shard(path, smooth, CLASSES, 3, "cda-1", "toy", "jpg")
+    assert [entry.name for entry, _ in members(path)][1:3] == ["00000_003.jpg", "00000_003.cls"]
+    images, _ = read_shard(path)
+    kept = io.BytesIO()
+    Image.fromarray(smooth[0]).save(kept, "JPEG", quality=75)
+    assert np.array_equal(images[0], np.asarray(Image.open(kept)))
+    assert 0 < np.abs(images.astype(int) - smooth).mean() < 8
+
+
 def test_a_shard_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "ipc-000.tar"
     assert "recover it or pull it" in refused(lambda: read_shard(path), path)

@@ -170,7 +170,7 @@ def test_the_markdown_table_has_the_paper_s_layout_and_its_numbers_in_parenthese
     made(tree)
     text = CSV.with_suffix(".md").read_text(encoding="utf-8")
     head, _, *rows = body(text)
-    assert head == ["ipc", "old", "cda", "sre2l", "random"]
+    assert head == ["ipc", "old", "CDA", "SRe²L", "Random real images"]
     assert rows == [["1", "– (12.8)", "39.50 ± 2.12 (40.0 ± 0.5)", "–", "–"], ["2", "", "–", "– (60.0)", "20.00"]]
     assert text.startswith("# Table tiny\n")
     assert "What it shows. In parentheses: what the paper reported." in text
@@ -183,7 +183,7 @@ def test_rows_and_columns_are_the_experiment_s(tree):
     made(tree)
     head, _, *rows = body(CSV.with_suffix(".md").read_text(encoding="utf-8"))
     assert head == ["method", "digits · 1"]
-    assert [row[0] for row in rows] == ["cda", "sre2l", "random"]
+    assert [row[0] for row in rows] == ["CDA", "SRe²L", "Random real images"]
 
 
 def test_controls_stand_apart_from_the_paper_s_rows(tree):
@@ -192,7 +192,7 @@ def test_controls_stand_apart_from_the_paper_s_rows(tree):
     made(tree)
     text = CSV.with_suffix(".md").read_text(encoding="utf-8")
     theirs, ours = text.split("Controls, ours and not the paper's:")
-    assert body(theirs)[0] == ["ipc", "old", "cda"]
+    assert body(theirs)[0] == ["ipc", "old", "CDA"]
     assert body(ours)[2:] == [["1", "–"], ["2", "20.00"]]
 
 

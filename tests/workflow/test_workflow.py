@@ -117,6 +117,27 @@ def test_a_mistake_on_the_command_line_ends_in_one_line(arguments, line):
     assert "Traceback" not in " ".join(told)
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"recovery_models": ["convnet2"]}, "recovery model 'convnet2' has no BN layers to match; use one that has"),
+        ({"recovery_models": ["vgg16"]}, "recovery model 'vgg16' has no BN layers to match; use one that has"),
+        ({"set": {"recover.milestone": 1.2}}, "config/experiments/tiny.yaml: recover.milestone "),
+        (
+            {"stage": "continual", "classes": [5, 10], "setting": "classes={}"},
+            "config/recipes/digits.yaml: continual is",
+        ),
+        ({"vary": {"recover.min_crop": [0.1, 0.2]}}, "config/experiments/tiny.yaml:11: groups.0 setting must hold {}"),
+    ],
+)
+def test_a_mistake_in_a_table_ends_in_one_line_before_any_work(change, line, tmp_path, config_tree, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config_tree().experiment("tiny", change)
+    told = snakemake("-n", "results/tiny.csv", cwd=tmp_path, ok=False).strip().splitlines()
+    assert told[-1].startswith(f"cda: {line}")
+    assert "Traceback" not in " ".join(told)
+
+
 def test_a_dry_run_imports_neither_torch_nor_pandas():
     code = "import sys, cda.workflow; cda.workflow.Plan({}); sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -262,11 +283,14 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
         for index in range(4):
             Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
     told = snakemake("--cores", "2", "results/flowers.csv", cwd=tmp_path)
-    assert planned(told) == {"squeeze": 1, "recover": 3, "relabel": 3, "validate": 3 * 2, "table": 1}
+    assert planned(told) == {"squeeze": 1, "recover": 3, "relabel": 5, "validate": 5 * 2, "table": 1}
     with (tmp_path / "results/flowers.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["method"], row["status"], row["seeds"]) for row in rows] == [
-        ("cda", "measured", "2"),
-        ("sre2l", "measured", "2"),
-        ("random", "measured", "2"),
+    assert {(row["status"], row["seeds"]) for row in rows} == {("measured", "2")}
+    assert [(row["method"], row["setting"]) for row in rows] == [
+        ("cda", ""),
+        ("sre2l", ""),
+        ("random", ""),
+        ("cda", "labels=hard"),
+        ("sre2l", "labels=hard"),
     ]

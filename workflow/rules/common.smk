@@ -5,9 +5,9 @@ from cda.workflow import Plan, growing, one_of
 
 try:
     PLAN = Plan(config, sys.argv[1:])
+    print(PLAN.summary(), file=sys.stderr)
 except CdaError as error:
     sys.exit(f"cda: {error}")
-print(PLAN.summary(), file=sys.stderr)
 
 
 # Jobs resolve their runs with the configuration that this call was given.

@@ -7,13 +7,13 @@ rule decode:
         "logs/{artifacts}/decode/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/decode/{dataset}/{run}.tsv"
-    retries: 1
+    retries: 3
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         runtime=growing(120),
-        mem_mb=growing(8000),
+        mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
     shell:

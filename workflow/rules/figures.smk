@@ -16,6 +16,8 @@ rule plot:
         figure=one_of(PLAN.plots()),
     conda:
         "../../environment.yml"
+    params:
+        declared=PLAN.drawn,
     shell:
         "cda figure {wildcards.figure} --out {output.png} &> {log}"
 
@@ -32,5 +34,7 @@ rule picture:
         figure=one_of(PLAN.pictures()),
     conda:
         "../../environment.yml"
+    params:
+        declared=PLAN.drawn,
     shell:
         "cda figure {wildcards.figure} --out {output} &> {log}"

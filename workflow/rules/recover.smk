@@ -8,14 +8,14 @@ rule recover:
         "logs/{artifacts}/recover/{dataset}/{run}/part-{part}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/recover/{dataset}/{run}/part-{part}.tsv"
-    retries: 1
+    retries: 3
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
         runtime=growing(240),
-        mem_mb=growing(8000),
+        mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
     shell:

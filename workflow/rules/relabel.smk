@@ -9,14 +9,14 @@ rule relabel:
         "logs/{artifacts}/relabel/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/relabel/{dataset}/{run}.tsv"
-    retries: 1
+    retries: 3
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
         runtime=growing(120),
-        mem_mb=growing(8000),
+        mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
     shell:

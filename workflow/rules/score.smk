@@ -12,14 +12,14 @@ rule score:
         "logs/{results}/benchmarks/score/{dataset}/{run}/seed-{seed}.tsv"
     wildcard_constraints:
         run=r"score-[\w.-]+",
-    retries: 1
+    retries: 3
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
         runtime=growing(60),
-        mem_mb=growing(8000),
+        mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
     shell:

@@ -1,5 +1,21 @@
 localrules:
+    fetch,
     published,
+
+
+rule fetch:
+    """Have the published weights that a training starts from at hand: here, where there is internet."""
+    output:
+        "{artifacts}/squeeze/weights/{weights}/{model}.json",
+    log:
+        "logs/{artifacts}/squeeze/weights/{weights}/{model}.log",
+    wildcard_constraints:
+        weights=r"[\w.:-]+",
+        model=r"[\w.-]+",
+    conda:
+        "../../environment.yml"
+    shell:
+        "cda fetch {wildcards.weights} {wildcards.model} --out {output} &> {log}"
 
 
 rule published:
@@ -23,6 +39,7 @@ rule squeeze:
     """Train a recovery model on the real data."""
     input:
         decoded=PLAN.decoded,
+        start=PLAN.start,
     output:
         model="{artifacts}/squeeze/{dataset}/{run}/model.safetensors",
         described="{artifacts}/squeeze/{dataset}/{run}/squeeze.json",
@@ -32,14 +49,14 @@ rule squeeze:
         "logs/{artifacts}/benchmarks/squeeze/{dataset}/{run}.tsv"
     wildcard_constraints:
         run=r"(?!published-)[\w.-]+",
-    retries: 1
+    retries: 3
     conda:
         "../../environment.yml"
     threads: PLAN.squeeze_threads
     resources:
         gpu=PLAN.gpus,
         runtime=growing(240),
-        mem_mb=growing(8000),
+        mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
     shell:

@@ -13,14 +13,14 @@ rule validate:
         "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
     wildcard_constraints:
         run=r"(?!score-|continual-)[\w.-]+",
-    retries: 1
+    retries: 3
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
         runtime=growing(240),
-        mem_mb=growing(8000),
+        mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
     shell:

@@ -17,7 +17,16 @@ from cda.config import Dataset, Relabel, Squeeze
 from cda.data.labels import EpochPlan, epoch_plan
 from cda.data.sources import ImageSet
 from cda.method.augment import cutmix, cutout, draw_cutouts, draw_views, generator, mixup, resample, resampling
+from cda.progress import say
 from cda.runtime import Machine
+
+
+def fits(size: int, machine: Machine) -> bool:
+    """Whether `size` bytes of images leave a GPU at least as much memory for the network; says so if not."""
+    if machine.device.type != "cuda" or size <= torch.cuda.mem_get_info(machine.device)[0] / 2:
+        return True
+    say(f"{size / 1e9:.1f} GB of images stay in the host's memory: more than half of what the GPU has free")
+    return False
 
 
 class Normalisation:
@@ -33,7 +42,10 @@ class Normalisation:
 
 
 class Images:
-    """All images uint8 [N, R, R, 3] and labels [N] of a set: on the device, a memory map stays on the disk."""
+    """All images uint8 [N, R, R, 3] and labels [N] of a set, on the device.
+
+    A memory map stays on the disk, and what a GPU has no room for in the host's memory.
+    """
 
     def __init__(
         self,
@@ -43,9 +55,9 @@ class Images:
         machine: Machine,
         classes: Sequence[str] = (),
     ) -> None:
-        self.mapped = images if isinstance(images, np.memmap) else None
-        if self.mapped is None:
-            self.pixels = torch.from_numpy(images).to(machine.device).permute(0, 3, 1, 2).contiguous()
+        self.pixels = torch.from_numpy(images)
+        if not isinstance(images, np.memmap) and fits(images.nbytes, machine):
+            self.pixels = self.pixels.to(machine.device)
         self.labels = torch.from_numpy(labels).to(machine.device)
         self.normalised = Normalisation(data, machine.device)
         self.size, self.device, self.machine, self.classes = data.resolution, machine.device, machine, list(classes)
@@ -55,9 +67,7 @@ class Images:
 
     def at(self, index: Tensor) -> Tensor:
         """Images `index` in [0, 1], float32 [n, 3, R, R]."""
-        if self.mapped is None:
-            return self.pixels[index].float().div_(255)
-        taken = torch.from_numpy(self.mapped[index.cpu().numpy()]).to(self.device)
+        taken = self.pixels[index.to(self.pixels.device)].to(self.device)
         return taken.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
     @torch.inference_mode()

@@ -1,8 +1,8 @@
 """Distilled images on disk: a shard is one IPC index over all classes, a tar that WebDataset reads too.
 
-`ipc-007.tar` holds `00042_007.png` and `00042_007.cls` for class 42, and `__shard.json__` with the class names, the
-run and a digest of the pixels. Only what is a function of the run is inside, so that equal runs give equal bytes;
-times and losses lie in `ipc-007.json`.
+`ipc-007.tar` holds `00042_007.png` (or `.jpg`, by `recover.image`) and `00042_007.cls` for class 42, and
+`__shard.json__` with the class names, the run and a digest of the pixels. Only what is a function of the run is inside,
+so that equal runs give equal bytes; times and losses lie in `ipc-007.json`.
 
     from cda.data.shards import DistilledDataset
     dataset = DistilledDataset("artifacts/recover/cifar100/<run>", ipc=10, transform=...)
@@ -29,7 +29,8 @@ from cda.files import digest, whole
 FORMAT = "cda-shard/1"
 META = "__shard.json__"
 SAID = ("run", "dataset", "ipc", "classes")
-MEMBER = re.compile(r"(\d{5})_(\d{3,})\.(png|cls)")
+MEMBER = re.compile(r"(\d{5})_(\d{3,})\.(png|jpg|cls)")
+JPEG_QUALITY = 75  # the authors' code (fidelity 9)
 
 Pixels = NDArray[np.uint8]
 
@@ -43,15 +44,27 @@ def shard_name(ipc: int) -> str:
     return f"ipc-{ipc:03d}.tar"
 
 
-def _png(pixels: Pixels) -> bytes:
+def _encoded(pixels: Pixels, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG" if kind == "png" else "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def write_shard(path: Path, images: Pixels, classes: list[str], ipc: int, run: str, dataset: str) -> None:
-    """Write images uint8 [classes, R, R, 3], one a class in class order, as the shard of IPC index `ipc`."""
+def _decoded(content: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def write_shard(
+    path: Path, images: Pixels, classes: list[str], ipc: int, run: str, dataset: str, kind: str = "png"
+) -> None:
+    """Write images uint8 [classes, R, R, 3], one a class in class order, as the shard of IPC index `ipc`.
+
+    `kind` is png, or jpg, which loses a little: what is read later is then what JPEG made of the images.
+    """
     assert len(images) == len(classes)
+    encoded = [_encoded(pixels, kind) for pixels in images]
+    if kind == "jpg":
+        images = np.stack([_decoded(content) for content in encoded])
     meta = {
         "format": FORMAT,
         "run": run,
@@ -61,8 +74,8 @@ def write_shard(path: Path, images: Pixels, classes: list[str], ipc: int, run: s
     }
     meta["pixels"] = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
     members = [(META, json.dumps(meta, ensure_ascii=False).encode())]
-    for label, pixels in enumerate(images):
-        members += [(f"{label:05d}_{ipc:03d}.png", _png(pixels)), (f"{label:05d}_{ipc:03d}.cls", str(label).encode())]
+    for label, content in enumerate(encoded):
+        members += [(f"{label:05d}_{ipc:03d}.{kind}", content), (f"{label:05d}_{ipc:03d}.cls", str(label).encode())]
     with whole(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members:
             entry = tarfile.TarInfo(name)  # no time, no owner: equal content gives equal bytes
@@ -95,7 +108,7 @@ def read_shard(path: Path) -> tuple[Pixels, dict[str, Any]]:
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
     if not member.isfile() or not (member.name == META or MEMBER.fullmatch(member.name)):
         raise ArtifactError(
-            f"{path}: foreign member {member.name!r}; a shard holds only its description, PNGs and classes"
+            f"{path}: foreign member {member.name!r}; a shard holds only its description, images and classes"
         )
     file = tar.extractfile(member)
     content = file.read() if file else b""
@@ -111,11 +124,11 @@ def _images(content: dict[str, bytes], classes: int) -> Pixels:
     found: dict[int, Pixels] = {}
     for name, data in content.items():
         match = MEMBER.fullmatch(name)
-        if match and match[3] == "png":
+        if match and match[3] != "cls":
             label = int(match[1])
             if int(content[name[:-3] + "cls"]) != label:
                 raise ValueError(f"{name} has another class in its .cls")
-            found[label] = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            found[label] = _decoded(data)
     if set(found) != set(range(classes)):
         raise ValueError(f"{len(found)} images for {classes} classes")
     return np.stack([found[label] for label in range(classes)])
@@ -139,25 +152,28 @@ def load_distilled(
     folder: Path, ipc: int, dataset: str | None = None, run: str | None = None
 ) -> tuple[Pixels, NDArray[np.int64], list[str], str]:
     """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a digest of it all."""
-    shards = [(path, *read_shard(path)) for path in shard_paths(folder, ipc)]
-    first = shards[0][2]
-    for index, (path, _, meta) in enumerate(shards):
-        if (meta["classes"], meta["run"], meta["dataset"]) != (
-            first["classes"],
-            first["run"],
-            dataset or first["dataset"],
-        ) or meta["ipc"] != index:
+    paths = shard_paths(folder, ipc)
+    images = np.empty(0, np.uint8)
+    said: list[dict[str, Any]] = []
+    for index, path in enumerate(paths):
+        own, meta = read_shard(path)
+        first = said[0] if said else meta
+        neighbours = (first["classes"], first["run"], dataset or first["dataset"])
+        if (meta["classes"], meta["run"], meta["dataset"]) != neighbours or meta["ipc"] != index:
             raise ArtifactError(
                 f"{path}: belongs to run {meta['run']} on {meta['dataset']}, not to its neighbours'; recover it again"
             )
-    if run is not None and first["run"] != run:
-        raise ArtifactError(f"{shards[0][0]}: belongs to run {first['run']}, not {run}")
-    for path, own, _ in shards:
-        if own.shape != shards[0][1].shape:
-            raise ArtifactError(f"{path}: has images of another size than {shards[0][0].name}; recover the run again")
-    images = np.concatenate([images for _, images, _ in shards])
-    labels = np.tile(np.arange(len(first["classes"]), dtype=np.int64), ipc)
-    return images, labels, first["classes"], digest(*(meta["pixels"].encode() for _, _, meta in shards))
+        if run is not None and meta["run"] != run:
+            raise ArtifactError(f"{path}: belongs to run {meta['run']}, not {run}")
+        if index == 0:
+            images = np.empty((ipc, *own.shape), np.uint8)
+        if own.shape != images.shape[1:]:
+            raise ArtifactError(f"{path}: has images of another size than {paths[0].name}; recover the run again")
+        images[index] = own
+        said.append(meta)
+    labels = np.tile(np.arange(len(said[0]["classes"]), dtype=np.int64), ipc)
+    whole_set = images.reshape(-1, *images.shape[2:])
+    return whole_set, labels, said[0]["classes"], digest(*(meta["pixels"].encode() for meta in said))
 
 
 class DistilledDataset:

@@ -21,9 +21,9 @@ def kd_loss(
     return loss * temperature**2 if squared else loss
 
 
-def mixed_ce(student: Tensor, own: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+def mixed_ce(student: Tensor, own: Tensor, partner: Tensor, share: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with hard labels of mixed images: `share` [N] of the own class [N], the rest of the partner's."""
     student = student.float()
-    first = F.cross_entropy(student, own, reduction="none")
-    second = F.cross_entropy(student, partner, reduction="none")
+    first = F.cross_entropy(student, own, reduction="none", label_smoothing=smoothing)
+    second = F.cross_entropy(student, partner, reduction="none", label_smoothing=smoothing)
     return torch.mean(share * first + (1 - share) * second)

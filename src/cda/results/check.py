@@ -59,14 +59,14 @@ def _data_sets(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Find
 
 def _weights(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Finding]:
     """Published weights of runs that are not squeezed yet, each name once."""
-    named: dict[tuple[str, str], str] = {}
+    named: list[tuple[str, str]] = []
     for run in runs:
         if run.stage == "squeeze" and not Path(experiments.layout.model(run)).is_file():
             published = run.recipe.squeeze.weights or run.recipe.squeeze.init
             if published:
-                named.setdefault((published, run.model), run.id)
-    for (published, model), run_id in named.items():
-        mend = f"fetched by `cda squeeze --run {run_id}`, where there is internet"
+                named.append((published, run.model))
+    for published, model in dict.fromkeys(named):
+        mend = f"fetched when they are needed; for nodes without internet: cda fetch {published} {model}"
         library, _, name = published.partition(":")
         try:
             file = {"torchvision": _torchvision, "timm": _timm}[library](model, name)

@@ -20,12 +20,15 @@ class Look(NamedTuple):
 
 # Colours of Okabe and Ito, told apart with any colour vision. CDA is the cosine curriculum, hence their one colour.
 LOOKS = {
-    "cda": Look("CDA", "#d55e00", "o"),
-    "sre2l": Look("SRe²L", "#0072b2", "s"),
-    "random": Look("Random real images", "#7f7f7f", "x"),
-    "cl-step": Look("Step", "#009e73", "^"),
-    "cl-linear": Look("Linear", "#cc79a7", "D"),
-    "cl-cosine": Look("Cosine", "#d55e00", "o"),
+    method: Look(catalog.method_label(method), colour, marker)
+    for method, colour, marker in (
+        ("cda", "#d55e00", "o"),
+        ("sre2l", "#0072b2", "s"),
+        ("random", "#7f7f7f", "x"),
+        ("cl-step", "#009e73", "^"),
+        ("cl-linear", "#cc79a7", "D"),
+        ("cl-cosine", "#d55e00", "o"),
+    )
 }
 OTHERS = ("#56b4e9", "#e69f00", "#000000", "#999933", "#882255")
 WIDTH = 6.5  # inches of a text column; every text has at least 8 points at this width
@@ -39,7 +42,8 @@ def look(method: str) -> Look:
     >>> look("cda").label, look("mine").label, look("mine") == look("mine")
     ('CDA', 'mine', True)
     """
-    return LOOKS.get(method) or Look(method, OTHERS[zlib.crc32(method.encode()) % len(OTHERS)], "v")
+    name = catalog.method_label(method)
+    return LOOKS.get(method) or Look(name, OTHERS[zlib.crc32(method.encode()) % len(OTHERS)], "v")
 
 
 def network(name: str) -> str:

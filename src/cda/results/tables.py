@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from cda.catalog import label
+from cda.catalog import label, method_label
 from cda.declared import KEYS
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments import Cell, ExperimentSet
 from cda.files import read_json, write_text
-from cda.runs import Run, seeds_of
+from cda.runs import Run
 
 COLUMNS = (
     "table",
@@ -48,7 +48,7 @@ def measurements(experiments: ExperimentSet, cell: Cell) -> tuple[Run | None, li
 
 def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> list[float]:
     found = []
-    for seed in range(seeds_of(run, experiments.settings.seeds)):
+    for seed in experiments.seeds(run):
         path = Path(experiments.layout.run_json(run, seed))
         if not path.is_file():
             continue
@@ -84,12 +84,14 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "run": run.id if run else "",
         "role": "control" if cell.control else "paper" if cell.reported else "ours",
         "note": cell.note,
+        "varied": cell.varied,
     }
 
 
 def table(experiments: ExperimentSet, name: str) -> pd.DataFrame:
-    """The tidy table `name`, cells in declared order."""
-    return pd.DataFrame([row_of(experiments, cell) for cell in experiments.cells(name)], columns=list(COLUMNS))
+    """The tidy table `name`, cells in declared order; `varied` is for the Markdown and no column of the CSV."""
+    rows = [row_of(experiments, cell) for cell in experiments.cells(name)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "varied"])
 
 
 def _shown(row: pd.Series[Any]) -> str:
@@ -105,6 +107,7 @@ def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
     text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(dict.fromkeys(rows + columns, str))
     for key in ("recovery_model", "validation_model"):
         text[key] = text[key].map(_network)
+    text["method"] = text["method"].map(method_label)
     row_keys = _ordered(list(dict.fromkeys(text[rows].itertuples(index=False, name=None))))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
     cells = {(tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"] for _, r in text.iterrows()}
@@ -113,7 +116,9 @@ def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
         raise ConfigError(
             f"layout: {shown} do not tell all cells apart; add a key such as setting to the table's layout"
         )
-    head = rows + [" · ".join(part for part in key if part) for key in column_keys]
+    head = ["" if row == "varied" else row for row in rows] + [
+        " · ".join(part for part in key if part) for key in column_keys
+    ]
     return [head, *([*key, *(cells.get((key, column), "") for column in column_keys)] for key in row_keys)]
 
 
@@ -142,6 +147,14 @@ def _aligned(lines: list[list[str]]) -> str:
     return "\n".join(drawn)
 
 
+def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str, shown: list[str]) -> bool:
+    """Whether `key` sets controls apart from each other or from the table's own cells, beyond what is shown."""
+    values = frame[key][controls]
+    if key == "setting" and "varied" in shown:
+        return bool(values.groupby(frame["varied"][controls]).nunique().max() > 1)
+    return values.nunique() > 1 or set(values) != set(frame[key][~controls])
+
+
 def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     """The table for people: title, what was run, the paper's layout, the caption."""
     experiment, scale = experiments.tables[name], experiments.settings.scale
@@ -157,8 +170,8 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", _aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
-        several = [key for key in ("method", "setting", "metric") if frame[key][controls].nunique() > 1]
-        further = [key for key in several if key not in rows]
+        further = [key for key in ("method", "setting", "metric") if key not in rows]
+        further = [key for key in further if _tells(frame, controls, key, [*rows, *columns])]
         across = list(dict.fromkeys([*columns, *further]))
         lines += ["", "Controls, ours and not the paper's:", "", _aligned(_pivot(frame[controls], rows, across))]
     lines += ["", f"{experiment.caption}{reported}{scaled}"]
@@ -168,7 +181,7 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
 def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
     """Write the tidy table at `csv` and the Markdown table beside it."""
     frame = table(experiments, name)
-    write_text(csv, frame.to_csv(index=False, lineterminator="\n"))
+    write_text(csv, frame[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
     write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
 
 

@@ -142,10 +142,10 @@ class Learner:
         return history.curve
 
 
-def run(context: Context, images_folder: Path, model_path: Path, seed: int, decoded: Path | None, out: Path) -> None:
+def run(context: Context, images_folder: Path, model_path: Path, seed: int, out: Path) -> None:
     """Train and test after every step with one seed; write the run's JSON at `out`.
 
-    `decoded` holds the validation images of a streamed data set. Raises ConfigError, DataError or ArtifactError where
+    Raises ConfigError, DataError or ArtifactError where
     the inputs do not fit together, Interrupted after a signal: the next start goes on from there.
     """
     run = context.run
@@ -155,7 +155,7 @@ def run(context: Context, images_folder: Path, model_path: Path, seed: int, deco
     pixels, labels, classes, digest = load_distilled(images_folder, run.ipc, run.dataset, run.upstream["images"].id)
     machine = context.machine()
     teacher, sha256 = _load_teacher(model_path, run.upstream["model"], classes, machine)
-    test = context.validation(machine, decoded)
+    test = context.validation(machine)
     if test.classes != classes:
         raise DataError(
             f"{images_folder}: not the classes of {run.dataset} at hand; point config key data at the right one"

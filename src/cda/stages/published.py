@@ -6,10 +6,13 @@ today's (torchvision's DenseNets).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from cda.catalog import find
 from cda.errors import ConfigError
+from cda.files import write_json
 from cda.models import load_state
 
 
@@ -53,6 +56,16 @@ def start_from(model: nn.Module, weights: str, name: str) -> None:
                 "name others, or take the network as published (architecture, resolution)"
             )
     load_state(model, {key: own[key] if key in last else theirs[key] for key in own})
+
+
+def fetch(weights: str, model: str, out: Path | None = None) -> None:
+    """Have the published weights of the network `model` at hand, for a job that will find no internet.
+
+    They lie in their library's cache; `out` is a mark that they do. Raises ConfigError as `state_of`.
+    """
+    _, top1 = _fetch("cda fetch", weights, model)
+    if out is not None:
+        write_json(out, {"weights": weights, "model": model, "top1": top1})
 
 
 def classifier(model: nn.Module) -> set[str]:

@@ -203,4 +203,5 @@ def _join(
     context: Context, target: Path, work: Path, blocks: list[Block], classes: list[str], step: int | None = None
 ) -> None:
     images = np.concatenate([np.load(_block_file(work, block, step), allow_pickle=False) for block in blocks])
-    write_shard(target, images, classes, blocks[0].shard, context.run.id, context.run.dataset)
+    kind = context.run.recipe.recover.image
+    write_shard(target, images, classes, blocks[0].shard, context.run.id, context.run.dataset, kind)

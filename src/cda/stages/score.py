@@ -27,14 +27,13 @@ from cda.stages.networks import described_squeeze, load_squeezed
 BATCH = 256  # images the model sees at a time; changes nothing but speed and rounding
 
 
-def run(context: Context, images_folder: Path | None, model_path: Path, decoded: Path | None, out: Path) -> None:
+def run(context: Context, images_folder: Path | None, model_path: Path, out: Path) -> None:
     """Classify and write the run's JSON at `out`.
 
     Args:
         context: The job; its run is a `cda.runs.score_run`.
         images_folder: Folder of the recover run, None where the run looks at the real validation images.
         model_path: The squeezed `model.safetensors`, its description beside it.
-        decoded: The decoded validation images of a streamed data set, if any.
         out: The JSON: accuracies in percent; of shards also `top1_global` and `top1_10crop`.
 
     Raises:
@@ -50,7 +49,7 @@ def run(context: Context, images_folder: Path | None, model_path: Path, decoded:
         pixels, labels, classes, _ = load_distilled(images_folder, run.ipc, run.dataset, source)
         images, sampled = Images(pixels, labels, run.data, machine, classes), run.recipe.score
     else:
-        images = context.validation(machine, decoded)
+        images = context.validation(machine)
     _check(context, model_path, images.classes)
     model = load_squeezed(model_path, run.upstream["model"], machine)
     say(f"score {run.id}: {len(images)} whole images")

@@ -89,7 +89,7 @@ def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
     path, every = context.work("model") / "state.safetensors", context.settings.runtime.checkpoint_seconds
     checkpoint = Checkpoint(path, run.id, every, machine.leads)
     model = fresh_model(run, machine, ("squeeze", recipe.seed))
-    if recipe.init and machine.leads:  # the other ranks get rank 0's weights
+    if recipe.init and machine.leads and checkpoint.load() is None:  # the other ranks get rank 0's weights
         from cda.stages.published import start_from
 
         start_from(model, recipe.init, run.model)

@@ -60,7 +60,8 @@ def loss_of(context: Context, store: LabelStore) -> Loss:
         return kd_loss(logits, target, recipe.temperature, recipe.temperature_squared, recipe.label_smoothing)
 
     def hard(logits: Tensor, target: Any) -> Tensor:
-        return mixed_ce(logits, *target)
+        own, partner, share = target
+        return mixed_ce(logits, own, partner, share, recipe.label_smoothing)
 
     return hard if store.mode == "hard" else soft
 
