@@ -55,9 +55,10 @@ class Images:
         machine: Machine,
         classes: Sequence[str] = (),
     ) -> None:
-        self.pixels = torch.from_numpy(images)
-        if not isinstance(images, np.memmap) and fits(images.nbytes, machine):
-            self.pixels = self.pixels.to(machine.device)
+        resident = not isinstance(images, np.memmap) and fits(images.nbytes, machine)
+        self.apart = None if resident else images
+        if resident:
+            self.pixels = torch.from_numpy(images).to(machine.device)
         self.labels = torch.from_numpy(labels).to(machine.device)
         self.normalised = Normalisation(data, machine.device)
         self.size, self.device, self.machine, self.classes = data.resolution, machine.device, machine, list(classes)
@@ -67,7 +68,10 @@ class Images:
 
     def at(self, index: Tensor) -> Tensor:
         """Images `index` in [0, 1], float32 [n, 3, R, R]."""
-        taken = self.pixels[index.to(self.pixels.device)].to(self.device)
+        if self.apart is None:
+            taken = self.pixels[index]
+        else:
+            taken = torch.from_numpy(self.apart[index.cpu().numpy()]).to(self.device)
         return taken.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
     @torch.inference_mode()
