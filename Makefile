@@ -56,7 +56,7 @@ lock: $(BIN)/uv ## Pin what pyproject.toml asks for, keeping the pins that fit (
 
 docs: $(INSTALLED) ## Make the generated pages and the README's pictures (the demo first)
 	$(BIN)/cda config reference > docs/configuration.md
-	$(RUN) $(BIN)/snakemake demo --config scale=demo --rulegraph mermaid-js | $(BIN)/python tools/dag.py docs/images/dag.svg
+	$(RUN) $(BIN)/snakemake all --rulegraph mermaid-js | $(BIN)/python tools/dag.py docs/images/dag.svg
 	cp results/demo/demo-distilled.png docs/images/
 
 clean: ## Remove the demo's outputs and the tools' caches; no other run's

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 mpl.use("agg")
 mpl.rcParams["svg.hashsalt"] = "cda"  # equal graphs give equal files
 
-STAGES = {"squeeze", "recover", "relabel", "validate"}
+LINE = {"squeeze", "recover", "relabel", "validate"}
+STAGES = LINE | {"score", "continual"}
 
 
 def read(text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -45,7 +46,7 @@ def places(names: dict[str, str], depth: dict[str, int]) -> dict[str, tuple[floa
     """Where each node stands: column by depth, the stages on one line and the rest around it."""
     spots = {}
     for column in sorted(set(depth.values())):
-        here = sorted((n for n in names if depth[n] == column), key=lambda n: (names[n] not in STAGES, names[n]))
+        here = sorted((n for n in names if depth[n] == column), key=lambda n: (names[n] not in LINE, names[n]))
         for index, node in enumerate(here):
             side = 1 if index % 2 else -1
             spots[node] = (column * 1.9, side * ((index + 1) // 2) * 0.9)
@@ -57,10 +58,11 @@ def draw(names: dict[str, str], edges: list[tuple[str, str]], out: str) -> None:
     spots = places(names, depths(names, edges))
     edges = plain(names, edges)
     columns = max(x for x, _ in spots.values())
-    figure, axis = plt.subplots(figsize=(1.1 * columns + 1.6, 2.6), layout="constrained")
+    low, high = min(y for _, y in spots.values()) - 1.0, max(y for _, y in spots.values()) + 1.0
+    figure, axis = plt.subplots(figsize=(1.1 * columns + 1.6, 0.75 * (high - low)), layout="constrained")
     for source, target in edges:
         far = abs(spots[source][0] - spots[target][0]) > 2
-        bend = 0.0 if not far else 0.22 if spots[source][1] < 0 else -0.22
+        bend = 0.0 if not far else 0.16 if spots[source][1] < 0 else -0.16
         arrow = {
             "arrowstyle": "-|>",
             "color": "0.55",
@@ -74,7 +76,7 @@ def draw(names: dict[str, str], edges: list[tuple[str, str]], out: str) -> None:
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "0.35"}
         axis.text(x, y, names[node].replace("_page", ""), ha="center", va="center", fontsize=10, bbox=box)
     axis.set_xlim(-0.9, columns + 0.9)
-    axis.set_ylim(-1.6, 1.6)
+    axis.set_ylim(low, high)
     axis.axis("off")
     figure.savefig(out, metadata={"Date": None})
 

@@ -129,6 +129,15 @@ class ExperimentSet:
             seen.add(number)
 
     @property
+    def scaled_down(self) -> str:
+        """What a table or figure says of its scale; empty at the paper's."""
+        if self._scale is None:
+            return ""
+        others = sorted({shrunk.stand_in for shrunk in self._scale.datasets.values() if shrunk.stand_in})
+        instead = f" {', '.join(others)} in place of the paper's data," if others else ""
+        return f"Scaled down: scale {self.settings.scale},{instead} not comparable with the paper."
+
+    @property
     def _stands_in(self) -> bool:
         """Whether other data sets stand in for the paper's, so that others' numbers have no place here."""
         return self._scale is not None and any(shrunk.stand_in for shrunk in self._scale.datasets.values())

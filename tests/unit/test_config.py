@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from collections.abc import Callable
@@ -432,3 +433,18 @@ def test_a_mapping_among_a_table_s_own_values_is_refused(tree):
 def test_a_folder_for_an_undeclared_data_set_is_refused(tree):
     tree.edit("config.yaml", "data_paths: {}", "data_paths: {cifar10: /data}")
     assert "data_paths: 'cifar10' is not declared; use digits" in problem(lambda: resolve(tree))
+
+
+def test_a_nested_value_on_the_command_line_leaves_its_neighbours_of_the_environment(tree, monkeypatch, capsys):
+    monkeypatch.setenv("CDA_CONFIG", '{"runtime": {"blocks": 7}}')
+    from cda import commands
+
+    experiments = commands.experiments_of(argparse.Namespace(config=["runtime.gpus=3"]))
+    assert (experiments.settings.runtime.blocks, experiments.settings.runtime.gpus) == (7, 3)
+
+
+def test_a_plan_of_another_scale_s_table_is_refused(tree, capsys):
+    assert tree.cda("plan", "results/demo/tiny.csv") == 1
+    assert "no table of scale paper; ask for results/tiny.csv, or add --config scale=" in capsys.readouterr().err
+    assert tree.cda("plan", "results/huge.csv") == 1
+    assert "there is no table 'huge' at scale paper" in capsys.readouterr().err

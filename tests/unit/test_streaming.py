@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from cda.checkpoint import Stop
 from cda.config import Dataset, Runtime, Squeeze
-from cda.data import sources
+from cda.data import loaders, sources
 from cda.data.decoded import read_decoded
 from cda.data.loaders import Images
 from cda.data.streaming import StreamedBatches
@@ -196,6 +196,16 @@ def test_decoded_images_are_those_of_the_data_set(streamed):
     assert (told["run"], told["shape"]) == (run.id, [40, 8, 8, 3])
     assert told["provenance"]["host"]
     assert not Path(tree.context(run).layout.work(run, "val")).exists()
+
+
+def test_images_that_a_gpu_has_no_room_for_are_the_same(tree, monkeypatch):
+    context = tree.context(tree.runs()["squeeze"])
+    resident = context.validation(machine())
+    monkeypatch.setattr(loaders, "fits", lambda _size, _machine: False)
+    apart = context.validation(machine())
+    assert not hasattr(apart, "pixels")
+    index = torch.tensor([3, 39, 0])
+    assert torch.equal(apart.at(index), resident.at(index))
 
 
 def test_a_context_has_the_same_validation_images_streamed_or_not(streamed):

@@ -83,6 +83,26 @@ def test_no_more_seeds_count_than_were_asked_for(tree):
     assert made(tree, seeds=1)["cda", 1]["measured"] == "38.0"
 
 
+def test_what_is_present_counts_with_all_its_seeds(tree):
+    measure(tree, "cda", 1, 38.0, 41.0, 44.0)
+    row = made(tree, cells="present", seeds=1)["cda", 1]
+    assert (row["measured"], row["measured_std"], row["seeds"]) == ("41.0", "3.0", "3")
+
+
+def test_the_better_of_two_relabel_models_counts_once_both_are_measured(tree):
+    tree.experiment("tiny", {"methods": ["cda"], "ipc": [1], "relabel_models": ["resnet18", "resnet34"]})
+    (cell,) = [cell for cell in tree.experiments().cells("tiny") if cell.run]
+    layout = tree.experiments().layout
+    for run, values in zip(cell.runs, ((40.0, 42.0), (50.0, 30.0)), strict=True):
+        assert made(tree)["cda", 1]["status"] == "not_run"
+        for seed, value in enumerate(values):
+            path = Path(layout.run_json(run, seed))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"run": run.id, "seed": seed, "top1": value}))
+    row = made(tree)["cda", 1]
+    assert (row["measured"], row["run"]) == ("41.0", cell.run.id)
+
+
 def test_a_cell_shows_its_own_metric(tree):
     tree.experiment("tiny", {"metrics": ["top5"]})
     measure(tree, "cda", 1, 38.0)
@@ -207,7 +227,7 @@ def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
     tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])
     assert tree.cda("table", "tiny", "--show", "--config", "scale=small") == 0
-    assert "**Scaled down: scale `small`, not comparable with the paper.**" in capsys.readouterr().out
+    assert "**Scaled down: scale small, not comparable with the paper.**" in capsys.readouterr().out
     assert sorted(path.name for path in Path("results").rglob("*") if path.is_file()) == ["tiny.csv", "tiny.md"]
     assert Path("results/small/tiny.csv").is_file()
     assert "(40.0 ± 0.5)" in Path("results/small/tiny.md").read_text(encoding="utf-8")

@@ -231,6 +231,11 @@ def test_changed_code_or_runtime_runs_nothing_again(copy):
     assert planned(told) == {"table": 1}
 
 
+def test_another_limit_of_stored_labels_runs_nothing_again(copy):
+    told = snakemake("-n", "results/tiny.csv", "--config", "labels={max_gb: 0.0000001}", cwd=copy)
+    assert planned(told) == {"table": 1}
+
+
 def test_present_cells_plan_no_stage(copy):
     victim = next((copy / "results/runs").rglob("seed-0.json"))
     victim.unlink()

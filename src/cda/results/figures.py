@@ -67,7 +67,7 @@ def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
 
 
 def _drawn(experiments: ExperimentSet, name: str) -> Figure:
-    declared, scale = experiments.figures[name], experiments.settings.scale
+    declared = experiments.figures[name]
     if declared.kind in OF_METHOD:
         figure = OF_METHOD[declared.kind]()  # of no run, so of no scale
         figure.suptitle(declared.title)
@@ -79,8 +79,8 @@ def _drawn(experiments: ExperimentSet, name: str) -> Figure:
     else:
         figure = OF_IMAGES[declared.kind](experiments, name)
     figure.suptitle(declared.title)
-    if scale != "paper":
-        _note(figure, f"Scaled down: scale {scale}, not comparable with the paper.")
+    if experiments.scaled_down:
+        _note(figure, experiments.scaled_down)
     return figure
 
 

@@ -157,10 +157,10 @@ def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str, shown: list
 
 def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     """The table for people: title, what was run, the paper's layout, the caption."""
-    experiment, scale = experiments.tables[name], experiments.settings.scale
+    experiment = experiments.tables[name]
     counts = frame["status"].value_counts()
     told = ", ".join(f"{counts[status]} {status}" for status in ("measured", "quoted", "not_run") if status in counts)
-    scaled = "" if scale == "paper" else f" **Scaled down: scale `{scale}`, not comparable with the paper.**"
+    scaled = f" **{experiments.scaled_down}**" if experiments.scaled_down else ""
     if scaled and (frame["setting"] != "").any():
         scaled += " Settings are named as in the paper; `cda config show RUN` tells the values that ran."
     reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
