@@ -205,7 +205,7 @@ def runs(arguments: Arguments) -> None:
     experiments = experiments_of(arguments)
     cells = experiments.cells(arguments.table)
     needed: dict[str, int] = {}
-    for last in (run for cell in cells for run in cell.runs):
+    for last in experiments.asked(arguments.table):
         for run in last.chain():
             needed[run.id] = max(needed.get(run.id, 0), last.ipc)
     every = experiments.runs((arguments.table,))

@@ -37,6 +37,7 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]
 CropScale = Annotated[tuple[Ratio, Ratio], AfterValidator(_ordered)]
+Spread = Annotated[float, Field(gt=0.0, le=1.0), BeforeValidator(_number)]
 Weight = Annotated[float, Field(ge=0.0), BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
@@ -68,7 +69,7 @@ class Dataset(Strict):
     resolution: int = Field(ge=8, description="height and width of an image, in pixels")
     resize: int | None = Field(None, ge=8, description="shorter side before the centre crop; default: the resolution")
     mean: tuple[Ratio, Ratio, Ratio] = Field(description="per channel, of values in [0, 1]")
-    std: tuple[Positive, Positive, Positive] = Field(description="per channel, of values in [0, 1]")
+    std: tuple[Spread, Spread, Spread] = Field(description="per channel, of values in [0, 1]")
     train_images: Count | None = Field(None, description="how many there are; not checked when absent")
     val_images: Count | None = Field(None, description="how many there are; not checked when absent")
     shards_per_job: Count = Field(10, description="consecutive shards one recover job makes")

@@ -36,6 +36,7 @@ class Cell:
     """
 
     table: str
+    dataset: str  # as declared; a stand-in's name is in the key
     key: Mapping[str, Any]
     reported: str
     reported_std: str
@@ -109,24 +110,28 @@ class ExperimentSet:
         return {name: found for name, found in self._files.items() if isinstance(found, Figure)}
 
     def cells(self, table: str) -> list[Cell]:
-        """The cells of a table, in declared order, narrowed to the settings' data sets; raises ConfigError."""
+        """The cells of a table, in declared order; raises ConfigError."""
         if table not in self.tables:
             there = ", ".join(self.tables)
             raise ConfigError(f"there is no table {table!r} at scale {self.settings.scale}; there is {there}")
         if table not in self._cells_of:
-            self._cells_of[table] = list(self._narrowed(self.tables[table], table))
+            self._cells_of[table] = list(self._told_once(self.tables[table], table))
         return self._cells_of[table]
 
-    def _narrowed(self, experiment: Experiment, table: str) -> Iterator[Cell]:
-        """The cells of the wanted data sets; a control that is measured already is not shown again."""
-        wanted = self.settings.datasets
+    def _told_once(self, experiment: Experiment, table: str) -> Iterator[Cell]:
+        """Every cell; a control that is measured already is not shown again."""
         seen: set[tuple[str, ...]] = set()
-        for dataset, cell in itertools.chain(self._quoted(experiment, table), self._measured(experiment, table)):
+        for cell in itertools.chain(self._quoted(experiment, table), self._measured(experiment, table)):
             shown = (str(cell.key[name]) for name in ("dataset", "ipc", "validation_model", "metric"))
             number = (*(run.id for run in cell.runs), *shown, cell.entry)
-            if (wanted == "all" or dataset in wanted) and not (cell.control and cell.run and number in seen):
+            if not (cell.control and cell.run and number in seen):
                 yield cell
             seen.add(number)
+
+    def asked(self, table: str) -> list[Run]:
+        """The runs that a table asks for: those of its cells on the settings' data sets; raises ConfigError."""
+        wanted = self.settings.datasets
+        return [run for cell in self.cells(table) if wanted == "all" or cell.dataset in wanted for run in cell.runs]
 
     @property
     def scaled_down(self) -> str:
@@ -142,15 +147,15 @@ class ExperimentSet:
         """Whether other data sets stand in for the paper's, so that others' numbers have no place here."""
         return self._scale is not None and any(shrunk.stand_in for shrunk in self._scale.datasets.values())
 
-    def _quoted(self, experiment: Experiment, table: str) -> Iterator[tuple[str, Cell]]:
+    def _quoted(self, experiment: Experiment, table: str) -> Iterator[Cell]:
         if self._stands_in:
             return
         for row in self._reported:
             if row["table"] == str(experiment.reported) and row["setting"] == "quoted":
                 key = {key: row[key] for key in KEYS}
-                yield row["dataset"], Cell(table, key, row["value"], row["std"], None, QUOTED)
+                yield Cell(table, row["dataset"], key, row["value"], row["std"], None, QUOTED)
 
-    def _measured(self, experiment: Experiment, table: str) -> Iterator[tuple[str, Cell]]:
+    def _measured(self, experiment: Experiment, table: str) -> Iterator[Cell]:
         asked = self.settings.controls
         wanted = asked == "all" or (asked == "default" and experiment.controls)
         for group in experiment.groups:
@@ -158,10 +163,10 @@ class ExperimentSet:
                 continue
             if group.quoted and self._stands_in:
                 continue
-            yield from ((group.dataset, cell) for cell in self._cells(table, experiment, group))
+            yield from self._cells(table, experiment, group)
         for group in experiment.groups if wanted else ():
             for control in _controls_of(group):
-                yield from ((group.dataset, cell) for cell in self._cells(table, experiment, control))
+                yield from self._cells(table, experiment, control)
 
     def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:
         shrunk, note = self._shrunk(group.dataset)
@@ -181,7 +186,15 @@ class ExperimentSet:
                 if runs:
                     key |= self._shown(group, point, shrunk or AS_DECLARED, runs[0], entry)
                 told = QUOTED if group.quoted else left_out
-                cell = (table, key, row.get("value", ""), row.get("std", ""), runs[0] if runs else None, told)
+                cell = (
+                    table,
+                    group.dataset,
+                    key,
+                    row.get("value", ""),
+                    row.get("std", ""),
+                    runs[0] if runs else None,
+                    told,
+                )
                 varied = experiment.layout.varied.replace("{}", entry or label) if label else ""
                 yield Cell(*cell, group.control, runs[1:], entry, varied)
 
@@ -254,10 +267,9 @@ class ExperimentSet:
         return list(found.values())
 
     def runs(self, tables: tuple[str, ...] | None = None) -> dict[str, Run]:
-        """Every run of the named tables, upstream first, by id; by default of all tables and figures."""
+        """Every run that the named tables ask for, upstream first, by id; by default of all tables and figures."""
         found: dict[str, Run] = {}
-        asked = tuple(self.tables) if tables is None else tables
-        last = [run for table in asked for cell in self.cells(table) for run in cell.runs]
+        last = [run for table in (self.tables if tables is None else tables) for run in self.asked(table)]
         last += [run for figure in (self.figures if tables is None else ()) for _, run in self.pictured(figure)]
         for run in last:
             for one in run.chain():

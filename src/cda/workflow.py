@@ -164,7 +164,7 @@ class Plan:
         return [path for path in dict.fromkeys(paths) if self.settings.cells == "all" or Path(path).exists()]
 
     def _of_tables(self, tables: Iterable[str]) -> list[str]:
-        runs = [run for table in tables for cell in self.experiments.cells(table) for run in cell.runs]
+        runs = [run for table in tables for run in self.experiments.asked(table)]
         return self._wanted(self._seeds(runs))
 
     def measurements(self, wildcards: Wildcards) -> list[str]:

@@ -256,7 +256,8 @@ def test_data_sets_that_are_not_at_hand_are_left_out(tree):
     tree.write("recipes/other.yaml", (tree.folder / RECIPE).read_text())
     tree.experiment("tiny", {}, {"dataset": "other"})
     other = tree.experiments(datasets=["other"])
-    assert {cell.key["dataset"] for cell in other.cells("tiny")} == {"other"}
+    assert {run.dataset for run in other.runs().values()} == {run.dataset for run in other.asked("tiny")} == {"other"}
+    assert {cell.key["dataset"] for cell in other.cells("tiny")} == {"other", "digits"}  # they stay not_run
     digits = tree.runs()["squeeze"]
     assert other.run(digits.id).id == digits.id  # a job of theirs still finds its run
 

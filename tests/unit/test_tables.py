@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from cda.errors import ArtifactError
+from cda.experiments import ExperimentSet
 from cda.results import tables
+from cda.settings import load_settings
 
 COLUMNS = [
     "table", "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model",
@@ -238,3 +240,16 @@ def test_a_measurement_of_another_scale_is_not_shown(tree):
     tree.experiment("tiny", scales=["paper", "small"])
     measure(tree, "cda", 1, 38.0)
     assert made(tree, scale="small")["cda", 1]["status"] == "not_run"
+
+
+@pytest.mark.parametrize("dataset", ["cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k_p"])
+def test_a_table_shows_all_its_cells_whatever_is_narrowed(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Path(__file__).parents[2] / "config"
+    every = ExperimentSet(load_settings({}, config), config)
+    narrowed = ExperimentSet(load_settings({"datasets": [dataset], "cells": "present"}, config), config)
+    for name in every.tables:
+        frame = tables.table(narrowed, name)
+        assert list(frame["status"]) == list(tables.table(every, name)["status"])
+        assert tables.markdown(narrowed, name, frame) == tables.markdown(every, name, frame)
+    assert {run.dataset for run in narrowed.runs().values()} == {dataset}

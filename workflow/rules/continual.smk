@@ -12,7 +12,7 @@ rule continual:
         "logs/{results}/benchmarks/continual/{dataset}/{run}/seed-{seed}.tsv"
     wildcard_constraints:
         run=r"continual-[\w.-]+",
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

@@ -7,7 +7,7 @@ rule decode:
         "logs/{artifacts}/decode/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/decode/{dataset}/{run}.tsv"
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

@@ -8,7 +8,7 @@ rule recover:
         "logs/{artifacts}/recover/{dataset}/{run}/part-{part}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/recover/{dataset}/{run}/part-{part}.tsv"
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

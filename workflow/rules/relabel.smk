@@ -9,7 +9,7 @@ rule relabel:
         "logs/{artifacts}/relabel/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/relabel/{dataset}/{run}.tsv"
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

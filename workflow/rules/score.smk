@@ -12,7 +12,7 @@ rule score:
         "logs/{results}/benchmarks/score/{dataset}/{run}/seed-{seed}.tsv"
     wildcard_constraints:
         run=r"score-[\w.-]+",
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

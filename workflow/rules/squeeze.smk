@@ -49,7 +49,7 @@ rule squeeze:
         "logs/{artifacts}/benchmarks/squeeze/{dataset}/{run}.tsv"
     wildcard_constraints:
         run=r"(?!published-)[\w.-]+",
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.squeeze_threads

@@ -13,7 +13,7 @@ rule validate:
         "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
     wildcard_constraints:
         run=r"(?!score-|continual-)[\w.-]+",
-    retries: 3
+    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads

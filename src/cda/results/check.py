@@ -112,7 +112,7 @@ def _slurm() -> Finding:
     answers = []
     for program, options in (("sinfo", ["-h", "-o", "%P"]), ("squeue", ["-h", "--me"])):
         if shutil.which(program) is None:
-            return Finding("SLURM", False, f"no {program} on the PATH; only `snakemake --profile slurm` uses it")
+            return Finding("SLURM", False, f"no {program} on the PATH: jobs run on this machine")
         try:
             done = subprocess.run([program, *options], capture_output=True, text=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
@@ -128,7 +128,7 @@ def _slurm() -> Finding:
 def _dvc(folder: Path) -> Finding:
     """Whether DVC is installed and knows a default remote, from its configuration files alone."""
     if importlib.util.find_spec("dvc") is None and shutil.which("dvc") is None:
-        return Finding("DVC", False, "not installed; `pip install dvc` brings published artifacts by `dvc pull`")
+        return Finding("DVC", False, "not installed: artifacts are made here, none are fetched")
     told = configparser.ConfigParser(interpolation=None)
     try:
         told.read([folder / "config", folder / "config.local"], encoding="utf-8")
