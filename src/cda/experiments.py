@@ -334,10 +334,11 @@ def _controls_of(group: Group) -> Iterator[Group]:
     yield group.model_copy(
         update={"methods": ("random",), "control": True, "setting": kept, "vary": {} if recovered else group.vary}
     )
-    if group.stage == "validate":
+    distilled = tuple(method for method in group.methods if method not in ("random", "real"))
+    if group.stage == "validate" and distilled:
         setting = ";".join(part for part in (_without(group.setting, "relabel"), "labels=hard") if part)
         hard = group.set | {"relabel.labels": "hard"}
-        yield group.model_copy(update={"set": hard, "setting": setting, "control": True})
+        yield group.model_copy(update={"methods": distilled, "set": hard, "setting": setting, "control": True})
 
 
 def _without(setting: str, *names: str) -> str:

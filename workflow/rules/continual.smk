@@ -5,13 +5,11 @@ rule continual:
         model=PLAN.model,
         decoded=PLAN.decoded,
     output:
-        measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
+        measured="{results}/runs/{dataset}/{run,continual-[^/]+}/seed-{seed}.json",
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/continual/{dataset}/{run}/seed-{seed}.tsv"
-    wildcard_constraints:
-        run=r"continual-[\w.-]+",
     retries: 1
     conda:
         "../../environment.yml"

@@ -5,13 +5,11 @@ rule score:
         model=PLAN.model,
         decoded=PLAN.decoded,
     output:
-        measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
+        measured="{results}/runs/{dataset}/{run,score-[^/]+}/seed-{seed}.json",
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/score/{dataset}/{run}/seed-{seed}.tsv"
-    wildcard_constraints:
-        run=r"score-[\w.-]+",
     retries: 1
     conda:
         "../../environment.yml"

@@ -21,12 +21,10 @@ rule fetch:
 rule published:
     """Fetch a recovery model's published weights: here, since compute nodes often have no internet."""
     output:
-        model="{artifacts}/squeeze/{dataset}/{run}/model.safetensors",
+        model="{artifacts}/squeeze/{dataset}/{run,published-[^/]+}/model.safetensors",
         described="{artifacts}/squeeze/{dataset}/{run}/squeeze.json",
     log:
         "logs/{artifacts}/squeeze/{dataset}/{run}.log",
-    wildcard_constraints:
-        run=r"published-[\w.-]+",
     conda:
         "../../environment.yml"
     params:
@@ -41,14 +39,12 @@ rule squeeze:
         decoded=PLAN.decoded,
         start=PLAN.start,
     output:
-        model="{artifacts}/squeeze/{dataset}/{run}/model.safetensors",
+        model="{artifacts}/squeeze/{dataset}/{run,(?!published-)[^/]+}/model.safetensors",
         described="{artifacts}/squeeze/{dataset}/{run}/squeeze.json",
     log:
         "logs/{artifacts}/squeeze/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/squeeze/{dataset}/{run}.tsv"
-    wildcard_constraints:
-        run=r"(?!published-)[\w.-]+",
     retries: 1
     conda:
         "../../environment.yml"

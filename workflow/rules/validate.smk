@@ -6,13 +6,11 @@ rule validate:
         model=PLAN.model,
         decoded=PLAN.decoded,
     output:
-        measured="{results}/runs/{dataset}/{run}/seed-{seed}.json",
+        measured="{results}/runs/{dataset}/{run,(?!score-|continual-)[^/]+}/seed-{seed}.json",
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
-    wildcard_constraints:
-        run=r"(?!score-|continual-)[\w.-]+",
     retries: 1
     conda:
         "../../environment.yml"
