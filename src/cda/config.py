@@ -6,47 +6,17 @@ The stages' values live in `config/recipes/<dataset>.yaml`; where each came from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from cda.errors import ConfigError
-
-M = TypeVar("M", bound="Strict")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not yes or no")
-    return value
+from cda.schema import Count, CropScale, Natural, Positive, Ratio, Spread, Strict, Weight
 
 
 def _names(value: Any) -> Any:
     if isinstance(value, str) and value != "all":
         raise ValueError("must be all or a list of data sets such as [tiny_imagenet]")
     return value
-
-
-def _ordered(value: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < value[0] <= value[1]:
-        raise ValueError("must be [low, high] with 0 < low <= high <= 1")
-    return value
-
-
-Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]
-CropScale = Annotated[tuple[Ratio, Ratio], AfterValidator(_ordered)]
-Spread = Annotated[float, Field(gt=0.0, le=1.0), BeforeValidator(_number)]
-Weight = Annotated[float, Field(ge=0.0), BeforeValidator(_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
-
-
-class Strict(BaseModel):
-    """A model that knows its keys: an unknown one is an error, and values never change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Architecture(Strict):
@@ -341,7 +311,7 @@ class Settings(Strict):
     scale: str = Field("paper", description="paper, or a file in config/scales/")
     seeds: Count = Field(1, description="validation seeds of every cell: 0, 1, …")
     datasets: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_names)] = Field(
-        "all", description="narrows the cells of every table"
+        "all", description="narrows what is run; the other cells of a table stay not_run"
     )
     cells: Literal["all", "present"] = Field("all", description="present: make tables from the run JSONs that exist")
     controls: Literal["default", "all", "none"] = Field(
@@ -352,39 +322,3 @@ class Settings(Strict):
     data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")
     labels: Labels = Field(Labels(), description="the label store")
     runtime: Runtime = Field(Runtime(), description="the machine")
-
-
-def parse(model: type[M], values: dict[str, Any], where: str, written: Mapping[str, str] | None = None) -> M:
-    """`values` as a `model`; raises ConfigError, one line that names the place, the key and what is allowed.
-
-    The place is `where`, or what `written` says for the key (dotted keys to file and line).
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a typo explains the rest
-        key, told = ".".join(map(str, problem["loc"])), _message(model, problem)
-        near = [k for k in written or () if k == key or key.startswith(f"{k}.") or k.startswith(f"{key}.")]
-        place = written[near[0]] if written and near else where
-        raise ConfigError(f"{place}: {key or model.__name__.lower()} {told}") from None
-
-
-def _message(model: type[Strict], problem: Any) -> str:
-    """What pydantic found wrong, in words that say what is allowed."""
-    if problem["type"] == "extra_forbidden":
-        return f"is not a known key; use one of {', '.join(_keys(model, problem['loc'][:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return message[0].lower() + message[1:] + shown
-
-
-def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
-    """The keys that are known at `path` below `model`."""
-    for part in (part for part in path if isinstance(part, str)):
-        fields = [field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)]
-        if not fields:  # a mapping's own key, such as a data set's name
-            continue
-        kind = fields[0]
-        inner = (kind, *getattr(kind, "__args__", ()))
-        model = next(option for option in inner if isinstance(option, type) and issubclass(option, Strict))
-    return [field.alias or name for name, field in model.model_fields.items()]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, model_validator
 
-from cda.config import Count, Strict
+from cda.schema import Count, Strict
 
 Key = Literal[
     "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric"

@@ -15,12 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cda.config import Dataset, Settings, parse
-from cda.declared import KEYS, DatasetScale, Experiment, Figure, Group, Layout2D
+from cda.config import Dataset, Settings
+from cda.declared import KEYS, DatasetScale, Experiment, Figure, Group
 from cda.errors import ConfigError
+from cda.grids import comparison, controls_of, points
 from cda.paths import CONFIG, Layout
 from cda.resolve import Point, Resolver
 from cda.runs import Run, decode_run, images_of, seeds_of
+from cda.schema import parse
 from cda.settings import declared, read_scale
 from cda.sourced import places, read_layer, read_plain
 
@@ -96,7 +98,7 @@ class ExperimentSet:
                 found[path.stem] = experiment
         for name in self._declared:
             if self.settings.scale == "paper" and (data := self.dataset(name)).compare_ipc:
-                found.setdefault(name, _comparison(data))
+                found.setdefault(name, comparison(data))
         return found
 
     @cached_property
@@ -165,13 +167,13 @@ class ExperimentSet:
                 continue
             yield from self._cells(table, experiment, group)
         for group in experiment.groups if wanted else ():
-            for control in _controls_of(group):
+            for control in controls_of(group):
                 yield from self._cells(table, experiment, control)
 
     def _cells(self, table: str, experiment: Experiment, group: Group) -> Iterator[Cell]:
         shrunk, note = self._shrunk(group.dataset)
         stand_in = shrunk is not None and shrunk.stand_in is not None
-        for point in _points(group):
+        for point in points(group):
             left_out = note or self._left_out(point, group, shrunk)
             runs = () if left_out or group.quoted else self.resolver.runs(table, group, point, shrunk or AS_DECLARED)
             asked = self._asked_iterations(table, group, point)
@@ -258,7 +260,7 @@ class ExperimentSet:
             wanted = self.settings.datasets
             if shrunk is None or note or (wanted != "all" and group.dataset not in wanted):
                 continue
-            for point in _points(group):
+            for point in points(group):
                 if self._left_out(point, group, shrunk):
                     continue
                 run = self.resolver.images(figure, group, point, shrunk)
@@ -315,50 +317,6 @@ class ExperimentSet:
     def _all_runs(self) -> dict[str, Run]:
         everything = self.settings.model_copy(update={"datasets": "all", "controls": "all"})
         return ExperimentSet(everything, self.config).runs()
-
-
-def _points(group: Group) -> Iterator[Point]:
-    values = next(iter(group.vary.values()), (None,))
-    networks = (group.recovery_models or ("",), group.validation_models or ("",))
-    axes = (values, group.ipc or (None,), *networks, group.methods)
-    for value, ipc, recovery_model, validation_model, method in itertools.product(*axes):
-        yield Point(method, recovery_model, ipc, validation_model, value)
-
-
-def _controls_of(group: Group) -> Iterator[Group]:
-    """Random real images under a group's relabelling and post-training, and its own images with hard labels."""
-    if group.control or group.quoted or group.stage == "score":
-        return
-    recovered = any(key.startswith("recover.") for key in group.vary)
-    kept = _without(group.setting, "min_crop", "max_crop", "milestone", "beta_l")
-    yield group.model_copy(
-        update={"methods": ("random",), "control": True, "setting": kept, "vary": {} if recovered else group.vary}
-    )
-    distilled = tuple(method for method in group.methods if method not in ("random", "real"))
-    if group.stage == "validate" and distilled:
-        setting = ";".join(part for part in (_without(group.setting, "relabel"), "labels=hard") if part)
-        hard = group.set | {"relabel.labels": "hard"}
-        yield group.model_copy(update={"methods": distilled, "set": hard, "setting": setting, "control": True})
-
-
-def _without(setting: str, *names: str) -> str:
-    """A setting without what plays no part."""
-    return ";".join(part for part in setting.split(";") if part.partition("=")[0] not in names)
-
-
-def _comparison(data: Dataset) -> Experiment:
-    """The table of one's own data set: CDA, SRe²L and random real images."""
-    group = Group(
-        dataset=data.name,
-        methods=("cda", "sre2l", "random"),
-        recovery_models=("resnet18",),
-        ipc=data.compare_ipc,
-        validation_models=("resnet18",),
-    )
-    layout = Layout2D(rows=("ipc",), columns=("method",))
-    caption = "Top-1 accuracy (%) of models trained on distilled images, and on as many random real ones."
-    title = f"Comparison on {data.name}"
-    return Experiment(title=title, caption=caption, scales=("paper",), layout=layout, groups=(group,), controls=True)
 
 
 def _for(ran: str, asked: str) -> str:

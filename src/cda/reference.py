@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from cda.config import Dataset, Recipe, Settings, Strict
+from cda.config import Dataset, Recipe, Settings
 from cda.declared import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
+from cda.schema import Strict
 
 HEAD = """# Configuration
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cda.config import Settings, parse
+from cda.config import Settings
 from cda.declared import Scale
 from cda.errors import ConfigError
 from cda.paths import CONFIG
+from cda.schema import parse
 from cda.sourced import Layer, Sourced, below, nested, places, read_layer, read_plain
 
 

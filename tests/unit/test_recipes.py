@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cda.config import Dataset, Recipe, parse
+from cda.config import Dataset, Recipe
+from cda.schema import parse
 from cda.sourced import Layer, below, nested, places, read_layer, read_plain
 
 ROOT = Path(__file__).resolve().parents[2]

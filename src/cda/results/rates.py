@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from cda.config import Positive, Ratio, Settings, Strict, parse
+from cda.config import Settings
 from cda.declared import Several
 from cda.errors import ArtifactError, ConfigError
 from cda.files import read_json
 from cda.paths import Layout
 from cda.results.costs import operations
 from cda.runs import MEASURING, Run, seeds_of
+from cda.schema import Positive, Ratio, Strict, parse
 from cda.sourced import places, read_layer, read_plain
 
 Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
