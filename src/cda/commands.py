@@ -77,19 +77,22 @@ def decode(arguments: Arguments) -> None:
 
 def squeeze(arguments: Arguments) -> None:
     """Train or fetch a recovery model; several processes go through torchrun."""
-    experiments, context = experiments_of(arguments), _context(arguments, "squeeze")
-    gpus = arguments.gpus or processes(context.run, context.settings)
+    experiments = experiments_of(arguments)
+    run = experiments.run(arguments.run, "squeeze")
+    gpus = arguments.gpus or processes(run, experiments.settings)
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
         launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
         os.execv(sys.executable, [*launched, "-m", "--", "cda", *sys.argv[1:]])
     recovered = any(
-        run.stage == "recover" and run.upstream.get("model", run).id == context.run.id
-        for run in experiments.runs().values()
+        other.stage == "recover" and other.upstream.get("model", other).id == run.id
+        for other in experiments.runs().values()
     )
     from cda.stages import squeeze
+    from cda.stages.context import Context
 
-    squeeze.run(context, Path(arguments.out or context.layout.model(context.run)), recovered=recovered)
+    context = Context(run, experiments.settings, experiments.layout)
+    squeeze.run(context, Path(arguments.out or context.layout.model(run)), recovered=recovered)
 
 
 def fetch(arguments: Arguments) -> None:
@@ -208,10 +211,7 @@ def runs(arguments: Arguments) -> None:
     for last in experiments.asked(arguments.table):
         for run in last.chain():
             needed[run.id] = max(needed.get(run.id, 0), last.ipc)
-    every = experiments.runs((arguments.table,))
-    streamed = {run.dataset for run in every.values()}
-    every |= {name: run for name, run in experiments.decodes.items() if run.dataset in streamed}
-    for run_id, run in every.items():
+    for run_id, run in experiments.runs((arguments.table,)).items():
         paths = outputs(run, needed.get(run_id, 0), experiments.layout, experiments.settings.seeds)
         done = sum(Path(path).exists() for path in paths)
         print(f"{run.stage:9s} {run.dataset:14s} {run_id}  {done}/{len(paths)} done")

@@ -275,23 +275,20 @@ class ExperimentSet:
         last += [run for figure in (self.figures if tables is None else ()) for _, run in self.pictured(figure)]
         for run in last:
             for one in run.chain():
+                if one.data.stream and one.id not in found:
+                    decode = decode_run(one.data, one.recipe)
+                    found.setdefault(decode.id, decode)
                 found.setdefault(one.id, one)
         return found
 
     def run(self, run_id: str, stage: str | None = None) -> Run:
         """The run with this id; raises ConfigError if no table of the scale has it."""
-        run = self._own_runs.get(run_id) or self.decodes.get(run_id) or self._all_runs.get(run_id)
+        run = self._own_runs.get(run_id) or self._all_runs.get(run_id)
         if run is None or stage not in (None, run.stage):
             raise ConfigError(
                 f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda runs` lists the runs of a table"
             )
         return run
-
-    @cached_property
-    def decodes(self) -> dict[str, Run]:
-        """The decode runs of the streamed data sets, by id."""
-        streamed = (run for run in self._own_runs.values() if run.data.stream)
-        return {run.id: run for run in (decode_run(run.data, run.recipe) for run in streamed)}
 
     def seeds(self, run: Run) -> list[int]:
         """The seeds of a measuring run that tables read: those asked for, or with `cells=present` those there are."""

@@ -37,5 +37,5 @@ def inputs(run: Run, max_gb: float) -> Iterator[Run]:
 
 
 def processes(run: Run, settings: Settings) -> int:
-    """GPUs, and processes, of a squeeze run's training."""
-    return min(run.data.gpus, settings.runtime.gpus)
+    """GPUs, and processes, of a squeeze run's training; published weights are fetched by one."""
+    return 1 if run.recipe.squeeze.weights else min(run.data.gpus, settings.runtime.gpus)

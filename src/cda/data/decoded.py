@@ -7,7 +7,6 @@ Hundreds of gigabytes cannot be read to be checked, so its digest is that of eve
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +39,6 @@ def described(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tup
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     own = {"format": FORMAT, "shape": list(images.shape), "sampled_sha256": digest_of(images)}
     return own | {"classes": list(classes), "images_per_class": counts}
-
-
-def room(path: Path, shape: tuple[int, ...], fresh: bool) -> np.memmap[Any, np.dtype[np.uint8]]:
-    """The memory map to write into, its room taken on the disk beforehand: a map of a full disk would end in a crash.
-
-    Raises ArtifactError if there is not so much room.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images = np.lib.format.open_memmap(path, mode="w+" if fresh else "r+", dtype=np.uint8, shape=shape)
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return images
-    except OSError as error:
-        found = f"no room for {np.prod(shape, dtype=float) / 1e9:.3g} GB ({error.strerror})"
-        raise ArtifactError(f"{path}: cannot be written, {found}; make room, then start again") from None
 
 
 def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:

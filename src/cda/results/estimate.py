@@ -17,7 +17,7 @@ from cda.experiments import ExperimentSet
 from cda.needs import inputs, outputs
 from cda.results.costs import decoded_images, operations, pixel_gigabytes, shard_gigabytes
 from cda.results.rates import Rate, Rates, measure, rates_of
-from cda.runs import MEASURING, VERSIONS, Run, decode_run, label_gigabytes, label_mode
+from cda.runs import MEASURING, VERSIONS, Run, label_gigabytes, label_mode
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,6 @@ def _works(experiments: ExperimentSet, names: Sequence[str]) -> list[_Work]:
     """Every run of the tables with its jobs, upstream first."""
     settings, layout = experiments.settings, experiments.layout
     runs = list(experiments.runs(tuple(names)).values())
-    streamed = [decode_run(run.data, run.recipe) for run in runs if run.data.stream]
-    runs = list({run.id: run for run in [*streamed, *runs]}.values())
     kept = settings.labels.max_gb
 
     def left(run: Run, ipc: int) -> list[int]:

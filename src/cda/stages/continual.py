@@ -145,8 +145,8 @@ class Learner:
 def run(context: Context, images_folder: Path, model_path: Path, seed: int, out: Path) -> None:
     """Train and test after every step with one seed; write the run's JSON at `out`.
 
-    Raises ConfigError, DataError or ArtifactError where
-    the inputs do not fit together, Interrupted after a signal: the next start goes on from there.
+    Raises ConfigError, DataError or ArtifactError where the inputs do not fit together, Interrupted after a signal: the
+    next start goes on from there.
     """
     run = context.run
     if seed < 0:

@@ -18,10 +18,11 @@ import numpy as np
 
 from cda.checkpoint import Stop, working
 from cda.data import sources
-from cda.data.decoded import described, description_of, room
+from cda.data.arrays import room, written
+from cda.data.decoded import described, description_of
 from cda.data.folders import Folders
 from cda.errors import ConfigError
-from cda.files import read_json, whole, write_json
+from cda.files import whole, write_json
 from cda.paths import data_root
 from cda.progress import Progress
 from cda.stages.context import Context
@@ -55,8 +56,9 @@ def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path,
     """Decode what an earlier start left, to `val.npy` in the work folder."""
     size, every = context.run.data.resolution, context.settings.runtime.checkpoint_seconds
     mark, key = work / "decoded.json", _listing_digest(paths, source.root)
-    done = _done(mark, work / "val.npy", key)
-    images, saved = room(work / "val.npy", (len(paths), size, size, 3), fresh=not done), time.monotonic()
+    done, shape = written(mark, work / "val.npy", key), (len(paths), size, size, 3)
+    images = room(work / "val.npy", shape, np.uint8, fresh=not done, mend="make room, then start again")
+    saved = time.monotonic()
     progress = Progress(len(paths), f"decode {context.run.id}", "images", done)
     for index, image in enumerate(source.decoded(paths[done:]), start=done):
         images[index] = image
@@ -69,14 +71,6 @@ def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path,
     progress.close()
     images.flush()
     return images
-
-
-def _done(mark: Path, path: Path, key: str) -> int:
-    """How many images of the same listing an earlier start wrote."""
-    if not (mark.is_file() and path.is_file()):
-        return 0
-    told = read_json(mark, "the mark of decoded images")
-    return int(told["done"]) if told["key"] == key else 0
 
 
 def _listing_digest(paths: Sequence[str], root: Path) -> str:

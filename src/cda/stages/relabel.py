@@ -6,7 +6,6 @@ and online labels leave a header only: it is the augmentations' rule all the sam
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 from cda.checkpoint import Stop, working
+from cda.data.arrays import room, written
 from cda.data.labels import FORMAT, logits_file
 from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
-from cda.errors import ArtifactError
 from cda.files import file_digest, publish, read_json, write_json
 from cda.progress import Progress, say
 from cda.runs import label_epochs, label_gigabytes, label_mode
@@ -62,28 +61,6 @@ def _write_header(context: Context, machine: Machine, folder: Path, told: dict[s
     write_json(folder / "header.json", header | told | {"provenance": machine.provenance()})
 
 
-def _room(path: Path, shape: tuple[int, ...], fresh: bool) -> np.memmap[Any, Any]:
-    """The store to write into, its room taken on the disk beforehand: a map of a full disk would end in a crash."""
-    try:
-        store = np.lib.format.open_memmap(path, mode="w+" if fresh else "r+", dtype=np.float16, shape=shape)
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return store
-    except OSError as error:
-        size = np.prod(shape) * 2 / 1e9
-        raise ArtifactError(
-            f"{path}: cannot be written, no room for {size:.3g} GB ({error.strerror}); make room or lower labels.max_gb"
-        ) from None
-
-
-def _finished_epochs(mark: Path, path: Path, key: str) -> int:
-    """Epochs that an earlier start wrote from the same images with the same model."""
-    if not (mark.is_file() and path.is_file()):
-        return 0
-    told = read_json(mark, "the mark of finished epochs")
-    return int(told["done"]) if told["key"] == key else 0
-
-
 @torch.inference_mode()
 def _write_logits(
     context: Context, machine: Machine, batches: DistilledBatches, model_path: Path, folder: Path, stop: Stop, key: str
@@ -94,8 +71,8 @@ def _write_logits(
     shape = (label_epochs(run), batches.images, run.data.classes)
     path, mark = logits_file(folder), folder.with_name("epochs.json")
     folder.mkdir(parents=True, exist_ok=True)
-    done = _finished_epochs(mark, path, key)
-    store = _room(path, shape, fresh=not done)
+    done = written(mark, path, key)
+    store = room(path, shape, np.float16, fresh=not done, mend="make room or lower labels.max_gb")
     progress, saved = Progress(shape[0], f"relabel {run.id}", "epochs", done), time.monotonic()
     for epoch in range(done, shape[0]):
         plan = batches.plan(epoch)
