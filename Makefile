@@ -14,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint lint-python lint-workflow lint-types lint-generated format lock docs clean distclean FORCE
+.PHONY: help setup demo test bench lint lint-python lint-workflow lint-types lint-generated format lock docs clean distclean FORCE
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole
 
 test: $(INSTALLED) ## Run the tests
 	$(RUN) $(BIN)/python -m pytest
+
+bench: $(INSTALLED) ## Measure the engines beside plain code, on this machine's GPU or CPU: results/benchmarks.csv (BENCH=--quick)
+	$(RUN) $(BIN)/python -m benchmarks $(BENCH)
 
 lint: lint-python lint-workflow lint-types lint-generated ## Check style, types, the workflow and the generated files
 
@@ -61,7 +64,7 @@ docs: $(INSTALLED) ## Make the generated pages and the README's pictures (the de
 
 clean: ## Remove the demo's outputs and the tools' caches; no other run's
 	rm -rf results/demo artifacts/demo logs/artifacts/demo logs/results/demo .mypy_cache .pytest_cache .ruff_cache
-	find src tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
+	find src tests tools benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## The same, and .venv too
 	rm -rf $(VENV) src/*.egg-info

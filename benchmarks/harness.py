@@ -1,0 +1,207 @@
+"""Ways of doing the same work, measured in one process and in turn, so that a noisy machine hits all of them.
+
+What is reported is the median of some rounds, and as spread (max − min) / median. Building a side, and its first calls
+(compilation, the choice of kernels), are start-up and no part of a round.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cda.config import Runtime
+from cda.runtime import Machine, start
+
+Work = Callable[[], float]  # does a repeat's work; returns how many units that was
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The device to measure on; `quick` asks for tiny sizes, which show that a benchmark runs and nothing else."""
+
+    device: str
+    quick: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device == "cuda"
+
+    def machine(self, **runtime: Any) -> Machine:
+        """The machine under the default runtime, or with these values of it."""
+        quick = {"compile": "never", "cpu_threads": 1} if self.quick else {}
+        values = {"device": self.device, **quick, **runtime}
+        return start(Runtime.model_validate(values))
+
+    def reference(self) -> Machine:
+        """The machine that the fast path is tested against: fp32 throughout, nothing compiled, block by block."""
+        return self.machine(precision="fp32", compile="never", blocks=1)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way of doing a case's work: `plain`, or one of ours, which is compared with it."""
+
+    name: str
+    build: Callable[[], Work]
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    operations: float = 0.0  # of a unit, if its share of the device's peak is asked for
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of work and the ways of doing it; `what` is its name among its benchmark's cases."""
+
+    benchmark: str
+    what: str
+    unit: str  # such as images/s; s: seconds a unit, of which fewer are better
+    sides: tuple[Side, ...]
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    rounds: int = 5
+    seconds: float = 1.0  # a round lasts at least so long
+    warm_calls: int = 1
+    memory: bool = True
+
+
+@dataclass
+class Timed:
+    """A side as it was measured: a rate a round."""
+
+    side: Side
+    rates: list[float] = field(default_factory=list)
+    started: float = 0.0  # seconds of building and of the first calls, less what these calls take later
+    work: float = 0.0  # units of a call
+    peak: int | None = None  # bytes
+
+    @property
+    def rate(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rates)
+
+    @property
+    def spread(self) -> float:
+        """(max − min) / median of the rounds."""
+        return (max(self.rates) - min(self.rates)) / self.rate
+
+
+def measure(
+    case: Case,
+    setting: Setting,
+    tell: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timed]:
+    """Build and warm up every side of `case`, then measure them in turn; `tell` is called after every call's end."""
+    found, works, begun = [], [], []
+    for side in case.sides:
+        timed, before = Timed(side), _allocated(setting)
+        began = clock()
+        work = side.build()
+        for _ in range(case.warm_calls):
+            timed.work = work()
+        setting.synchronise()
+        begun.append(clock() - began)
+        timed.peak = torch.cuda.max_memory_allocated() - before if setting.cuda and case.memory else None
+        found.append(timed)
+        works.append(work)
+        tell()
+    for _ in range(case.rounds):
+        for timed, work in zip(found, works, strict=True):
+            timed.rates.append(_rate(work, case, setting, clock))
+            tell()
+    for timed, seconds in zip(found, begun, strict=True):
+        call = timed.work * timed.rate if case.unit == "s" else timed.work / timed.rate
+        timed.started = max(0.0, seconds - case.warm_calls * call)
+    return found
+
+
+def _allocated(setting: Setting) -> int:
+    """Bytes of GPU memory that live tensors hold; the peak is counted anew from here."""
+    gc.collect()
+    if not setting.cuda:
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _rate(work: Work, case: Case, setting: Setting, clock: Callable[[], float]) -> float:
+    """Units a second (or seconds a unit) of as many calls as `case.seconds` take, and of one at least."""
+    setting.synchronise()
+    units, began, now = 0.0, clock(), -1.0
+    while now < 0 or now - began < case.seconds:
+        units += work()
+        setting.synchronise()
+        now = clock()
+    return (now - began) / units if case.unit == "s" else units / (now - began)
+
+
+def ratio(case: Case, found: list[Timed], timed: Timed) -> float | None:
+    """How many times as fast as `plain` a side is, of the medians; None where nothing is plain."""
+    plain = next((other for other in found if other.side.name == "plain"), None)
+    if plain is None:
+        return None
+    return plain.rate / timed.rate if case.unit == "s" else timed.rate / plain.rate
+
+
+def rows(case: Case, found: list[Timed], peak_flops: float | None = None) -> list[Row]:
+    """What is written of a measured case; `peak_flops` is the device's peak, in operations a second."""
+    return [
+        {
+            "benchmark": case.benchmark,
+            "what": case.what,
+            "side": timed.side.name,
+            "parameters": " ".join(f"{k}={v}" for k, v in {**case.parameters, **timed.side.parameters}.items()),
+            "rate": timed.rate,
+            "unit": case.unit,
+            "ratio": ratio(case, found, timed),
+            "spread": timed.spread,
+            "repeats": len(timed.rates),
+            "work": timed.work,
+            "start_seconds": timed.started,
+            "peak_memory_mb": timed.peak / 1e6 if timed.peak is not None else None,
+            "peak_share": timed.side.operations * timed.rate / peak_flops if peak_flops else None,
+        }
+        for timed in found
+    ]
+
+
+# Memory of the CPU: the kernel remembers a process's most once and for all, so that every side has a process of its own
+
+
+def grown(side: Side, calls: int) -> int:
+    """Bytes by which this process grows, at the most, while it builds a side and calls it."""
+    gc.collect()
+    before = _status("VmRSS")
+    work = side.build()
+    for _ in range(calls):
+        work()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """A figure of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1]) * 1024
+
+
+def peak_elsewhere(case: Case, index: int, setting: Setting) -> int:
+    """`grown` of the side `index` in a fresh process, which finds the case by its names."""
+    command = [sys.executable, "-m", "benchmarks", "--peak", case.benchmark, case.what, str(index)]
+    command += ["--device", setting.device, *(["--quick"] if setting.quick else [])]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-1])
