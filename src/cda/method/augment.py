@@ -5,7 +5,7 @@ weights of an output row's source rows. A flip reverses the rows of X, a roll ro
 has rows of zeros. So any of them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in
 its gradient too, and fast on any device. The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8).
 A crop of an R×R image resized to R×R only ever enlarges, so torchvision's antialiasing would change nothing;
-`resampling` asserts that.
+`packed` asserts that.
 
 Draws are made on the CPU by counter-based generators, so that they depend on what they are for and on nothing that ran
 before.
@@ -98,42 +98,46 @@ def draw_views(
     return Views(boxes, flips, rolls)
 
 
-def _axis(start: Tensor, length: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Resampling matrices [N, size, size] of one axis.
+def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Resampling matrices [N, R, R] of one axis, whose rows are the output pixels `out` [N, R] of the resized crop.
 
     Output pixel o reads source coordinate `start + (o + ½) · length/size − ½`. torchvision crops first and resizes
     then, so the coordinate is clamped to the crop and not to the image.
     """
-    assert bool((length <= size).all()), "a crop larger than the image would need antialiasing"
-    out = torch.arange(size, device=start.device, dtype=dtype)
+    size = out.shape[1]
     span = length.to(dtype)[:, None]
-    source = ((out + 0.5) * span / size - 0.5).clamp(min=0.0).minimum(span - 1)
+    source = ((out.to(dtype) + 0.5) * span / size - 0.5).clamp(min=0.0).minimum(span - 1)
     floor = source.floor()
-    weight = source - floor
-    lower = floor.long() + start[:, None]
-    columns = torch.arange(size, device=start.device)
-    matrix = (columns == lower[..., None]) * (1 - weight)[..., None]
-    matrix = (
-        matrix + (columns == lower[..., None] + 1) * weight[..., None]
-    )  # the last pixel of a crop has weight 0 here
-    return matrix
+    weight = (source - floor)[..., None]
+    distance = torch.arange(size, device=out.device) - (floor.long() + start[:, None])[..., None]
+    return (distance == 0) * (1 - weight) + (distance == 1) * weight  # the last pixel of a crop has weight 0 here
+
+
+def packed(views: Views, size: int) -> NDArray[np.int64]:
+    """Views as one array [N, 5] (box, flip), or [N, 7] if any of them rolls: a device takes it in one copy."""
+    assert (views.boxes[:, 2:] <= size).all(), "a crop larger than the image would need antialiasing"
+    parts = [views.boxes, views.flips[:, None], *([views.rolls] if views.rolls.any() else [])]
+    return np.concatenate(parts, axis=1, dtype=np.int64)
+
+
+def matrices(views: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls as `packed` views.
+
+    Flip and roll only say which pixel of the resized crop an output pixel is, so they cost no pass over the matrices.
+    """
+    down = across = torch.arange(size, device=views.device)[None]
+    if views.shape[1] > 5:
+        down, across = ((down - views[:, i, None]) % size for i in (5, 6))
+    across = torch.where(views[:, 4, None] > 0, size - 1 - across, across)
+    rows = _axis(views[:, 0], views[:, 2], down.expand(len(views), size), dtype)
+    return rows, _axis(views[:, 1], views[:, 3], across, dtype)
 
 
 def resampling(
     views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls."""
-    boxes = torch.from_numpy(views.boxes).to(device)
-    rows = _axis(boxes[:, 0], boxes[:, 2], size, dtype)
-    columns = _axis(boxes[:, 1], boxes[:, 3], size, dtype)
-    flips = torch.from_numpy(views.flips).to(device)
-    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
-    rolls = torch.from_numpy(views.rolls).to(device)
-    if views.rolls.any():
-        order = torch.arange(size, device=device)[None]
-        rows = rows.gather(1, ((order - rolls[:, :1]) % size)[..., None].expand_as(rows))
-        columns = columns.gather(1, ((order - rolls[:, 1:]) % size)[..., None].expand_as(columns))
-    return rows, columns
+    """`matrices` of views that are drawn and not yet on the device."""
+    return matrices(torch.from_numpy(packed(views, size)).to(device), size, dtype)
 
 
 def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
@@ -186,8 +190,17 @@ def draw_cutouts(draws: np.random.Generator, count: int, size: int, share: float
 
 def cutout(images: Tensor, cutouts: Cutouts) -> Tensor:
     """Images [N, C, R, R] of values in [0, 1], each covered by its square."""
-    colours, boxes = (torch.from_numpy(part).to(images.device) for part in (cutouts.colours, cutouts.boxes))
-    return cutmix(images, colours[:, :, None, None], boxes)
+    return cover(images, torch.from_numpy(packed_cutouts(cutouts)).to(images.device))
+
+
+def packed_cutouts(cutouts: Cutouts) -> NDArray[np.float32]:
+    """Squares as one array [N, 7] (box, colour): a device takes it in one copy."""
+    return np.concatenate([cutouts.boxes, cutouts.colours], axis=1, dtype=np.float32)
+
+
+def cover(images: Tensor, squares: Tensor) -> Tensor:
+    """Images [N, C, R, R] of values in [0, 1], each under its square of `packed_cutouts` [N, 7]."""
+    return cutmix(images, squares[:, 4:, None, None], squares[:, :4])
 
 
 def mixup(images: Tensor, partners: Tensor, ratio: Tensor) -> Tensor:

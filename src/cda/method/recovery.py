@@ -22,6 +22,8 @@ from cda.errors import ArtifactError
 from cda.method.augment import Views, draw_views, generator, resample, resampling
 from cda.method.bn_matching import BNMatching
 from cda.method.curriculum import image_lr, min_crop
+from cda.native import library
+from cda.native.winograd import Convolutions
 from cda.runtime import Machine
 
 
@@ -68,49 +70,79 @@ def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Vie
     )
 
 
+def _native(machine: Machine) -> bool:
+    """Whether the machine is a CPU that works in float32, and may and can have kernels of ours."""
+    plain = machine.device.type == "cpu" and machine.half is None
+    return plain and machine.runtime.compile != "never" and library() is not None
+
+
+class Objective:
+    """What is minimised: cross-entropy and BN distance of each of `blocks` equal class blocks.
+
+    In float32 on a CPU a frozen model's convolutions and BN layers are computed by `cda.native`; elsewhere the whole is
+    compiled, if `steps` of it pay for that. `runtime.compile: never` is the reference without either.
+    """
+
+    def __init__(self, model: nn.Module, blocks: int, recipe: Recover, machine: Machine, steps: int) -> None:
+        self.model, self.blocks, self.machine = model, blocks, machine
+        native = _native(machine) and next(model.parameters()).dtype == torch.float32
+        machine.compiles |= native
+        self.matching = BNMatching(model, blocks, recipe.first_bn_multiplier, native)
+        self._convolutions = Convolutions(model) if native else None
+        self._losses = self._eager if native else machine.compiled(self._eager, steps)
+
+    def __call__(self, images: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both losses [K] of images [K·B, 3, R, R] with labels [K·B] as the views' matrices show them."""
+        return self._losses(images, rows, columns, labels)
+
+    def _eager(self, images: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        seen = resample(images, (rows, columns))
+        with self.machine.autocast():
+            logits = self.model(seen.contiguous(memory_format=torch.channels_last))
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        entropy = F.cross_entropy(precise, labels, reduction="none").view(self.blocks, -1).mean(dim=1)
+        return entropy, self.matching.loss()
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self.matching.remove()
+        if self._convolutions is not None:
+            self._convolutions.remove()
+
+
 class Recovery:
     """Equal-sized class blocks on their way from noise to images; `step` moves all of them on by one iteration."""
 
     def __init__(
         self,
-        model: nn.Module,
+        objective: Objective,
         blocks: list[Block],
         recipe: Recover,
         data: Dataset,
-        machine: Machine,
         dtype: torch.dtype = torch.float32,
+        label: str = "recover",
     ) -> None:
-        self.model, self.blocks, self.recipe, self.data, self.machine = model, blocks, recipe, data, machine
-        self.done = 0
+        assert len(blocks) == objective.blocks
+        device = objective.machine.device
+        self.objective, self.blocks, self.recipe, self.data, self.device = objective, blocks, recipe, data, device
+        self.label, self.done = label, 0
         self.trace: list[dict[str, Any]] = []
         start = np.concatenate([start_images(block, recipe.seed, data.resolution) for block in blocks])
-        self.images = torch.from_numpy(start).to(machine.device, dtype).requires_grad_()
-        self.labels = torch.cat([torch.arange(b.first, b.last) for b in blocks]).to(machine.device)
-        mean, std = (
-            torch.tensor(values, dtype=dtype, device=machine.device).view(3, 1, 1) for values in (data.mean, data.std)
+        self.images = torch.from_numpy(start).to(device, dtype).requires_grad_()
+        self.labels = torch.cat([torch.arange(b.first, b.last) for b in blocks]).to(device)
+        self.mean, self.std = (
+            torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1) for values in (data.mean, data.std)
         )
-        self.mean, self.std = mean, std
         self.optimizer = torch.optim.Adam([self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
-        self.matching = BNMatching(model, len(blocks), recipe.first_bn_multiplier)
-        self._objective = machine.compiled(self._losses)
         self._last: tuple[Tensor, Tensor] | None = None
-
-    def _losses(self, images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and BN distance of each block [K] for its images as the views show them."""
-        seen = resample(images, (rows, columns))
-        with self.machine.autocast():
-            logits = self.model(seen.contiguous(memory_format=torch.channels_last))
-        precise = logits if logits.dtype == torch.float64 else logits.float()
-        entropy = F.cross_entropy(precise, self.labels, reduction="none").view(len(self.blocks), -1).mean(dim=1)
-        return entropy, self.matching.loss()
 
     def step(self) -> None:
         """One iteration; raises ArtifactError if a block's loss is no longer a number."""
         recipe, step = self.recipe, self.done
         drawn = [step_views(block, recipe, step, self.data.resolution) for block in self.blocks]
         views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
-        matrices = resampling(views, self.data.resolution, self.machine.device, self.images.dtype)
-        entropy, distance = self._objective(self.images, *matrices)
+        matrices = resampling(views, self.data.resolution, self.device, self.images.dtype)
+        entropy, distance = self.objective(self.images, *matrices, self.labels)
         self.optimizer.param_groups[0]["lr"] = image_lr(step, recipe.iterations, recipe.lr)
         self.optimizer.zero_grad(set_to_none=True)
         (entropy + recipe.alpha_bn * distance).sum().backward()
@@ -131,7 +163,7 @@ class Recovery:
             if not (math.isfinite(ce) and math.isfinite(bn)):
                 where = f"shard {block.shard}, classes {block.first} to {block.last - 1}, step {self.done}"
                 raise ArtifactError(
-                    f"recover: the loss is no number at {where}; lower recover.lr or use precision fp32"
+                    f"{self.label}: the loss is no number at {where}; lower recover.lr or use precision fp32"
                 )
         return entropy, distance
 
@@ -157,7 +189,3 @@ class Recovery:
         with torch.no_grad():
             self.images.copy_(state["images"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-    def close(self) -> None:
-        """Take the hooks off the model."""
-        self.matching.remove()

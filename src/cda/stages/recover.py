@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,9 +25,10 @@ from cda.errors import ConfigError
 from cda.files import file_digest, publish, read_json, whole, write_json
 from cda.method.augment import generator
 from cda.method.bn_matching import bn_layers
-from cda.method.recovery import Block, Recovery, blocks_of
-from cda.progress import Progress
-from cda.runtime import Machine
+from cda.method.recovery import Block, Objective, Recovery, blocks_of
+from cda.progress import Progress, say
+from cda.runtime import Machine, out_of_memory
+from cda.stages import packing
 from cda.stages.context import Context
 from cda.stages.networks import load_squeezed
 
@@ -88,8 +91,8 @@ def _synthesise(
         "block-steps",
         (len(blocks) - len(left)) * recipe.iterations,
     )
-    for group in groups(left, context.settings.runtime.blocks):
-        _recover_group(context, machine, model, group, work, stop, progress)
+    if left:
+        Job(context, machine, model, work, stop, progress, len(blocks)).recover(left)
     progress.close()
     return list(described["classes"])
 
@@ -103,32 +106,100 @@ def _forget_other_model(work: Path, sha256: str) -> None:
     write_json(mark, {"sha256": sha256})
 
 
-def _recover_group(
-    context: Context, machine: Machine, model: nn.Module, group: list[Block], work: Path, stop: Stop, progress: Progress
-) -> None:
-    """Take one group of blocks to its last step, from its checkpoint if there is one."""
-    run, recipe = context.run, context.run.recipe.recover
-    key = f"{run.id} {[(b.shard, b.first) for b in group]}"
-    checkpoint = Checkpoint(work / "state.safetensors", key, context.settings.runtime.checkpoint_seconds)
-    recovery = Recovery(model, group, recipe, run.data, machine)
-    if (state := checkpoint.load()) is not None:
-        recovery.restore(state)
-        progress.update(recovery.done * len(group))
-    while recovery.done < recipe.iterations:
-        recovery.step()
-        if recovery.done in recipe.snapshots and any(block.shard == 0 for block in group):
-            _keep(work, group, recovery.pixels(), recovery.done)
-        if stop.signal or checkpoint.due():
-            checkpoint.save(recovery.state())
-            stop.check()
-        progress.note = recovery.summary()
-        progress.update(len(group))
-    for index, block in enumerate(group):
-        trace = [{"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]} for row in recovery.trace]
-        write_json(_block_file(work, block).with_suffix(".json"), {"trace": trace})
-    _keep(work, group, recovery.pixels(), None)
-    checkpoint.clear()
-    recovery.close()
+@dataclass
+class Job:
+    """The blocks of one part, on their way through one model."""
+
+    context: Context
+    machine: Machine
+    model: nn.Module
+    work: Path
+    stop: Stop
+    progress: Progress
+    blocks: int  # of the part
+    _made: Objective | None = None
+
+    def recover(self, left: list[Block]) -> None:
+        """Take all blocks to their last step, as many together as fit; where memory does not suffice, fewer."""
+        together = self._together(left[0])
+        while left:
+            group = next(groups(left, together))
+            try:
+                self._recover_group(self._objective(len(group)), group)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                together = self._fewer(len(group))
+            else:
+                left = [block for block in left if block not in group]
+        self._close()
+
+    def _together(self, block: Block) -> int:
+        """How many blocks are packed: the setting, or what an earlier start found, or what fits."""
+        setting, mark = self.machine.runtime.blocks, self.work / "packed.json"
+        if setting != "auto":
+            return setting
+        if self.machine.device.type == "cpu":
+            return 1
+        if mark.is_file():
+            return int(read_json(mark, "the number of packed blocks")["together"])
+        run = self.context.run
+        memory = packing.measured(self._objective(1), block, run.recipe.recover, run.data)
+        together = min(self.blocks, memory.most(packing.room()))
+        say(f"recover {run.id}: {together} class blocks together, {memory.of(together) / 1e9:.1f} GB")
+        write_json(mark, {"together": together})
+        return together
+
+    def _fewer(self, together: int) -> int:
+        """Half as many blocks; raises ConfigError if it was one."""
+        self._close()
+        if self.machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        run = self.context.run
+        if together == 1:
+            problem = f"recover {run.id}: a class block of {run.recipe.recover.block_size} does not fit into memory"
+            raise ConfigError(f"{problem}; lower recover.block_size or use a {self.machine.device.type} with more")
+        say(f"recover {run.id}: {together} class blocks do not fit into memory; going on with {together // 2}")
+        write_json(self.work / "packed.json", {"together": together // 2})
+        return together // 2
+
+    def _objective(self, blocks: int) -> Objective:
+        """The losses of so many blocks, compiled once for all groups of that size."""
+        if self._made is None or self._made.blocks != blocks:
+            self._close()
+            recipe = self.context.run.recipe.recover
+            steps = recipe.iterations * -(-self.blocks // blocks)
+            self._made = Objective(self.model, blocks, recipe, self.machine, steps)
+        return self._made
+
+    def _close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+        self._made = None
+
+    def _recover_group(self, objective: Objective, group: list[Block]) -> None:
+        """Take one group of blocks to its last step, from its checkpoint if there is one."""
+        run, recipe, work = self.context.run, self.context.run.recipe.recover, self.work
+        key = f"{run.id} {[(b.shard, b.first) for b in group]}"
+        checkpoint = Checkpoint(work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds)
+        recovery = Recovery(objective, group, recipe, run.data, label=f"recover {run.id}")
+        if (state := checkpoint.load()) is not None:
+            recovery.restore(state)
+            self.progress.update(recovery.done * len(group))
+        while recovery.done < recipe.iterations:
+            recovery.step()
+            if recovery.done in recipe.snapshots and any(block.shard == 0 for block in group):
+                _keep(work, group, recovery.pixels(), recovery.done)
+            if self.stop.signal or checkpoint.due():
+                checkpoint.save(recovery.state())
+                self.stop.check()
+            self.progress.note = recovery.summary()
+            self.progress.update(len(group))
+        for index, block in enumerate(group):
+            trace = [{"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]} for row in recovery.trace]
+            write_json(_block_file(work, block).with_suffix(".json"), {"trace": trace})
+        _keep(work, group, recovery.pixels(), None)
+        checkpoint.clear()
 
 
 def _keep(work: Path, group: list[Block], pixels: Pixels, step: int | None) -> None:
