@@ -14,8 +14,8 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -34,6 +34,8 @@ from cda.method.augment import generator
 from cda.progress import say
 
 F = TypeVar("F", bound=Callable[..., Any])
+Index = TypeVar("Index", NDArray[np.int64], Tensor)
+PAYS = 1000  # steps: compiling takes as long as hundreds of them, and the compiler's cache serves the next job
 PATIENCE = timedelta(hours=2)  # how long a rank waits for the others: one of them may be slow to list a data set
 
 
@@ -48,13 +50,14 @@ class Machine:
     rank: int = 0
     world: int = 1
     control: dist.ProcessGroup | None = None  # of the ranks' CPUs: agreeing must not wait for the GPUs
+    compiles: bool = False  # whether a step of the job was compiled
 
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+    def share(self, batch: Index) -> Index:
         """What this rank sees of a global `batch` [B] of image indices.
 
         A rank's share has two images at least, since batch statistics need them; where there are too few for all,
@@ -115,14 +118,32 @@ class Machine:
         placed: nn.Module = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return placed
 
-    def compiled(self, function: F) -> F:
-        """`function` compiled where the settings ask for it and a C++ compiler is there; as it is otherwise."""
-        if not self.runtime.compile:
+    def compiled(self, function: F, steps: int, *, length: int | None = None, graphs: bool = False) -> F:
+        """`function` compiled where that pays in a job that calls it `steps` times; as it is otherwise.
+
+        A compiled function differs in rounding alone, on a GPU also in what dropout draws. `auto` decides by the whole
+        job's `steps`, so that bytes on a CPU depend on nothing that happened meanwhile. With `length`, calls with a
+        first argument of another length, such as the last batch of an epoch, are not worth a compilation of their own.
+
+        `graphs` replays a GPU's kernels as one launch, for small batches: what the function returns, and the gradients,
+        are overwritten by its next call.
+        """
+        compiling = self.runtime.compile
+        if compiling == "never" or (compiling == "auto" and steps < PAYS):
             return function
         if self.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
             say("no C++ compiler found: running without compilation (same results, slower)")
             return function
-        return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+        from cda.compiled import Compiled
+
+        self.compiles, cuda = True, self.device.type == "cuda"
+        graphs = graphs and cuda and self.world == 1
+        return Compiled(function, length, cuda, graphs, self.runtime.cpu_threads)  # type: ignore[return-value]
+
+    def forget(self) -> None:
+        """Let go of what was compiled, and of the GPU memory that its graphs hold: the next model is another."""
+        if self.compiles:
+            torch.compiler.reset()
 
     def provenance(self) -> dict[str, Any]:
         """Where, with what and how long; nothing in it changes a result on the same kind of machine."""
@@ -132,6 +153,7 @@ class Machine:
             "host": socket.gethostname(),
             "device": torch.cuda.get_device_name() if cuda else _cpu(),
             "precision": "bf16" if self.half else "fp32",
+            "compiled": self.compiles,
             "cpu_threads": self.runtime.cpu_threads,
             **({"processes": self.world} if self.world > 1 else {}),
             "seconds": round(time.monotonic() - self.started, 2),
@@ -195,6 +217,22 @@ def _half(runtime: Runtime, device: torch.device) -> torch.dtype | None:
         say(f"this {device.type} has no bf16: running in fp32")
     wanted = runtime.precision == "bf16" or (runtime.precision == "auto" and device.type == "cuda")
     return torch.bfloat16 if wanted and able else None
+
+
+@contextmanager
+def enough_memory(problem: Callable[[], str]) -> Iterator[None]:
+    """Raises ConfigError with `problem()` where the device, or the host, has no memory left."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(problem()) from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there is no memory left; torch has a class for a GPU's and none for the host's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def seed_everything(*purpose: object) -> None:

@@ -3,6 +3,10 @@
 Several processes (`runtime.Machine`) take their shares of the same batches; the gradient is the mean over the whole
 batch. Batch statistics are of a rank's share, as in torch's DistributedDataParallel without SyncBatchNorm; the running
 ones that are tested and saved are rank 0's.
+
+Where a job is long enough (`runtime.compile`), forward pass, loss and backward pass of a whole batch are compiled, on a
+GPU to one launch each: the same mathematics in other kernels, so that a step differs in rounding alone, and the same
+bits again after a resume on a CPU. The last, smaller batch of an epoch runs uncompiled.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from cda.config import Optimisation
 from cda.errors import ArtifactError
 from cda.models import load_state
 from cda.progress import Progress
-from cda.runtime import Machine, seed_everything
+from cda.runtime import Machine, enough_memory, seed_everything
 
 Loss = Callable[[Tensor, Any], Tensor]
+Objective = Callable[[Tensor, Any], Tensor]
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -63,7 +68,7 @@ def optimizer_of(model: nn.Module, values: Optimisation) -> torch.optim.Optimize
     groups = [{"params": decayed, "weight_decay": values.weight_decay}, {"params": free, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if values.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=values.lr, momentum=values.momentum)
+        return torch.optim.SGD(groups, lr=values.lr, momentum=values.momentum, fused=True)
     kind = torch.optim.AdamW if values.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=values.lr, fused=True)
 
@@ -95,6 +100,8 @@ class Trainer:
         self.optimizer = optimizer_of(model, values)
         self.history = History()
         self.at = (0, 0)  # the next epoch and the next step in it
+        self.job = (values.epochs, values.batch_size)  # at least so many steps, and the images of a whole batch
+        self._objective: tuple[Loss, Objective] | None = None
         self.loss_sum = torch.zeros((), device=machine.device)
 
     def state(self) -> dict[str, Any]:
@@ -139,21 +146,59 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with self.machine.autocast():
-            logits = self.shared(images.contiguous(memory_format=torch.channels_last))
-        value = loss(logits, target) * weight
+        value = self.objective(loss)(images, target)
+        if weight != 1:
+            value = value * weight
         value.backward()
         self.optimizer.step()
         self.loss_sum += value.detach()
+
+    def objective(self, loss: Loss) -> Objective:
+        """(images, target) to the loss, compiled where that pays in this `job`."""
+        if self._objective is None or self._objective[0] is not loss:
+
+            def forward(images: Tensor, target: Any) -> Tensor:
+                with self.machine.autocast():
+                    logits = self.shared(images.contiguous(memory_format=torch.channels_last))
+                return loss(logits, target)
+
+            steps, batch = self.job
+            own = len(self.machine.share(torch.arange(batch)))
+            self._objective = (loss, self.machine.compiled(forward, steps, length=own, graphs=True))
+        return self._objective[1]
 
 
 def fit(
     trainer: Trainer, batches: Batches, loss: Loss, evaluate: Evaluate, checkpoint: Checkpoint, stop: Stop, label: str
 ) -> History:
-    """Train to the last epoch, from the checkpoint if any; raises Interrupted (all saved), ArtifactError (diverged)."""
+    """Train to the last epoch, from the checkpoint if any.
+
+    Raises Interrupted (all saved), ArtifactError (diverged), ConfigError (no memory left).
+    """
     state = checkpoint.load()
     if state is not None:
         trainer.restore(state)
+    values = trainer.values
+    trainer.job = (values.epochs * batches.steps, min(values.batch_size, batches.images))
+    key = f"{type(values).__name__.lower()}.batch_size"
+
+    def too_large() -> str:
+        epoch, step = trainer.at
+        return (
+            f"{label}: no memory left in epoch {epoch}, step {step}; "
+            f"lower {key} ({values.batch_size}), or set runtime.precision to bf16"
+        )
+
+    with enough_memory(too_large):
+        _train(trainer, batches, loss, evaluate, checkpoint, stop, label)
+    trainer.machine.forget()
+    return trainer.history
+
+
+def _train(
+    trainer: Trainer, batches: Batches, loss: Loss, evaluate: Evaluate, checkpoint: Checkpoint, stop: Stop, label: str
+) -> None:
+    """Every step and evaluation from where the trainer is."""
     values, machine, began = trainer.values, trainer.machine, time.monotonic() - trainer.history.seconds
     sizes = batch_sizes(batches.images, batches.steps, values.batch_size)
     progress = _Progress(values.epochs, sizes, trainer.at, label, machine.leads)
@@ -182,7 +227,6 @@ def fit(
         _close_epoch(trainer, epoch, batches.steps, evaluate, progress)
     trainer.history.seconds = time.monotonic() - began
     progress.close()
-    return trainer.history
 
 
 def batch_sizes(images: int, steps: int, batch_size: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.optim import lr_scheduler as torchs
 from cda.checkpoint import Checkpoint, Stop
 from cda.config import Dataset, Optimisation, Runtime
 from cda.data.loaders import Images
-from cda.errors import ArtifactError, Interrupted
+from cda.errors import ArtifactError, ConfigError, Interrupted
 from cda.runtime import Machine
 from cda.training import History, Trainer, fit, lr_at, optimizer_of
 
@@ -179,10 +180,11 @@ def train(
     asked: int = -1,
     every: float = 1e9,
     loss: Any = F.cross_entropy,
+    machine: Machine = MACHINE,
 ) -> Trainer:
     """A training in `folder` as a new process would start it; `start` seeds what torch drew before."""
     torch.manual_seed(start)
-    trainer = Trainer(Mixed(), values, MACHINE, ("toy", 0))
+    trainer = Trainer(Mixed(), values, machine, ("toy", 0))
     if start == 0:
         with torch.no_grad():
             trainer.model.frozen.fill_(3.0)  # state that only the checkpoint can bring back
@@ -312,6 +314,59 @@ def test_a_mended_start_does_not_go_on_from_a_diverged_checkpoint(tmp_path):
     assert_same(train(tmp_path, SGD), undisturbed)
 
 
+def test_no_memory_left_is_one_line_with_the_key_to_lower(tmp_path):
+    def hungry(logits: Tensor, target: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
+
+    with pytest.raises(
+        ConfigError, match=r"toy: no memory left in epoch 0, step 0; lower optimisation\.batch_size \(8"
+    ):
+        train(tmp_path, SGD, loss=hungry)
+
+
+def test_another_error_of_a_step_is_not_taken_for_that(tmp_path):
+    def broken(logits: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tmp_path, SGD, loss=broken)
+
+
+# Compiled
+
+
+WHOLE = SGD.model_copy(update={"batch_size": 6})  # the toy's: three whole batches an epoch and a smaller one
+COMPILED = Machine(Runtime(device="cpu", compile="always", cpu_threads=1), torch.device("cpu"), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_bits(tmp_path, capsys):
+    """Dropout too: on a CPU the compiled step draws what the plain one draws."""
+    plain = train(tmp_path / "plain", WHOLE)
+    compiled = train(tmp_path / "compiled", WHOLE, machine=COMPILED)
+    assert "cannot compile" not in capsys.readouterr().err
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    for one, other in zip(compiled.history.curve, plain.history.curve, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+    for asked in (2, 4):  # within an epoch and at its end
+        with pytest.raises(Interrupted):
+            train(tmp_path / str(asked), WHOLE, asked=asked, machine=COMPILED)
+        assert_same(train(tmp_path / str(asked), WHOLE, start=asked, machine=COMPILED), compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_loss_that_is_no_number_ends_in_one_line_and_leaves_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, WHOLE, asked=6, machine=COMPILED)
+    left = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(ArtifactError, match=r"toy: the loss is nan in epoch 1; lower the recipe's lr"):
+        train(tmp_path, WHOLE, every=0.0, machine=COMPILED, loss=lambda x, y: F.cross_entropy(x, y) * math.nan)
+    assert (tmp_path / "state.safetensors").read_bytes() == left
+
+
 # Accuracy
 
 
@@ -344,6 +399,25 @@ def test_accuracy_is_counted_as_by_hand(classes, batch):
         fifth += better < 5
     assert found == {"top1": pytest.approx(2.0 * first), "top5": pytest.approx(2.0 * fifth)}
     assert classes > 5 or found["top5"] == 100
+
+
+class Hungry(Table):
+    """Has memory for so many images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(x)
+
+
+def test_evaluation_without_memory_for_its_batch_takes_smaller_ones(capsys):
+    pixels = np.zeros((50, 8, 8, 3), dtype=np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(50)
+    answers, labels = np.eye(50, 10, dtype=np.float32), np.arange(50) % 10
+    data = Dataset(name="toy", layout="digits", classes=10, resolution=8, mean=(0,) * 3, std=(1,) * 3, get="x")
+    images = Images(pixels, labels, data, MACHINE)
+    assert images.evaluate(Hungry(answers, 0, 1), 40) == images.evaluate(Table(answers, 0, 1))
+    assert "no memory to evaluate 40 images at a time: going on with half as many" in capsys.readouterr().err
 
 
 # Several processes

@@ -5,8 +5,8 @@ Sets that are too large for that are memory maps, of which a batch at a time goe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +16,24 @@ from torch import Tensor, nn
 from cda.config import Dataset, Relabel, Squeeze
 from cda.data.labels import EpochPlan, epoch_plan
 from cda.data.sources import ImageSet
-from cda.method.augment import cutmix, cutout, draw_cutouts, draw_views, generator, mixup, resample, resampling
+from cda.method.augment import (
+    Cutouts,
+    Views,
+    cover,
+    cutmix,
+    draw_cutouts,
+    draw_views,
+    generator,
+    matrices,
+    mixup,
+    packed,
+    packed_cutouts,
+    resample,
+)
 from cda.progress import say
-from cda.runtime import Machine
+from cda.runtime import Machine, out_of_memory
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fits(size: int, machine: Machine) -> bool:
@@ -39,6 +54,47 @@ class Normalisation:
     def __call__(self, images: Tensor) -> Tensor:
         """Images [N, 3, R, R] of values in [0, 1], normalised."""
         return (images - self.mean) / self.std
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """Pixels uint8 [n, R, R, 3] as images in [0, 1], float32 [n, 3, R, R]."""
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def shown(pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
+    """Images in [0, 1], float32 [n, 3, R, R], of uint8 `pixels` [n, R, R, 3] as `packed` views see them.
+
+    `squares` [n, 7] of `packed_cutouts` cover them, if there are any.
+    """
+    seen = resample(unit(pixels), matrices(views, pixels.shape[1]))
+    return seen if squares is None else cover(seen, squares)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images as convolutions like them best, on a GPU by far, on a CPU with AVX-512 by a fifth of a training step."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def on_gpu(function: F, machine: Machine, steps: int) -> F:
+    """`function` compiled on a GPU, where launches count; on a CPU what it does takes some percent of a step."""
+    return machine.compiled(function, steps) if machine.device.type == "cuda" else function
+
+
+class Looks(NamedTuple):
+    """How an epoch sees all images of a set, on the device: a batch is one indexing away."""
+
+    views: Tensor  # [N, 5 or 7], `packed`
+    squares: Tensor | None  # [N, 7], `packed_cutouts`
+
+    @classmethod
+    def of(cls, views: Views, cutouts: Cutouts | None, images: Images) -> Looks:
+        """Drawn on the host, put where the images are."""
+        squares = None if cutouts is None else images.resident(packed_cutouts(cutouts))
+        return cls(images.resident(packed(views, images.size)), squares)
+
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Views and squares of the images `index`."""
+        return self.views[index], None if self.squares is None else self.squares[index]
 
 
 class Images:
@@ -66,13 +122,34 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def resident(self, values: NDArray[Any]) -> Tensor:
+        """`values` on the device."""
+        return torch.from_numpy(values).to(self.device)
+
     def at(self, index: Tensor) -> Tensor:
         """Images `index` in [0, 1], float32 [n, 3, R, R]."""
+        return unit(self.taken(index))
+
+    def taken(self, index: Tensor, chosen: NDArray[np.int64] | None = None) -> Tensor:
+        """Pixels of images `index`, uint8 [n, R, R, 3], on the device.
+
+        `chosen`, the same index on the host, saves sets that lie there the wait for the device.
+        """
         if self.apart is None:
-            taken = self.pixels[index]
-        else:
-            taken = torch.from_numpy(self.apart[index.cpu().numpy()]).to(self.device)
-        return taken.permute(0, 3, 1, 2).contiguous().float().div_(255)
+            return self.pixels[index]
+        pixels = torch.from_numpy(self.apart[index.cpu().numpy() if chosen is None else chosen])
+        return pixels.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else pixels
+
+    def logits(self, model: nn.Module, index: Tensor) -> Tensor:
+        """The model's logits [n, classes] for images `index` unaugmented; in halves where memory does not suffice."""
+        try:
+            with self.machine.autocast():
+                return model(self.normalised(self.at(index)).contiguous(memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(index) == 1:
+                raise
+        say(f"no memory to evaluate {len(index)} images at a time: going on with half as many")
+        return torch.cat([self.logits(model, half) for half in index.tensor_split(2)])
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, batch: int = 512) -> dict[str, float]:
@@ -81,8 +158,7 @@ class Images:
         correct = torch.zeros(2, device=self.device, dtype=torch.long)
         for start in range(self.machine.rank * batch, len(self), self.machine.world * batch):
             index = torch.arange(start, min(start + batch, len(self)), device=self.device)
-            with self.machine.autocast():
-                logits = model(self.normalised(self.at(index)).contiguous(memory_format=torch.channels_last))
+            logits = self.logits(model, index)
             ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == self.labels[index, None]
             correct += torch.stack([ranked[:, 0].sum(), ranked.sum()])
         top1, top5 = (self.machine.total(correct).double() * 100 / len(self)).tolist()
@@ -101,6 +177,10 @@ class SqueezeBatches:
         self.set, self.recipe = images, recipe
         self.images = len(images)
         self.steps = -(-len(images) // recipe.batch_size)
+        self._seen = on_gpu(self._shown, images.machine, recipe.epochs * self.steps)
+
+    def _shown(self, pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
+        return channels_last(self.set.normalised(shown(pixels, views, squares)))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(normalised images [B, 3, R, R], labels [B]) of every step; a rank's share of them."""
@@ -112,47 +192,76 @@ class SqueezeBatches:
         )  # fmt: skip
         draws = generator("squeeze", recipe.seed, epoch, "cutout")
         cutouts = draw_cutouts(draws, len(images), images.size, recipe.cutout) if recipe.cutout else None
+        looks, at = Looks.of(views, cutouts, images), images.resident(order)
         for step in range(first_step, self.steps):
-            chosen = images.machine.share(order[step * recipe.batch_size : (step + 1) * recipe.batch_size])
-            index = torch.from_numpy(chosen).to(images.device)
-            seen = resample(images.at(index), resampling(views.of(chosen), images.size, images.device))
-            if cutouts is not None:
-                seen = cutout(seen, cutouts.of(chosen))
-            yield images.normalised(seen), images.labels[index]
+            batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            index, chosen = images.machine.share(at[batch]), images.machine.share(order[batch])
+            yield self._seen(images.taken(index, chosen), *looks.at(index)), images.labels[index]
+
+
+class Placed(NamedTuple):
+    """An epoch's plan on the device, by image but for the order."""
+
+    plan: EpochPlan
+    order: Tensor  # [N]
+    looks: Looks
+    partners: Tensor  # [N]
+    mixing: Tensor  # [N, 5] CutMix box, share of the image itself
 
 
 class DistilledBatches:
-    """Distilled images as a label store's epoch sees them, augmented and mixed; any batch size sees the same images."""
+    """Distilled images as a label store's epoch sees them, augmented and mixed; any batch size sees the same images.
 
-    def __init__(self, images: Images, recipe: Relabel, batch_size: int) -> None:
+    `epochs` says how long the job is, for whether compiling pays.
+    """
+
+    def __init__(self, images: Images, recipe: Relabel, batch_size: int, epochs: int = 1) -> None:
         self.set, self.recipe, self.batch_size = images, recipe, batch_size
         self.images = len(images)
         self.steps = -(-len(images) // batch_size)
+        self._shown = on_gpu(self._mixed, images.machine, epochs * self.steps)
+        self._placed: Placed | None = None
 
     def plan(self, epoch: int) -> EpochPlan:
         """How `epoch` sees every image."""
         return epoch_plan(self.recipe, self.set.size, len(self.set), epoch)
 
+    def placed(self, plan: EpochPlan) -> Placed:
+        """The plan on the device, where the last one stays."""
+        if self._placed is None or self._placed.plan is not plan:
+            looks, mixing = Looks.of(plan.views, plan.cutouts, self.set), np.c_[plan.boxes, plan.ratios]
+            order, partners, mixes = map(self.set.resident, (plan.order, plan.partners, mixing.astype(np.float32)))
+            self._placed = Placed(plan, order, looks, partners, mixes)
+        return self._placed
+
     def inputs(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
         """Normalised, augmented and mixed images `chosen` [B] of the plan's epoch, float32 [B, 3, R, R]."""
-        images = self._seen(plan, chosen)
-        if self.recipe.mixing == "none":
-            return self.set.normalised(images)
-        partners = self._seen(plan, plan.partners[chosen])
-        if self.recipe.mixing == "cutmix":
-            mixed = cutmix(images, partners, torch.from_numpy(plan.boxes[chosen]).to(self.set.device))
-        else:
-            mixed = mixup(images, partners, torch.from_numpy(plan.ratios[chosen]).float().to(self.set.device))
-        return self.set.normalised(mixed)
+        return self._inputs(self.placed(plan), self.set.resident(chosen), chosen)
 
-    def _seen(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
-        index = torch.from_numpy(chosen).to(self.set.device)
-        seen = resample(self.set.at(index), resampling(plan.views.of(chosen), self.set.size, self.set.device))
-        return seen if plan.cutouts is None else cutout(seen, plan.cutouts.of(chosen))
+    def _inputs(self, placed: Placed, index: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+        """The same of `chosen` that are on the device as `index`."""
+        mixing = placed.mixing[index]
+        if self.recipe.mixing != "none":  # partners are seen as their own views say, behind the images themselves
+            index = torch.cat([index, placed.partners[index]])
+            chosen = np.concatenate([chosen, placed.plan.partners[chosen]])
+        return self._shown(self.set.taken(index, chosen), *placed.looks.at(index), mixing)
+
+    def _mixed(self, pixels: Tensor, views: Tensor, squares: Tensor | None, mixing: Tensor) -> Tensor:
+        images = shown(pixels, views, squares)
+        if self.recipe.mixing != "none":
+            images, partners = images.chunk(2)
+            own = mixing[:, 4]
+            images = (
+                cutmix(images, partners, mixing[:, :4])
+                if self.recipe.mixing == "cutmix"
+                else mixup(images, partners, own)
+            )
+        return channels_last(self.set.normalised(images))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
-        """(inputs, (epoch, plan, image indices)) of every step, in the label store's order."""
-        plan = self.plan(epoch)
+        """(inputs, (epoch, its plan on the device, image indices there)) of every step, in the label store's order."""
+        placed = self.placed(self.plan(epoch))
         for step in range(first_step, self.steps):
-            chosen = plan.order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.inputs(plan, chosen), (epoch, plan, chosen)
+            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            index = placed.order[batch]
+            yield self._inputs(placed, index, placed.plan.order[batch]), (epoch, placed, index)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cda.checkpoint import Checkpoint, Stop, working
 from cda.config import Continual
-from cda.data.loaders import Images
+from cda.data.loaders import Images, channels_last, unit
 from cda.data.shards import load_distilled
 from cda.errors import ArtifactError, ConfigError, DataError
 from cda.files import read_json, write_json
@@ -65,22 +65,25 @@ class SeenBatches:
     def __init__(
         self, memory: Images, seen: Labels, recipe: Continual, teacher: nn.Module, purpose: tuple[object, ...]
     ) -> None:
-        self.set, self.recipe, self.teacher, self.purpose = memory, recipe, teacher, purpose
+        self.set, self.recipe, self.purpose = memory, recipe, purpose
         self.index = np.flatnonzero(np.isin(memory.labels.cpu().numpy(), seen))
         self.images = len(self.index)
         self.steps = -(-self.images // recipe.batch_size)
+        batch, machine = min(recipe.batch_size, self.images), memory.machine
+        self.teacher = machine.compiled(teacher, recipe.epochs * self.steps, length=batch)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs [B, 3, R, R], the teacher's logits [B, C]) of every step."""
         size = self.recipe.batch_size
         order = self.index[generator(*self.purpose, epoch, "order").permutation(self.images)]
+        resident = self.set.resident(order)
         for step in range(first_step, self.steps):
-            chosen = torch.from_numpy(order[step * size : (step + 1) * size]).to(self.set.device)
-            inputs = self.set.normalised(self.set.at(chosen))
+            batch = slice(step * size, (step + 1) * size)
+            inputs = self.set.normalised(unit(self.set.taken(resident[batch], order[batch])))
             if self.recipe.augment == "dsa":
                 inputs = dsa.augment(inputs, generator(*self.purpose, epoch, "dsa", step))
             with torch.no_grad(), self.set.machine.autocast():
-                logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
+                logits = self.teacher(channels_last(inputs))
             yield inputs, logits
 
 
@@ -95,8 +98,7 @@ def accuracy(model: nn.Module, test: Images, seen: Labels, batch: int = 512) -> 
     index = torch.isin(test.labels, classes).nonzero()[:, 0]
     correct = torch.zeros(2, device=test.device, dtype=torch.long)
     for chosen in index.split(batch):
-        with test.machine.autocast():
-            logits = model(test.normalised(test.at(chosen)).contiguous(memory_format=torch.channels_last))
+        logits = test.logits(model, chosen)
         guesses = torch.stack([logits.argmax(dim=1), classes[logits[:, classes].argmax(dim=1)]])
         correct += (guesses == test.labels[chosen]).sum(dim=1)
     top1, masked = (correct.double() * 100 / len(index)).tolist()

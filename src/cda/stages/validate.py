@@ -5,15 +5,19 @@ Reads shards, a label store and, for online labels, the relabel model; writes on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from cda.checkpoint import Checkpoint, working
+from cda.config import Validate
 from cda.data.labels import LabelStore
-from cda.data.loaders import DistilledBatches, Images
+from cda.data.loaders import DistilledBatches, Images, Placed
 from cda.data.shards import load_distilled
 from cda.errors import ConfigError, DataError
 from cda.files import write_json
@@ -21,49 +25,72 @@ from cda.method.kd import kd_loss, mixed_ce
 from cda.runtime import Machine
 from cda.stages.context import Context
 from cda.stages.networks import fresh_model, load_squeezed
-from cda.training import Batches, History, Loss, Trainer, fit
+from cda.training import History, Loss, Trainer, fit
+
+AHEAD = 2**28  # bytes of labels that are on the device at once
 
 
 class LabelledBatches:
     """Distilled batches with what the loss needs: soft labels, or hard labels of the mixture."""
 
     def __init__(
-        self, batches: DistilledBatches, store: LabelStore, teacher: torch.nn.Module | None, machine: Machine
+        self, batches: DistilledBatches, store: LabelStore, teacher: nn.Module | None, machine: Machine, epochs: int = 1
     ) -> None:
-        self.inner, self.store, self.teacher, self.machine = batches, store, teacher, machine
+        self.inner, self.store, self.machine = batches, store, machine
         self.steps, self.images = batches.steps, batches.images
+        if teacher is not None:
+            batch = min(batches.batch_size, batches.images)
+            self._teacher = machine.compiled(teacher, epochs * batches.steps, length=batch)
 
-    def epoch(self, epoch: int, first_step: int = 0):  # type: ignore[no-untyped-def]
-        """(inputs, target) of every step; a target is teacher logits, or (own class, partner's class, own share)."""
-        for inputs, (_, plan, chosen) in self.inner.epoch(epoch, first_step):
-            yield inputs, self._target(inputs, epoch, plan, chosen)
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """(inputs, target) of every step.
 
-    def _target(self, inputs: Tensor, epoch: int, plan: Any, chosen: Any) -> Any:
-        device = self.machine.device
-        if self.store.mode == "fp16":
-            return torch.from_numpy(self.store.read(epoch, chosen)).to(device)
-        if self.store.mode == "online":
-            assert self.teacher is not None
-            with torch.inference_mode(), self.machine.autocast():
-                logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
-            return logits.clone()
+        A target is a store's encoded rows, the teacher's logits, or (own class, partner's class, own share).
+        """
+        rows: Iterator[Tensor] | None = None
+        for inputs, (_, placed, index) in self.inner.epoch(epoch, first_step):
+            if self.store.mode == "stored":
+                rows = rows or self._rows(epoch, placed.plan.order, first_step)
+                yield inputs, next(rows)
+            else:
+                yield inputs, self._online(inputs) if self.store.mode == "online" else self._hard(placed, index)
+
+    def _rows(self, epoch: int, order: NDArray[np.int64], first_step: int) -> Iterator[Tensor]:
+        """A store's rows [B, width] of every step; those of many steps go to the device at once."""
+        size = self.inner.batch_size
+        a_row = self.store.codec.width * np.dtype(self.store.codec.dtype).itemsize
+        at_once = max(1, AHEAD // (a_row * size)) * size
+        for start in range(first_step * size, self.images, at_once):
+            rows = self.store.rows(epoch, order[start : start + at_once])
+            yield from torch.from_numpy(rows).to(self.machine.device).split(size)
+
+    def _online(self, inputs: Tensor) -> Tensor:
+        """The teacher's logits [B, C], as a store would give them."""
+        with torch.no_grad(), self.machine.autocast():
+            logits = self._teacher(inputs)
+        return self.store.codec.decode(self.store.codec.encode(logits))
+
+    def _hard(self, placed: Placed, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         labels = self.inner.set.labels
-        own, partner = (labels[torch.from_numpy(index).to(device)] for index in (chosen, plan.partners[chosen]))
-        return own, partner, torch.from_numpy(plan.ratios[chosen]).float().to(device)
+        return labels[index], labels[placed.partners[index]], placed.mixing[index, 4]
 
 
-def loss_of(context: Context, store: LabelStore) -> Loss:
-    """The recipe's loss for the store's kind of labels."""
-    recipe = context.run.recipe.validate_
+def loss_of(recipe: Validate, store: LabelStore) -> Loss:
+    """The recipe's loss for the store's kind of labels; it decodes rows itself, so that a compiled step does."""
+    temperature, squared, smoothing = recipe.temperature, recipe.temperature_squared, recipe.label_smoothing
+    codec = store.codec
 
-    def soft(logits: Tensor, target: Any) -> Tensor:
-        return kd_loss(logits, target, recipe.temperature, recipe.temperature_squared, recipe.label_smoothing)
+    def stored(logits: Tensor, rows: Any) -> Tensor:
+        return kd_loss(logits, codec.decode(rows), temperature, squared, smoothing)
+
+    def online(logits: Tensor, teacher: Any) -> Tensor:
+        return kd_loss(logits, teacher, temperature, squared, smoothing)
 
     def hard(logits: Tensor, target: Any) -> Tensor:
         own, partner, share = target
-        return mixed_ce(logits, own, partner, share, recipe.label_smoothing)
+        return mixed_ce(logits, own, partner, share, smoothing)
 
-    return hard if store.mode == "hard" else soft
+    return {"stored": stored, "online": online, "hard": hard}[store.mode]
 
 
 def run(context: Context, images_folder: Path, labels: Path, model_path: Path | None, seed: int, out: Path) -> None:
@@ -92,11 +119,12 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
         path = context.work(f"seed-{seed}") / "state.safetensors"
         key = f"{run.id} {seed} {images_digest} {store.header.get('sha256')}"
         checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
-        distilled = DistilledBatches(Images(pixels, targets, run.data, machine), store.recipe, recipe.batch_size)
+        images = Images(pixels, targets, run.data, machine)
+        distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
         trainer = Trainer(fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed))
-        batches: Batches = LabelledBatches(distilled, store, teacher, machine)
+        batches = LabelledBatches(distilled, store, teacher, machine, recipe.epochs)
         label = f"validate {run.id} seed {seed}"
-        history = fit(trainer, batches, loss_of(context, store), test.evaluate, checkpoint, stop, label)
+        history = fit(trainer, batches, loss_of(recipe, store), test.evaluate, checkpoint, stop, label)
         write_json(out, _record(context, history, seed, machine))
 
 

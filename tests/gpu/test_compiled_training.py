@@ -1,0 +1,115 @@
+"""On a GPU: the compiled step at batch 8, its launches replayed as graphs, against eager fp32; evaluation; resuming."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cda import models
+from cda.checkpoint import Checkpoint, Stop
+from cda.config import Architecture, Dataset, Relabel, Runtime, Squeeze
+from cda.data.loaders import DistilledBatches, Images, SqueezeBatches
+from cda.errors import Interrupted
+from cda.runtime import Machine, start
+from cda.stages.squeeze import smoothed_ce
+from cda.training import Trainer, fit
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+DATA = Dataset(
+    name="toy", layout="digits", classes=10, resolution=32, mean=(0.5,) * 3, std=(0.25,) * 3, get="made up"
+)  # fmt: skip
+COUNT = 44  # five batches of 8 and a smaller one
+RECIPE = Squeeze(epochs=4, batch_size=8, lr=0.01, augment="random_resized_crop", cutout=0.3, evaluate_every=1)
+
+
+def machine(compile: str, precision: str = "fp32") -> Machine:
+    return start(Runtime(device="cuda", precision=precision, compile=compile))
+
+
+def images(on: Machine, count: int = COUNT) -> Images:
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return Images(pixels, draws.integers(0, 10, count), DATA, on)
+
+
+def network(on: Machine) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return on.place(models.build("resnet18", 10, 32, Architecture(stem="small", width=0.25)))
+
+
+class Stopping(SqueezeBatches):
+    """Asks `stop` to stop after so many batches."""
+
+    def __init__(self, of: Images, stop: Stop, asked: int) -> None:
+        super().__init__(of, RECIPE)
+        self.stop, self.left = stop, asked
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        for batch in super().epoch(epoch, first_step):
+            self.left -= 1
+            self.stop.signal = self.stop.signal or signal.SIGTERM * (self.left == 0)
+            yield batch
+
+
+def train(on: Machine, folder: Path, asked: int = -1) -> Trainer:
+    real, stop = images(on), Stop()
+    trainer = Trainer(network(on), RECIPE, on, ("toy", 0))
+    checkpoint = Checkpoint(folder / "state.safetensors", "toy", 1e9)
+    fit(trainer, Stopping(real, stop, asked), smoothed_ce(0.1), real.evaluate, checkpoint, stop, "toy")
+    return trainer
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [row["loss"] for row in trainer.history.curve]
+
+
+def test_steps_of_eight_have_the_losses_of_eager_fp32(tmp_path, capsys):
+    plain, fast = train(machine("never"), tmp_path / "plain"), train(machine("always"), tmp_path / "fast")
+    assert "cannot compile" not in capsys.readouterr().err
+    assert losses(fast)[:2] == pytest.approx(losses(plain)[:2], rel=0.02)  # rounding grows from step to step
+    half = train(machine("always", "bf16"), tmp_path / "half")
+    assert losses(half)[:2] == pytest.approx(losses(plain)[:2], rel=0.05)
+
+
+def test_a_first_step_differs_in_rounding_alone():
+    found = []
+    for compiling in ("never", "always"):
+        on = machine(compiling)
+        trainer = Trainer(network(on), RECIPE, on, ("toy", 0))
+        inputs, labels = next(SqueezeBatches(images(on), RECIPE).epoch(0))
+        trainer.model.train()
+        trainer.step(inputs, labels, smoothed_ce(0.1), 0.01)
+        found.append((inputs, trainer.loss_sum, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixing", ["none", "cutmix", "mixup"])
+def test_compiled_augmentation_is_the_cpus(mixing):
+    cpu = start(Runtime(device="cpu"))
+    recipe = Relabel(mixing=mixing, batch_size=16, cutout=0.4)
+    given = [DistilledBatches(images(on), recipe, 8, 10**4).epoch(2) for on in (cpu, machine("auto"))]
+    for (one, _), (other, _) in zip(*given, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-4)
+
+
+def test_evaluation_agrees_with_the_cpus():
+    cpu = start(Runtime(device="cpu"))
+    on = [cpu, machine("always")]
+    found = [images(one, 200).evaluate(network(one)) for one in on]
+    assert found[1] == pytest.approx(found[0], abs=1.0)  # an image or two may change sides
+
+
+def test_a_resumed_training_ends_as_an_undisturbed_one_up_to_rounding(tmp_path):
+    undisturbed = train(machine("always"), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(machine("always"), tmp_path, asked=8)
+    assert losses(train(machine("always"), tmp_path)) == pytest.approx(losses(undisturbed), rel=0.05)
