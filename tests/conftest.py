@@ -60,7 +60,7 @@ recover:
   jitter: 1              # our choice: small images
   snapshots: [3, 6]      # our choice
 relabel:
-  labels: fp16           # our choice
+  labels: stored         # our choice
   epochs: 5              # our choice: more than validate uses
   mixing: cutmix         # authors' code
   batch_size: 8          # our choice

@@ -200,21 +200,43 @@ class Recover(Strict):
 class Relabel(Augmentation):
     """Stage 3: the relabel model's soft labels for every image under every epoch's augmentation."""
 
-    labels: Literal["fp16", "online", "hard"] = Field(
-        "fp16",
-        description="fp16: stored logits; online: the relabel model runs while validating; hard: the class itself",
+    labels: Literal["stored", "online", "hard"] = Field(
+        "stored",
+        description="stored: logits on disk; online: the relabel model runs while validating; hard: the class itself",
     )
-    epochs: Count | None = Field(None, description="epochs of labels; default: those of validate")
+    bits: Literal[16, 8, 4] = Field(
+        16, description="of a logit: 16 is fp16; 8 and 4 are steps between the smallest and the largest kept of its row"
+    )
+    top_k: Natural = Field(
+        0, description="keeps the largest logits alone; the others share the rest of the softmax evenly; 0: keeps all"
+    )
+    reuse: Count = Field(1, description="epochs of training that share an epoch of labels and its augmentations")
+    epochs: Count | None = Field(
+        None, description="epochs of training that the labels serve; default: those of validate"
+    )
     mixing: Literal["none", "cutmix", "mixup"] = Field("none", description="of an image with a partner, in every epoch")
     mixing_alpha: Positive = Field(1.0, description="both parameters of the Beta distribution of the mixing ratio")
     batch_size: Count = Field(128, description="label batch: images whose mixing partners come from among each other")
     seed: Natural = Field(0, description="of every draw of the stage; part of the run's id")
 
+    def label_epochs(self, served: int) -> int:
+        """Epochs of labels for `served` epochs of training."""
+        return -(-served // self.reuse)
+
+    def label_epoch(self, epoch: int) -> int:
+        """The epoch of labels that `epoch` of training uses; where several share one, `epochs` must be set."""
+        if self.reuse == 1:
+            return epoch
+        assert self.epochs is not None
+        return epoch % self.label_epochs(self.epochs)
+
     def identity(self) -> dict[str, Any]:
-        """What changes the labels; how they are kept (stored or online) does not, up to rounding."""
+        """What changes the labels; whether they are stored or made online does not, up to rounding."""
         values = self.augmentation() | self.model_dump(mode="json", include={"mixing", "seed"})
         if self.mixing != "none":
             values |= self.model_dump(mode="json", include={"mixing_alpha", "batch_size"})
+        coded = {"bits", "top_k", "reuse"} if self.labels != "hard" else {"reuse"}
+        values |= self.model_dump(mode="json", include=coded, exclude_defaults=True)
         return values | {"labels": "hard" if self.labels == "hard" else "soft"}
 
 
@@ -287,9 +309,15 @@ class Runtime(Strict):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
     )
-    compile: bool = Field(False, description="compile the recover step: slow to start, for long runs")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="a stage's step to one of fewer, larger kernels; auto: jobs long enough to pay for it"
+    )
     cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
-    blocks: Count = Field(1, description="class blocks that go through the network together in recover")
+    blocks: Literal["auto"] | Count = Field(
+        "auto",
+        description="class blocks that go through the network together in recover; auto: as many as a GPU's free "
+        "memory holds, on a CPU one",
+    )
     gpus: Count = Field(8, description="most GPUs, and processes, one squeeze job may use")
     workers: Natural = Field(
         4, description="processes that decode a streamed data set's training images; 0: none of their own"

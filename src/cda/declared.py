@@ -72,9 +72,21 @@ class Experiment(Strict):
     caption: str = Field("", description="what stands below it")
     reported: int | None = Field(None, description="the paper's table, in config/reported.csv")
     scales: tuple[str, ...] = Field(description="scales at which it exists")
-    layout: Layout2D = Field(description="how the Markdown table is laid out")
-    groups: tuple[Group, ...] = Field(description="its grids of cells")
+    layout: Layout2D = Field(Layout2D(rows=(), columns=()), description="how the Markdown table is laid out")
+    groups: tuple[Group, ...] = Field((), description="its grids of cells")
     controls: bool = Field(False, description="random real images and hard labels beside its distilled sets by default")
+    label_sizes: bool = Field(False, description="each cell's label store beside it: its size, and fp16's size over it")
+    sizes_of: str | None = Field(
+        None, description="instead of groups: sizes of the scale's label stores under this table's codecs; runs nothing"
+    )
+
+    @model_validator(mode="after")
+    def _cells_or_sizes(self) -> Experiment:
+        if bool(self.groups) == bool(self.sizes_of):
+            raise ValueError("groups must hold grids of cells, or else sizes_of name a table of codecs")
+        if self.groups and not (self.layout.rows and self.layout.columns):
+            raise ValueError("layout must name rows and columns, at least one key each")
+        return self
 
 
 class Figure(Strict):

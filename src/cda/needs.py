@@ -26,7 +26,7 @@ def inputs(run: Run, max_gb: float) -> Iterator[Run]:
     if labels is not None:
         yield labels
     labelled = labels or (run if run.stage == "relabel" else None)
-    unused = labelled is not None and label_mode(labelled, max_gb) != ("online" if labels else "fp16")
+    unused = labelled is not None and label_mode(labelled, max_gb) != ("online" if labels else "stored")
     model = (labels or run).upstream.get("model")
     if model is not None and not unused:
         yield model

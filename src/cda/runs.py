@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cda.config import Dataset, Recipe
+from cda.config import Dataset, Recipe, Relabel
+from cda.errors import ConfigError
+from cda.records import record
 from cda.sourced import Layer
 
 # Raised by hand when a change of code changes a stage's results.
@@ -86,12 +88,34 @@ def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run
 
 def relabel_run(data: Dataset, recipe: Recipe, images: Run, model: Run, ipc: int, values: Layer) -> Run:
     """Soft labels of the first `ipc` shards for every epoch; hard labels need no model."""
-    soft = recipe.relabel.labels != "hard"
+    relabel, soft = recipe.relabel, recipe.relabel.labels != "hard"
     upstream = {"images": images} | ({"model": model} if soft else {})
-    epochs = recipe.relabel.epochs or recipe.validate_.epochs
-    spec = _spec("relabel", data, upstream, recipe=recipe.relabel.identity(), ipc=ipc, epochs=epochs)
-    slug = f"{images.slug}-ipc{ipc}" + ("" if soft else "-hard")
+    epochs = relabel.epochs or recipe.validate_.epochs
+    further = {}
+    if soft and relabel.top_k:
+        _require_rest(data, relabel, values)
+        further["temperature"] = recipe.validate_.temperature  # at which the rest's share is exact
+    spec = _spec("relabel", data, upstream, recipe=relabel.identity(), ipc=ipc, epochs=epochs, **further)
+    slug = f"{images.slug}-ipc{ipc}" + ("" if soft else "-hard") + _kept(relabel)
     return Run("relabel", slug, spec, data, recipe, ipc=ipc, upstream=upstream, values=values)
+
+
+def _require_rest(data: Dataset, relabel: Relabel, values: Layer) -> None:
+    """Raise ConfigError where `top_k` leaves no class over."""
+    if relabel.top_k >= data.classes:
+        where = values["relabel.top_k"].where if "relabel.top_k" in values else "the recipe"
+        raise ConfigError(
+            f"{where}: relabel.top_k ({relabel.top_k}) must be smaller than the {data.classes} classes of {data.name}; "
+            "take a smaller one, or 0 to keep all"
+        )
+
+
+def _kept(relabel: Relabel) -> str:
+    """How labels are kept, for a slug; empty where every logit of every epoch is, as fp16."""
+    soft = relabel.labels != "hard"
+    parts = [f"-top{relabel.top_k}"] if relabel.top_k and soft else []
+    parts += [f"-q{relabel.bits}"] if relabel.bits != 16 and soft else []
+    return "".join([*parts, f"-reuse{relabel.reuse}" if relabel.reuse > 1 else ""])
 
 
 def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values: Layer) -> Run:
@@ -148,18 +172,35 @@ def seeds_of(run: Run, seeds: int) -> int:
 
 def label_epochs(relabel: Run) -> int:
     """Epochs of labels that a relabel run holds."""
+    return relabel.recipe.relabel.label_epochs(served_epochs(relabel))
+
+
+def served_epochs(relabel: Run) -> int:
+    """Epochs of training that a relabel run's labels serve."""
     return int(relabel.spec["epochs"])
 
 
+def label_bytes(relabel: Run, kept: Relabel | None = None) -> int:
+    """Size of its stored logits: images × epochs of labels × bytes a row; or if they were kept as `kept` says."""
+    kept, classes = kept or relabel.recipe.relabel, relabel.data.classes
+    rows = relabel.ipc * classes * kept.label_epochs(served_epochs(relabel))
+    return rows * record(classes, kept.bits, kept.top_k).bytes
+
+
+def fp16_bytes(relabel: Run) -> int:
+    """Size of the same labels with every logit of every epoch stored as fp16."""
+    return label_bytes(relabel, Relabel())
+
+
 def label_gigabytes(relabel: Run) -> float:
-    """Size of its logits stored as fp16, in GB (1e9 bytes): images × epochs × classes × 2."""
-    return relabel.ipc * relabel.data.classes * label_epochs(relabel) * relabel.data.classes * 2 / 1e9
+    """Size of its stored logits in GB (1e9 bytes)."""
+    return label_bytes(relabel) / 1e9
 
 
 def label_mode(relabel: Run, max_gb: float) -> str:
-    """How a relabel run's labels are kept: `hard`, `fp16`, or `online` (asked for, or a store would be too large)."""
+    """How a relabel run's labels are kept: `hard`, `stored`, or `online` (asked for, or a store would be too large)."""
     mode = relabel.recipe.relabel.labels
-    return "online" if mode == "fp16" and label_gigabytes(relabel) > max_gb else mode
+    return "online" if mode == "stored" and label_gigabytes(relabel) > max_gb else mode
 
 
 def parts(recover: Run, ipc: int) -> range:

@@ -102,7 +102,7 @@ class Plan:
         if run.stage == "squeeze":
             return 0 if run.recipe.squeeze.weights else processes(run, self.settings)
         if run.stage == "relabel":
-            return int(label_mode(run, self.settings.labels.max_gb) == "fp16")
+            return int(label_mode(run, self.settings.labels.max_gb) == "stored")
         return int(run.stage != "decode" and (run.stage != "recover" or run.recipe.recover.synthetic))
 
     def squeeze_threads(self, wildcards: Wildcards) -> int:

@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 
 from cda.declared import KEYS
+from cda.errors import ConfigError
 from cda.experiments import Cell, ExperimentSet
 from cda.results import tables
-from cda.runs import VERSIONS, label_gigabytes, label_mode, parts
+from cda.runs import (
+    VERSIONS,
+    fp16_bytes,
+    label_bytes,
+    label_epochs,
+    label_gigabytes,
+    label_mode,
+    parts,
+    served_epochs,
+)
 from cda.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +73,9 @@ MATTERS = [
     ("relabel", "relabel.epochs", 6),
     ("relabel", "relabel.seed", 1),
     ("relabel", "relabel.labels", "hard"),
+    ("relabel", "relabel.bits", 8),
+    ("relabel", "relabel.top_k", 3),
+    ("relabel", "relabel.reuse", 2),
     ("validate", "validate.lr", 0.1),
     ("validate", "validate.epochs", 4),
     ("validate", "validate.batch_size", 7),
@@ -94,6 +107,7 @@ IGNORED = [
     ("cda", {"squeeze.step_epochs": 7, "squeeze.step_factor": 0.3}),  # its schedule is cosine
     ("cda", {"validate.momentum": 0.5}),  # its optimiser is AdamW
     ("cda", {"relabel.labels": "online"}),
+    ("cda", {"relabel.bits": 16, "relabel.top_k": 0, "relabel.reuse": 1}),  # as before they were there
     ("cda", {"recover.release": "theirs"}),
     ("sre2l", {"recover.scheduler": "linear", "recover.milestone": 0.5}),  # its mode is constant
     ("random", {"recover.iterations": 9, "recover.lr": 0.9, "recover.min_crop": 0.9, "recover.snapshots": []}),
@@ -114,7 +128,7 @@ def test_how_to_mix_changes_nothing_where_nothing_is_mixed(key, tree):
 
 
 def test_the_machine_changes_no_id(tree):
-    runtime = {"device": "auto", "precision": "bf16", "compile": True, "cpu_threads": 2, "blocks": 9}
+    runtime = {"device": "auto", "precision": "bf16", "compile": "always", "cpu_threads": 2, "blocks": 9}
     elsewhere = {"seeds": 7, "data": "/elsewhere", "data_paths": {"digits": "/there"}, "labels": {"max_gb": 1.0}}
     assert ids(tree, runtime=runtime, **elsewhere) == ids(tree)
 
@@ -210,10 +224,72 @@ def test_jobs_of_a_run_hold_consecutive_shards(tree):
 def test_labels_that_are_too_many_are_made_while_validating(tree):
     relabel = tree.runs(ipc=2)["relabel"]
     assert label_gigabytes(relabel) == pytest.approx(2 * 10 * 5 * 10 * 2 / 1e9)
-    assert label_mode(relabel, 1.0) == "fp16"
+    assert label_mode(relabel, 1.0) == "stored"
     assert label_mode(relabel, 1e-6) == "online"
     tree.experiment("tiny", {"set": {"relabel.labels": "hard"}})
     assert label_mode(tree.runs(ipc=2)["relabel"], 1e-6) == "hard"
+
+
+@pytest.mark.parametrize(("key", "value"), [("bits", 4), ("top_k", 3), ("reuse", 2)])
+def test_labels_made_online_are_coded_as_stored_ones_are(key, value, tree):
+    tree.experiment("tiny", {"set": {f"relabel.{key}": value}})
+    stored = ids(tree)
+    tree.experiment("tiny", {"set": {f"relabel.{key}": value, "relabel.labels": "online"}})
+    assert ids(tree) == stored
+
+
+def test_of_hard_labels_only_the_reuse_of_augmentations_counts(tree):
+    tree.experiment("tiny", {"set": {"relabel.labels": "hard"}})
+    hard = ids(tree)
+    tree.experiment("tiny", {"set": {"relabel.labels": "hard", "relabel.bits": 4, "relabel.top_k": 3}})
+    assert ids(tree) == hard
+    tree.experiment("tiny", {"set": {"relabel.labels": "hard", "relabel.reuse": 2}})
+    assert ids(tree)["relabel"] != hard["relabel"]
+
+
+@pytest.mark.parametrize(("top_k", "stages"), [(0, ("validate",)), (3, ("relabel", "validate"))])
+def test_the_largest_logits_are_kept_for_one_temperature(top_k, stages, tree):
+    tree.experiment("tiny", {"set": {"relabel.top_k": top_k}})
+    before = ids(tree)
+    tree.experiment("tiny", {"set": {"relabel.top_k": top_k, "validate.temperature": 5.0}})
+    after = ids(tree)
+    assert tuple(stage for stage in before if after[stage] != before[stage]) == stages
+
+
+def test_a_slug_tells_how_labels_are_kept(tree):
+    tree.experiment("tiny", {"set": {"relabel.bits": 8, "relabel.top_k": 3, "relabel.reuse": 2}})
+    assert tree.runs()["relabel"].slug == "curriculum-cosine-resnet18-ipc1-top3-q8-reuse2"
+
+
+@pytest.mark.parametrize("top_k", [10, 11])
+def test_as_many_logits_as_classes_are_not_the_largest(top_k, tree):
+    line = tree.edit(RECIPE, "  labels: stored         # our choice\n", f"  top_k: {top_k}\n")
+    with pytest.raises(ConfigError) as caught:
+        tree.runs()
+    told = f"relabel.top_k ({top_k}) must be smaller than the 10 classes of digits; take a smaller one, or 0"
+    assert str(caught.value).startswith(f"config/{RECIPE}:{line}: {told}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "a_row", "epochs"),
+    [
+        ({}, 20, 5),
+        ({"bits": 8}, 14, 5),
+        ({"bits": 4, "reuse": 2}, 9, 3),
+        ({"bits": 8, "top_k": 3}, 2 + 4 + 3, 5),  # a bitmap of ten bits takes two bytes
+        ({"bits": 8, "top_k": 1, "reuse": 5}, 1 + 4 + 1, 1),
+        ({"reuse": 7}, 20, 1),
+    ],
+)
+def test_sizes_follow_the_codec(values, a_row, epochs, tree):
+    tree.experiment("tiny", {"set": {f"relabel.{key}": value for key, value in values.items()}})
+    relabel = tree.runs(ipc=2)["relabel"]
+    assert (label_epochs(relabel), served_epochs(relabel)) == (epochs, 5)
+    assert label_bytes(relabel) == 2 * 10 * epochs * a_row
+    assert fp16_bytes(relabel) == 2 * 10 * 5 * 20
+    assert label_mode(relabel, label_bytes(relabel) / 1e9) == "stored"
+    assert label_mode(relabel, (label_bytes(relabel) - 1) / 1e9) == "online"
 
 
 # Tables and cells -----------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from cda.errors import ArtifactError
+from cda.errors import ArtifactError, ConfigError
 from cda.experiments import ExperimentSet
 from cda.results import tables
 from cda.settings import load_settings
@@ -253,3 +254,102 @@ def test_a_table_shows_all_its_cells_whatever_is_narrowed(dataset, tmp_path, mon
         assert list(frame["status"]) == list(tables.table(every, name)["status"])
         assert tables.markdown(narrowed, name, frame) == tables.markdown(every, name, frame)
     assert {run.dataset for run in narrowed.runs().values()} == {dataset}
+
+
+# Label stores ---------------------------------------------------------------------------------------------------------
+
+CODECS = [
+    {"setting": "bits=16"},
+    {"setting": "bits={}", "vary": {"relabel.bits": [8, 4]}},
+    {"setting": "bits=8;reuse={}", "vary": {"relabel.reuse": [2]}, "set": {"relabel.bits": 8}},
+]
+
+
+def codecs(tree: Any, **top: Any) -> None:
+    """A table of codecs: 20 bytes a row of 10 classes in fp16, 14 and 9 quantised, 5 epochs."""
+    groups = [{"methods": ["cda"], "ipc": [2], **group} for group in CODECS]
+    layout = {"rows": ["setting"], "columns": ["method"]}
+    tree.experiment("codecs", *groups, reported=None, layout=layout, label_sizes=True, **top)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_can_show_what_labels_take(tree):
+    codecs(tree)
+    path = Path("results/codecs.csv")
+    tables.write(tree.experiments(), "codecs", path)
+    rows = rows_of(path)
+    assert list(rows[0])[: len(COLUMNS)] == COLUMNS
+    found = [(row["setting"], row["label_bytes"], row["label_ratio"]) for row in rows]
+    assert found == [
+        ("bits=16", str(20 * 5 * 20), "1.0"),
+        ("bits=8", str(20 * 5 * 14), "1.43"),
+        ("bits=4", str(20 * 5 * 9), "2.22"),
+        ("bits=8;reuse=2", str(20 * 3 * 14), "2.38"),  # three epochs of labels for five of training
+    ]
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["setting", "label store", "times smaller", "CDA"]
+    assert lines[2:] == [
+        ["bits=16", "2 kB", "1.0×", "–"],
+        ["bits=8", "1.4 kB", "1.4×", "–"],
+        ["bits=4", "900 B", "2.2×", "–"],
+        ["bits=8;reuse=2", "840 B", "2.4×", "–"],
+    ]
+
+
+def test_hard_labels_take_nothing(tree):
+    codecs(tree, controls=True)
+    tables.write(tree.experiments(), "codecs", Path("results/codecs.csv"))
+    hard = [row for row in rows_of(Path("results/codecs.csv")) if "hard" in row["setting"]]
+    assert hard
+    assert {(row["label_bytes"], row["label_ratio"]) for row in hard} == {("", "")}
+
+
+def test_other_tables_say_nothing_of_labels(tree):
+    made(tree)
+    assert "label_bytes" not in CSV.read_text(encoding="utf-8")
+
+
+def test_sizes_are_computed_for_every_store_and_nothing_is_run(tree):
+    codecs(tree, scales=["small"])
+    about = {"title": "Sizes", "caption": "Computed.", "scales": ["paper"], "sizes_of": "codecs"}
+    tree.write("experiments/sizes.yaml", json.dumps(about))
+    tree.experiment("longer", {"ipc": [1], "set": {"relabel.epochs": 9}})
+    experiments, path = tree.experiments(), Path("results/sizes.csv")
+    assert experiments.asked("sizes") == []
+    tables.write(experiments, "sizes", path)
+    rows = rows_of(path)
+    assert [(row["dataset"], row["ipc"], row["epochs"]) for row in rows[::4]] == [
+        ("digits", "1", "5"), ("digits", "1", "9"), ("digits", "2", "5"),
+    ]  # fmt: skip
+    found = [(row["setting"], row["row_bytes"], row["label_bytes"], row["label_ratio"]) for row in rows[4:8]]
+    assert found == [
+        ("bits=16", "20", str(10 * 9 * 20), "1.0"),
+        ("bits=8", "14", str(10 * 9 * 14), "1.43"),
+        ("bits=4", "9", str(10 * 9 * 9), "2.22"),
+        ("bits=8;reuse=2", "14", str(10 * 5 * 14), "2.57"),
+    ]
+    assert {row["status"] for row in rows} == {"computed"}
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| codec          | bytes a row | IPC 1, 5 epochs | IPC 1, 9 epochs | IPC 2, 5 epochs |" in text
+    assert "| bits=8;reuse=2 | 14          | 420 B (2.4×)    | 700 B (2.6×)    | 840 B (2.4×)    |" in text
+    assert "Computed." in text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"groups": []}, "groups must hold grids of cells, or else sizes_of name a table of codecs"),
+        ({"sizes_of": "codecs"}, "groups must hold grids of cells, or else sizes_of name a table of codecs"),
+        ({"layout": {"rows": [], "columns": ["method"]}}, "layout must name rows and columns, at least one key each"),
+    ],
+)
+def test_a_table_of_nothing_is_refused(tree, change, told):
+    declared = yaml.safe_load((tree.folder / "experiments/tiny.yaml").read_text(encoding="utf-8")) | change
+    tree.write("experiments/tiny.yaml", yaml.safe_dump(declared))
+    with pytest.raises(ConfigError, match=told):
+        tree.experiments().cells("tiny")

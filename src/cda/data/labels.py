@@ -2,9 +2,11 @@
 
 What image i looks like in epoch e (crop, flip, cutout, partner, patch) is a pure function of the relabel seed, e and
 i (for mixing also of the label batch and the number of images), so a store holds logits and a header and no
-coordinates.
-Mixing partners come from the same block of `batch_size` images in the epoch's order, so that one store serves every
-batch size of post- training.
+coordinates. Mixing partners come from the same block of `batch_size` images in the epoch's order, so that one store
+serves every batch size of post-training.
+
+Where epochs of training share an epoch of labels (`reuse`), they see its very images, since labels belong to the
+augmentation they were made under, but each in an order of its own, so that batches differ.
 """
 
 from __future__ import annotations
@@ -13,14 +15,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cda.config import Relabel
-from cda.errors import ArtifactError
-from cda.files import file_digest, read_json
+from cda.data.arrays import room, written
+from cda.data.codecs import Codec
+from cda.errors import ArtifactError, ConfigError
+from cda.files import file_digest, read_json, write_json
 from cda.method.augment import Cutouts, Views, draw_cutouts, draw_views, generator, mixing_boxes
+from cda.schema import parse
 
 FORMAT = "cda-labels/1"
+FIRST = "fp16"  # what the first stores call labels that are stored
 
 
 class EpochPlan(NamedTuple):
@@ -35,15 +43,30 @@ class EpochPlan(NamedTuple):
 
 
 def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
-    """The plan of `epoch` for `count` images of `size` pixels; the same on every machine."""
+    """The plan of `epoch` for `count` images of `size` pixels; the same on every machine. With reuse, set `epochs`."""
+    own = recipe.label_epoch(epoch)
     views = draw_views(
-        generator("relabel", recipe.seed, epoch, "views"), count, size,
+        generator("relabel", recipe.seed, own, "views"), count, size,
         crop=recipe.augment, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip,
     )  # fmt: skip
-    order = generator("relabel", recipe.seed, epoch, "order").permutation(count)
+    partners, ratios, boxes = _mixed(recipe, size, count, own)
+    cutouts = None
+    if recipe.cutout:
+        cutouts = draw_cutouts(generator("relabel", recipe.seed, own, "cutout"), count, size, recipe.cutout)
+    return EpochPlan(_order(recipe, count, epoch), views, partners, ratios, boxes, cutouts)
+
+
+def _order(recipe: Relabel, count: int, epoch: int) -> NDArray[np.int64]:
+    return generator("relabel", recipe.seed, epoch, "order").permutation(count)
+
+
+def _mixed(
+    recipe: Relabel, size: int, count: int, own: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Partners, ratios and patches of the label epoch `own`: one ratio and patch for each block of its order."""
+    order, draws = _order(recipe, count, own), generator("relabel", recipe.seed, own, "mixing")
     partners, ratios = np.arange(count), np.ones(count)
     boxes = np.zeros((count, 4), dtype=np.int64)
-    draws = generator("relabel", recipe.seed, epoch, "mixing")
     for start in range(0, count if recipe.mixing != "none" else 0, recipe.batch_size):
         block = order[start : start + recipe.batch_size]
         partners[block] = block[draws.permutation(len(block))]
@@ -52,14 +75,11 @@ def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
         boxes[block] = mixing_boxes(np.array([ratio]), draws.random((1, 2)), size)
     if recipe.mixing == "cutmix":  # the patch was clipped at the border: what counts is the area that is left
         ratios = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / size**2
-    draws, cutouts = generator("relabel", recipe.seed, epoch, "cutout"), None
-    if recipe.cutout:
-        cutouts = draw_cutouts(draws, count, size, recipe.cutout)
-    return EpochPlan(order, views, partners, ratios, boxes, cutouts)
+    return partners, ratios, boxes
 
 
 def logits_file(folder: Path) -> Path:
-    """The stored logits, fp16 [epochs, images, classes]."""
+    """The stored rows [epochs of labels, images, width]: fp16 logits, or a codec's bytes."""
     return folder / "logits.npy"
 
 
@@ -71,10 +91,13 @@ def header_of(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path}: not a label store of format {FORMAT} (found {header.get('format')!r}); make it again"
         )
-    missing = {"labels", "classes", "images_digest", "epochs", "recipe"} - set(header)
-    if missing or header["labels"] not in ("fp16", "online", "hard"):
-        what = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown labels {header['labels']!r}"
-        raise ArtifactError(f"{path}: {what}; delete the store and relabel again")
+    kinds = {"labels": str, "classes": list, "images_digest": str, "epochs": int, "recipe": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(header.get(key), kind)]:
+        raise ArtifactError(f"{path}: lacks {', '.join(wrong)}; delete the store and relabel again")
+    if header["labels"] == FIRST:
+        header |= {"labels": "stored", "recipe": header["recipe"] | {"labels": "stored"}}
+    if header["labels"] not in ("stored", "online", "hard"):
+        raise ArtifactError(f"{path}: has unknown labels {header['labels']!r}; delete the store and relabel again")
     return header
 
 
@@ -84,32 +107,46 @@ class LabelStore:
     def __init__(self, folder: Path) -> None:
         self.folder, self.header = folder, header_of(folder)
         self.mode: str = self.header["labels"]
-        self.logits: NDArray[np.float16] | None = self._map() if self.mode == "fp16" else None
+        self.recipe = self._recipe()
+        self.codec = Codec(
+            len(self.header["classes"]), self.recipe.bits, self.recipe.top_k, self.header.get("temperature", 1.0)
+        )
+        self._rows: NDArray[Any] | None = self._map() if self.mode == "stored" else None
 
-    @property
-    def recipe(self) -> Relabel:
-        """The relabel recipe that the header records: what its augmentations are drawn by."""
-        return Relabel.model_validate(self.header["recipe"])
+    def _recipe(self) -> Relabel:
+        """What its augmentations are drawn by and its logits are kept by, as the header records it."""
+        path, header = self.folder / "header.json", self.header
+        try:
+            recipe = parse(Relabel, header["recipe"] | {"epochs": header["epochs"]}, f"{path}: recipe")
+        except ConfigError as error:
+            raise ArtifactError(f"{error}; delete the store and relabel again") from None
+        temperature = header.get("temperature")
+        known = isinstance(temperature, int | float) and temperature > 0
+        if recipe.top_k and not (known and recipe.top_k < len(header["classes"])):
+            raise ArtifactError(
+                f"{path}: its classes or temperature do not fit its top_k {recipe.top_k}; "
+                "delete the store and relabel again"
+            )
+        return recipe
 
-    def _map(self) -> NDArray[np.float16]:
-        path, shape = logits_file(self.folder), tuple(self.header.get("shape", ()))
-        if not shape or shape[0] != self.header["epochs"]:
+    def _map(self) -> NDArray[Any]:
+        path, shape, codec = logits_file(self.folder), tuple(self.header.get("shape", ())), self.codec
+        if not shape or shape[0] != self.recipe.label_epochs(self.header["epochs"]):
             raise ArtifactError(f"{path.with_name('header.json')}: its shape does not hold its epochs; relabel again")
         try:
-            logits = np.lib.format.open_memmap(path, mode="r")
+            rows = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{path}: damaged label store ({error}); delete {self.folder} and relabel again"
             ) from None
-        if logits.shape != shape or logits.dtype != np.float16:
-            raise ArtifactError(
-                f"{path}: holds {logits.dtype} {logits.shape}, its header says fp16 {shape}; relabel again"
-            )
-        return logits
+        if rows.shape != shape or shape[2:] != (codec.width,) or rows.dtype != codec.dtype:
+            wanted = f"{np.dtype(codec.dtype)} {shape} of {codec.width} a row"
+            raise ArtifactError(f"{path}: holds {rows.dtype} {rows.shape}, its header says {wanted}; relabel again")
+        return rows
 
     def verify(self) -> None:
         """Raises ArtifactError if the stored logits are not the bytes that were written: reads all of them once."""
-        if self.logits is not None and file_digest(logits_file(self.folder)) != self.header.get("sha256"):
+        if self._rows is not None and file_digest(logits_file(self.folder)) != self.header.get("sha256"):
             raise ArtifactError(
                 f"{logits_file(self.folder)}: differs from its header's digest; delete it and relabel again"
             )
@@ -130,7 +167,44 @@ class LabelStore:
                 f"{where}: labels for {self.header['epochs']} epochs, the recipe's validate.epochs is {epochs}; relabel"
             )
 
-    def read(self, epoch: int, images: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Logits [n, classes] of `images` [n] in `epoch`."""
-        assert self.logits is not None
-        return self.logits[epoch, images]
+    def rows(self, epoch: int, images: NDArray[np.int64]) -> NDArray[Any]:
+        """Encoded rows [n, width] of `images` [n] in `epoch` of training, for `codec.decode` on any device."""
+        assert self._rows is not None
+        return self._rows[self.recipe.label_epoch(epoch), images]
+
+    def read(self, epoch: int, images: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [n, classes] of `images` [n] in `epoch` of training."""
+        return self.codec.decode(torch.from_numpy(self.rows(epoch, images))).numpy()
+
+
+class LabelWriter:
+    """Streams a store's rows to its folder, epoch after epoch; an interrupted one goes on from its last `mark`.
+
+    Rows go through a memory map, so that memory does not grow with the store. Its room is taken first, and `key` tells
+    what the labels are made from: those of another are not gone on with.
+    """
+
+    def __init__(self, folder: Path, codec: Codec, epochs: int, images: int, key: str = "") -> None:
+        self.codec, self.path, self.shape = codec, logits_file(folder), (epochs, images, codec.width)
+        self._mark, self._key = folder.with_name("epochs.json"), f"{key} {self.shape} {np.dtype(codec.dtype)}"
+        self.done = written(self._mark, self.path, self._key)
+        mend = "make room, lower labels.max_gb or keep labels smaller (relabel.bits, top_k, reuse)"
+        self._rows = room(self.path, self.shape, codec.dtype, fresh=not self.done, mend=mend)
+
+    def write(self, epoch: int, images: NDArray[np.int64], logits: Tensor) -> None:
+        """Keep the logits [n, classes] of `images` [n] in the label epoch `epoch`; raises ArtifactError for NaN."""
+        if not bool((logits.abs().amax() <= torch.finfo(torch.float16).max).all()):
+            raise ArtifactError(
+                f"{self.path}: logits of epoch {epoch} are no numbers that fp16 holds; squeeze the relabel model again"
+            )
+        self._rows[epoch, images] = self.codec.encode(logits).cpu().numpy()
+
+    def mark(self, done: int) -> None:
+        """Bring the first `done` epochs to the disk and say so."""
+        self._rows.flush()
+        write_json(self._mark, {"done": done, "key": self._key})
+
+    def close(self) -> dict[str, Any]:
+        """Bring everything to the disk; what a header says of it."""
+        self._rows.flush()
+        return {"shape": list(self.shape), "sha256": file_digest(self.path)}

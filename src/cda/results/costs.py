@@ -80,7 +80,7 @@ def _recover(run: Run, _max_gb: float) -> float:
 
 
 def _relabel(run: Run, max_gb: float) -> float:
-    if label_mode(run, max_gb) != "fp16":
+    if label_mode(run, max_gb) != "stored":
         return 0
     return run.ipc * run.data.classes * label_epochs(run) * _forward(run.upstream["model"])
 

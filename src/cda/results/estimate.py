@@ -175,7 +175,7 @@ def _sizes(found: Estimate, works: Sequence[_Work], settings: Settings) -> None:
             found.decoded_gb += pixel_gigabytes(run, run.data.val_images or 0)
         elif run.stage == "relabel" and work.missing:
             mode = label_mode(run, settings.labels.max_gb)
-            found.labels_gb += label_gigabytes(run) if mode == "fp16" else 0.0
+            found.labels_gb += label_gigabytes(run) if mode == "stored" else 0.0
             found.online += [run] if mode == "online" else []
         elif run.stage in ("validate", "continual") and work.missing:
             found.pixels_gb = max(found.pixels_gb, pixel_gigabytes(run, run.ipc * run.data.classes))

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from cda.catalog import label, method_label
-from cda.declared import KEYS
+from cda.declared import KEYS, Experiment
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments import Cell, ExperimentSet
 from cda.files import read_json, write_text
+from cda.results import sizes
 from cda.runs import Run
 
 COLUMNS = (
@@ -32,6 +33,7 @@ COLUMNS = (
     "role",
     "note",
 )
+SIZES = ("label_bytes", "label_ratio")  # of tables that ask for label_sizes
 
 
 def measurements(experiments: ExperimentSet, cell: Cell) -> tuple[Run | None, list[float]]:
@@ -84,14 +86,19 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "run": run.id if run else "",
         "role": "control" if cell.control else "paper" if cell.reported else "ours",
         "note": cell.note,
+        **dict(zip(SIZES, sizes.of_cell(run), strict=True)),
         "varied": cell.varied,
     }
 
 
 def table(experiments: ExperimentSet, name: str) -> pd.DataFrame:
     """The tidy table `name`, cells in declared order; `varied` is for the Markdown and no column of the CSV."""
-    rows = [row_of(experiments, cell) for cell in experiments.cells(name)]
-    return pd.DataFrame(rows, columns=[*COLUMNS, "varied"])
+    cells = experiments.cells(name)  # refuses a name that there is not
+    if experiments.tables[name].sizes_of:
+        return sizes.sizes(experiments, name)
+    rows = [row_of(experiments, cell) for cell in cells]
+    further = SIZES if experiments.tables[name].label_sizes else ()
+    return pd.DataFrame(rows, columns=[*COLUMNS, *further, "varied"])
 
 
 def _shown(row: pd.Series[Any]) -> str:
@@ -158,15 +165,20 @@ def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str, shown: list
 def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     """The table for people: title, what was run, the paper's layout, the caption."""
     experiment = experiments.tables[name]
+    if experiment.sizes_of:
+        return _computed(experiment, frame)
     counts = frame["status"].value_counts()
     told = ", ".join(f"{counts[status]} {status}" for status in ("measured", "quoted", "not_run") if status in counts)
     scaled = f" **{experiments.scaled_down}**" if experiments.scaled_down else ""
     if scaled and (frame["setting"] != "").any():
-        scaled += " Settings are named as in the paper; `cda config show RUN` tells the values that ran."
+        named = "as in the paper" if experiment.reported else "as declared"
+        scaled += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
     reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
     controls = frame["role"] == "control"
     rows: list[str] = [*experiment.layout.rows]
+    if experiment.label_sizes:
+        frame, rows = sizes.told(frame), [*rows, *sizes.TOLD]
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", _aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
@@ -178,10 +190,18 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
 
 
+def _computed(experiment: Experiment, frame: pd.DataFrame) -> str:
+    """Sizes for people: a table a data set."""
+    lines = [f"# {experiment.title}", "", experiment.caption]
+    for heading, text in sizes.sections(frame):
+        lines += ["", f"## {heading}", "", _aligned(text)]
+    return "\n".join(lines) + "\n"
+
+
 def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
     """Write the tidy table at `csv` and the Markdown table beside it."""
     frame = table(experiments, name)
-    write_text(csv, frame[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
+    write_text(csv, frame.drop(columns="varied", errors="ignore").to_csv(index=False, lineterminator="\n"))
     write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
 
 

@@ -1,7 +1,7 @@
 """Relabel: the relabel model's logits for every distilled image under every epoch's augmentation (FKD).
 
-Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`, `logits.npy`). Hard
-and online labels leave a header only: it is the augmentations' rule all the same.
+Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`, and `logits.npy` as
+the recipe's codec keeps them). Hard and online labels leave a header only: it is the augmentations' rule all the same.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cda.checkpoint import Stop, working
-from cda.data.arrays import room, written
-from cda.data.labels import FORMAT, logits_file
+from cda.config import Relabel
+from cda.data.codecs import Codec
+from cda.data.labels import FORMAT, LabelWriter
 from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
-from cda.files import file_digest, publish, read_json, write_json
+from cda.files import publish, read_json, write_json
 from cda.progress import Progress, say
-from cda.runs import label_epochs, label_gigabytes, label_mode
+from cda.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
 from cda.runtime import Machine
 from cda.stages.context import Context
 from cda.stages.networks import load_squeezed
@@ -35,18 +35,19 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
     mode = label_mode(run, context.settings.labels.max_gb)
     if mode != run.recipe.relabel.labels:
         size, limit = label_gigabytes(run), context.settings.labels.max_gb
-        say(f"relabel {run.id}: {size:.0f} GB exceed labels.max_gb = {limit:.0f}; the model will run while validating")
+        instead = "the model will run while validating; relabel.bits, top_k and reuse make a store smaller"
+        say(f"relabel {run.id}: {size:.3g} GB exceed labels.max_gb = {limit:.3g}; {instead}")
     pixels, labels, classes, images_digest = load_distilled(
         images_folder, run.ipc, data.name, run.upstream["images"].id
     )
     with working(context.work("labels")) as stop:
         out_aside = context.work("labels") / "out"
         told: dict[str, Any] = {}
-        if mode == "fp16":
+        if mode == "stored":
             assert model_path is not None
             described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
             key = f"{images_digest} {described.get('sha256')}"
-            batches = DistilledBatches(Images(pixels, labels, data, machine), run.recipe.relabel, BATCH)
+            batches = DistilledBatches(Images(pixels, labels, data, machine), recipe_of(run), BATCH)
             told = _write_logits(context, machine, batches, model_path, out_aside, stop, key)
         _write_header(
             context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told}
@@ -54,10 +55,15 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
         publish(out_aside, out)
 
 
+def recipe_of(run: Run) -> Relabel:
+    """A relabel run's own values, with the epochs of training that its labels serve."""
+    return run.recipe.relabel.model_copy(update={"epochs": served_epochs(run)})
+
+
 def _write_header(context: Context, machine: Machine, folder: Path, told: dict[str, Any]) -> None:
     run = context.run
-    header = {"format": FORMAT, **context.described(), "ipc": run.ipc, "epochs": label_epochs(run)}
-    header["recipe"] = run.recipe.relabel.model_dump(mode="json")
+    header = {"format": FORMAT, **context.described(), "ipc": run.ipc, "epochs": served_epochs(run)}
+    header |= {"recipe": recipe_of(run).model_dump(mode="json"), "temperature": run.recipe.validate_.temperature}
     write_json(folder / "header.json", header | told | {"provenance": machine.provenance()})
 
 
@@ -65,27 +71,23 @@ def _write_header(context: Context, machine: Machine, folder: Path, told: dict[s
 def _write_logits(
     context: Context, machine: Machine, batches: DistilledBatches, model_path: Path, folder: Path, stop: Stop, key: str
 ) -> dict[str, Any]:
-    """Stream the logits of every epoch to disk; epochs that an earlier start finished are kept."""
-    run = context.run
+    """Stream the logits of every label epoch to disk; epochs that an earlier start finished are kept."""
+    run, recipe = context.run, context.run.recipe
     model = load_squeezed(model_path, run.upstream["model"], machine)
-    shape = (label_epochs(run), batches.images, run.data.classes)
-    path, mark = logits_file(folder), folder.with_name("epochs.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    done = written(mark, path, key)
-    store = room(path, shape, np.float16, fresh=not done, mend="make room or lower labels.max_gb")
-    progress, saved = Progress(shape[0], f"relabel {run.id}", "epochs", done), time.monotonic()
-    for epoch in range(done, shape[0]):
+    codec = Codec(run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature)
+    epochs = label_epochs(run)
+    writer = LabelWriter(folder, codec, epochs, batches.images, key)
+    progress, saved = Progress(epochs, f"relabel {run.id}", "epochs", writer.done), time.monotonic()
+    for epoch in range(writer.done, epochs):
         plan = batches.plan(epoch)
         for start in range(0, batches.images, BATCH):
             chosen = plan.order[start : start + BATCH]
             with machine.autocast():
                 logits = model(batches.inputs(plan, chosen).contiguous(memory_format=torch.channels_last))
-            store[epoch, chosen] = logits.half().cpu().numpy()
+            writer.write(epoch, chosen, logits)
         if stop.signal or time.monotonic() - saved >= context.settings.runtime.checkpoint_seconds:
-            store.flush()
-            write_json(mark, {"done": epoch + 1, "key": key})
+            writer.mark(epoch + 1)
             saved = time.monotonic()
             stop.check()
         progress.update()
-    store.flush()
-    return {"shape": list(shape), "sha256": file_digest(path)}
+    return writer.close()
