@@ -96,7 +96,9 @@ def test_what_cannot_be_compiled_is_said_once_and_runs_as_it_is(monkeypatch, cap
     monkeypatch.setattr(torch, "compile", lambda function, **_: fails)
     one = compiled.Compiled(len, None, False, False, 1)
     assert [one([1, 2]), one([3])] == [2, 1]
-    said = "torch cannot compile here (inductor raised: no Triton): running without compilation (same results, slower)\n"
+    said = (
+        "torch cannot compile here (inductor raised: no Triton): running without compilation (same results, slower)\n"
+    )
     assert capsys.readouterr().err == said
 
 
