@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from cda.config import Runtime
 from cda.errors import ConfigError
 from cda.method.augment import generator
+from cda.native import library
 from cda.progress import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +57,12 @@ class Machine:
     def leads(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
+
+    @property
+    def native(self) -> bool:
+        """Whether frozen networks may and can use the kernels of `cda.native`: in float32 on a CPU."""
+        plain = self.device.type == "cpu" and self.half is None
+        return plain and self.runtime.compile != "never" and library() is not None
 
     def share(self, batch: Index) -> Index:
         """What this rank sees of a global `batch` [B] of image indices.

@@ -22,7 +22,6 @@ from cda.errors import ArtifactError
 from cda.method.augment import Views, draw_views, generator, resample, resampling
 from cda.method.bn_matching import BNMatching
 from cda.method.curriculum import image_lr, min_crop
-from cda.native import library
 from cda.native.winograd import Convolutions
 from cda.runtime import Machine
 
@@ -70,12 +69,6 @@ def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Vie
     )
 
 
-def _native(machine: Machine) -> bool:
-    """Whether the machine is a CPU that works in float32, and may and can have kernels of ours."""
-    plain = machine.device.type == "cpu" and machine.half is None
-    return plain and machine.runtime.compile != "never" and library() is not None
-
-
 class Objective:
     """What is minimised: cross-entropy and BN distance of each of `blocks` equal class blocks.
 
@@ -85,7 +78,7 @@ class Objective:
 
     def __init__(self, model: nn.Module, blocks: int, recipe: Recover, machine: Machine, steps: int) -> None:
         self.model, self.blocks, self.machine = model, blocks, machine
-        native = _native(machine) and next(model.parameters()).dtype == torch.float32
+        native = machine.native and next(model.parameters()).dtype == torch.float32
         machine.compiles |= native
         self.matching = BNMatching(model, blocks, recipe.first_bn_multiplier, native)
         self._convolutions = Convolutions(model) if native else None

@@ -23,7 +23,7 @@ from cda.progress import Progress, say
 from cda.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
 from cda.runtime import Machine
 from cda.stages.context import Context
-from cda.stages.networks import load_squeezed
+from cda.stages.networks import faster, load_squeezed
 
 BATCH = 256  # images the relabel model sees at a time; changes nothing but speed and rounding
 
@@ -47,7 +47,8 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
             assert model_path is not None
             described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
             key = f"{images_digest} {described.get('sha256')}"
-            batches = DistilledBatches(Images(pixels, labels, data, machine), recipe_of(run), BATCH)
+            images = Images(pixels, labels, data, machine)
+            batches = DistilledBatches(images, recipe_of(run), BATCH, label_epochs(run))
             told = _write_logits(context, machine, batches, model_path, out_aside, stop, key)
         _write_header(
             context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told}
@@ -73,9 +74,10 @@ def _write_logits(
 ) -> dict[str, Any]:
     """Stream the logits of every label epoch to disk; epochs that an earlier start finished are kept."""
     run, recipe = context.run, context.run.recipe
-    model = load_squeezed(model_path, run.upstream["model"], machine)
-    codec = Codec(run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature)
     epochs = label_epochs(run)
+    model = load_squeezed(model_path, run.upstream["model"], machine)
+    logits_of = faster(model, machine, epochs * batches.steps, BATCH)
+    codec = Codec(run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature)
     writer = LabelWriter(folder, codec, epochs, batches.images, key)
     progress, saved = Progress(epochs, f"relabel {run.id}", "epochs", writer.done), time.monotonic()
     for epoch in range(writer.done, epochs):
@@ -83,7 +85,7 @@ def _write_logits(
         for start in range(0, batches.images, BATCH):
             chosen = plan.order[start : start + BATCH]
             with machine.autocast():
-                logits = model(batches.inputs(plan, chosen).contiguous(memory_format=torch.channels_last))
+                logits = logits_of(batches.inputs(plan, chosen).contiguous(memory_format=torch.channels_last))
             writer.write(epoch, chosen, logits)
         if stop.signal or time.monotonic() - saved >= context.settings.runtime.checkpoint_seconds:
             writer.mark(epoch + 1)
