@@ -50,11 +50,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, ins, H, W] to [N, outs, H/stride, W/stride]."""
-        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu_(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.bottleneck:
-            y = self.bn3(self.conv3(torch.relu(y)))
-        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+            y = self.bn3(self.conv3(torch.relu_(y)))
+        return torch.relu_(y.add_(x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet(nn.Module):
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, R, R] to logits [N, classes]."""
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
         for index in range(1, 5):
             x = getattr(self, f"layer{index}")(x)
         return self.fc(x.mean(dim=(2, 3)))

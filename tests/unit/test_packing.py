@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cda.data.shards import read_shard
+from cda.errors import ConfigError
 from cda.method.recovery import Recovery
 from cda.stages import packing
 from cda.stages.packing import Memory
@@ -82,6 +83,28 @@ def test_what_was_finished_with_more_is_kept(tree, monkeypatch):
     seen = fails_above(monkeypatch, 2, ERRORS[0])
     assert len(recovered(tree, "out", blocks=4)) == 2
     assert seen == [4] + [2] * 3 * 6
+
+
+def test_more_blocks_than_there_are_is_all_of_them(tree, monkeypatch):
+    seen = fails_above(monkeypatch, 4, ERRORS[0])
+    recovered(tree, "out", blocks=64)
+    assert seen == [4] * 6
+
+
+def test_a_first_block_that_does_not_fit_ends_in_one_line_too(tree, monkeypatch):
+    from cda.stages.recover import Job
+
+    def hungry(*_: Any) -> None:
+        raise ERRORS[0]
+
+    context = tree.context(tree.runs()["recover"])
+    machine = context.machine()
+    machine.device = torch.device("meta")
+    monkeypatch.setattr(packing, "measured", hungry)
+    monkeypatch.setattr(Job, "_objective", lambda *_: None)
+    job = Job(context, machine, torch.nn.Identity(), Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"a class block of 5 does not fit into memory; lower recover\.block_size"):
+        job._together(None)  # type: ignore[arg-type]
 
 
 def test_a_block_that_does_not_fit_ends_in_one_line(tree, monkeypatch, capsys):

@@ -121,18 +121,23 @@ class Job:
 
     def recover(self, left: list[Block]) -> None:
         """Take all blocks to their last step, as many together as fit; where memory does not suffice, fewer."""
-        together = self._together(left[0])
+        together = min(self._together(left[0]), len(left))
         while left:
-            group = next(groups(left, together))
-            try:
-                self._recover_group(self._objective(len(group)), group)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                together = self._fewer(len(group))
-            else:
-                left = [block for block in left if block not in group]
+            done = self._tried(next(groups(left, together)))
+            if not done:  # only now has the failed attempt let go of its memory
+                together = self._fewer(together)
+            left = [block for block in left if block not in done]
         self._close()
+
+    def _tried(self, group: list[Block]) -> list[Block]:
+        """The group, at its last step; none of it if memory did not suffice."""
+        try:
+            self._recover_group(self._objective(len(group)), group)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return []
+        return group
 
     def _together(self, block: Block) -> int:
         """How many blocks are packed: the setting, or what an earlier start found, or what fits."""
@@ -144,14 +149,17 @@ class Job:
         if mark.is_file():
             return int(read_json(mark, "the number of packed blocks")["together"])
         run = self.context.run
-        memory = packing.measured(self._objective(1), block, run.recipe.recover, run.data)
+        try:
+            memory = packing.measured(self._objective(1), block, run.recipe.recover, run.data)
+        except torch.OutOfMemoryError:
+            return self._fewer(1)
         together = min(self.blocks, memory.most(packing.room()))
         say(f"recover {run.id}: {together} class blocks together, {memory.of(together) / 1e9:.1f} GB")
         write_json(mark, {"together": together})
         return together
 
     def _fewer(self, together: int) -> int:
-        """Half as many blocks; raises ConfigError if it was one."""
+        """Half as many blocks, from now on; raises ConfigError if it was one."""
         self._close()
         if self.machine.device.type == "cuda":
             torch.cuda.empty_cache()
