@@ -302,6 +302,20 @@ def test_a_loss_that_is_no_number_names_the_block_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_a_state_that_is_no_number_is_not_kept_over_the_last_good_one(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "key", 60)
+    values = recipe(iterations=100)  # whose losses are looked at every five steps
+    recovery = begun(model := network(), [BLOCKS[0]], values)
+    recovery.label = "recover some-run"
+    recovery.step()
+    checkpoint.save(recovery.state())
+    model[-1].bias[5] = math.nan
+    recovery.step()
+    with pytest.raises(ArtifactError, match=r"some-run: .* no number at shard 0, classes 0 to 3, step 2"):
+        checkpoint.save(recovery.state())
+    assert checkpoint.load()["done"] == 1
+
+
 # Seeded values of the path that runs by default
 
 

@@ -16,6 +16,7 @@ from cda.method.recovery import Objective
 from cda.models import build
 from cda.native import batch_norm, winograd
 from cda.runtime import Machine
+from cda.stages.networks import faster
 
 torch.set_num_threads(1)
 
@@ -210,6 +211,17 @@ def test_the_reference_has_no_kernels_of_ours():
     objective = Objective(network(), 1, Recover(mode="constant"), machine("never"), 1)
     assert not any("forward" in vars(module) for module in objective.model.modules())
     objective.close()
+
+
+@pytest.mark.parametrize(("compiling", "replaced"), [("auto", 13), ("never", 0)])
+def test_a_relabel_model_takes_the_kernels_where_it_may(compiling, replaced):
+    model, images, own = network(), torch.randn(5, 3, 16, 16), machine(compiling)
+    with torch.inference_mode():
+        wanted = model(images).double()
+        found = faster(model, own, 1, 4)(images)
+    assert sum("forward" in vars(module) for module in model.modules()) == replaced
+    assert own.compiles == bool(replaced)
+    assert far(found, wanted) < 1e-4
 
 
 # The compiler

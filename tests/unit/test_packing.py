@@ -25,7 +25,7 @@ def test_memory_is_linear_in_the_blocks():
 def test_as_many_blocks_as_fit_with_some_to_spare_and_one_at_least(room, most):
     memory = Memory(base=10, block=100)
     assert memory.most(room) == most
-    assert most == 1 or memory.of(most) <= packing.SPARE * room < memory.of(most + 1)
+    assert most == 1 or memory.of(most) <= packing.FILLED * room < memory.of(most + 1)
 
 
 # A part of 2 shards, 2 blocks each

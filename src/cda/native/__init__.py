@@ -1,7 +1,7 @@
 """Kernels in C for recovery in float32 on a CPU, where no matrix units for bf16 are there to be used.
 
 `winograd.c` and `batch_norm.c` are compiled when they are first needed, for the processor at hand, into the user's
-cache. Without a C compiler that knows OpenMP torch does the work, about half as fast.
+cache. Without a C compiler that knows OpenMP torch does the work, less than half as fast (results/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def _keep_memory() -> None:
-    """Let glibc keep what a step freed for the next: getting pages afresh took a seventh of a recover step."""
+    """Let glibc keep what a step freed for the next, which would otherwise fault the same pages in again."""
     with contextlib.suppress(AttributeError, OSError):
         allocator = ctypes.CDLL(None)
         allocator.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes

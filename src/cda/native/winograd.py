@@ -1,4 +1,4 @@
-"""Frozen 3×3 convolutions by Winograd's F(4×4, 3×3): a quarter of the multiplications, two to three times as fast.
+"""Frozen 3×3 convolutions by Winograd's F(4×4, 3×3): a quarter of the multiplications.
 
 Recovery spends most of its time in convolutions whose weights never change, so that the weights' transforms (Lavin and
 Gray 2016, arXiv:1509.09308) are computed once; the gradient to the images is such a convolution itself, its kernels

@@ -12,7 +12,7 @@ import torch
 from cda.config import Dataset, Recover
 from cda.method.recovery import Block, Objective, Recovery
 
-SPARE = 0.85  # of the free memory is filled: predictions are right within 15 %
+FILLED = 0.85  # of the free memory: a prediction may be wrong by 15 % (what we aim at; not measured on a GPU yet)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Memory:
         >>> Memory(base=10, block=100).most(1000)
         8
         """
-        return max(1, int((SPARE * room - self.base) // self.block))
+        return max(1, int((FILLED * room - self.base) // self.block))
 
 
 def measured(objective: Objective, block: Block, recipe: Recover, data: Dataset) -> Memory:

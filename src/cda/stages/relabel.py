@@ -85,7 +85,7 @@ def _write_logits(
         for start in range(0, batches.images, BATCH):
             chosen = plan.order[start : start + BATCH]
             with machine.autocast():
-                logits = logits_of(batches.inputs(plan, chosen).contiguous(memory_format=torch.channels_last))
+                logits = logits_of(batches.inputs(plan, chosen))
             writer.write(epoch, chosen, logits)
         if stop.signal or time.monotonic() - saved >= context.settings.runtime.checkpoint_seconds:
             writer.mark(epoch + 1)
