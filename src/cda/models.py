@@ -31,6 +31,16 @@ def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(ins, outs, kernel, stride, padding=kernel // 2, bias=False)
 
 
+def rectified(norm: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + plus), in place; by the `rectified` that a kernel of `cda.native` gave the layer, if one did."""
+    fused = getattr(norm, "rectified", None)
+    if fused is not None:
+        made: Tensor = fused(x, plus)
+        return made
+    y = norm(x)
+    return torch.relu_(y if plus is None else y.add_(plus))
+
+
 class Residual(nn.Module):
     """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 to fourfold) block; He et al. 2016, with the stride on the 3×3."""
 
@@ -50,11 +60,10 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, ins, H, W] to [N, outs, H/stride, W/stride]."""
-        y = torch.relu_(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y, norm = self.conv2(rectified(self.bn1, self.conv1(x))), self.bn2
         if self.bottleneck:
-            y = self.bn3(self.conv3(torch.relu_(y)))
-        return torch.relu_(y.add_(x if self.downsample is None else self.downsample(x)))
+            y, norm = self.conv3(rectified(norm, y)), self.bn3
+        return rectified(norm, y, x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(nn.Module):
@@ -82,7 +91,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, R, R] to logits [N, classes]."""
-        x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
+        x = self.maxpool(rectified(self.bn1, self.conv1(x)))
         for index in range(1, 5):
             x = getattr(self, f"layer{index}")(x)
         return self.fc(x.mean(dim=(2, 3)))

@@ -125,6 +125,24 @@ def test_a_bn_layer_and_its_statistics_are_torchs(channels, blocks, size, affine
     assert far(gradient, expected) < 1e-5
 
 
+@pytest.mark.parametrize("added", [True, False])
+def test_a_sum_and_a_relu_after_it_are_torchs(added):
+    layer = layer_of(20)
+    x = (3 + 2 * torch.randn(6, 20, 9, 9)).requires_grad_()
+    plus = torch.randn(6, 20, 9, 9, requires_grad=True) if added else None
+    found = batch_norm.rectified(x, plus, layer, 2)
+    above = [torch.randn_like(part) for part in found]
+    inputs = [x, plus] if added else [x]
+    gradients = torch.autograd.grad(found, inputs, above)
+    doubles = [value.detach().double().requires_grad_() for value in inputs]
+    var, mean = torch.var_mean(doubles[0].view(2, 3, 20, -1), dim=(1, 3), correction=0)
+    precise = (torch.relu(layer.double()(doubles[0]) + (doubles[1] if added else 0)), mean, var)
+    expected = torch.autograd.grad(precise, doubles, [part.double() for part in above])
+    for part, wanted in zip((*found, *gradients), (*precise, *expected), strict=True):
+        assert part.shape == wanted.shape
+        assert far(part.detach(), wanted.detach()) < 1e-5
+
+
 def test_a_variance_far_smaller_than_the_mean_is_kept():
     """Sums off the running mean do not cancel, where E[x²] − E[x]² in float32 would."""
     layer = layer_of(8)
@@ -151,9 +169,9 @@ def test_other_layers_keep_their_hooks(layer):
 # In a model
 
 
-def network() -> nn.Module:
+def network(name: str = "resnet18") -> nn.Module:
     torch.manual_seed(2)
-    model = build("resnet18", 10, 16, Architecture(stem="small", width=0.5)).eval().requires_grad_(False)
+    model = build(name, 10, 16, Architecture(stem="small", width=0.5)).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.2)
@@ -197,13 +215,27 @@ def test_losses_and_gradient_are_the_references(blocks):
         assert far(fast, precise) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_residual_network_has_the_references_losses(name):
+    images, found = torch.randn(6, 3, 16, 16, requires_grad=True), {}
+    for compiling in ("never", "auto"):
+        objective = Objective(network(name), 2, Recover(mode="constant"), machine(compiling), 1)
+        found[compiling] = losses(objective, images)
+        objective.close()
+    for fast, plain in zip(found["auto"][:2], found["never"][:2], strict=True):
+        assert far(fast, plain.double()) < 1e-4
+
+
 def test_a_closed_objective_leaves_the_model_as_it_was():
     model = network()
     before = {name: type(module).forward for name, module in model.named_modules()}
     objective = Objective(model, 1, Recover(mode="constant"), machine(), 1)
     assert sum("forward" in vars(module) for module in model.modules()) == 20 + 13  # BN layers; 3×3 of stride 1
+    assert sum("rectified" in vars(module) for module in model.modules()) == 20
     objective.close()
-    assert not any("forward" in vars(module) or module._forward_pre_hooks for module in model.modules())
+    left = [module for module in model.modules() if {"forward", "rectified"} & set(vars(module))]
+    assert not left
+    assert not any(module._forward_pre_hooks for module in model.modules())
     assert {name: type(module).forward for name, module in model.named_modules()} == before
 
 

@@ -58,14 +58,21 @@ class BNMatching:
         for index, layer in enumerate(layers):
             if native and isinstance(layer, nn.BatchNorm2d) and batch_norm.suits(layer):
                 layer.forward = partial(self._forward, index, layer)  # type: ignore[method-assign]
-                self._undo.append(partial(delattr, layer, "forward"))
+                layer.rectified = partial(self._rectified, index, layer)  # type: ignore[assignment]
+                self._undo += [partial(delattr, layer, name) for name in ("forward", "rectified")]
             else:
                 self._undo.append(layer.register_forward_pre_hook(self._hook(index)).remove)
 
     def _forward(self, index: int, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        return self._kept(index, layer, batch_norm.normalised(x, layer, self.blocks))
+
+    def _rectified(self, index: int, layer: nn.BatchNorm2d, x: Tensor, plus: Tensor | None) -> Tensor:
+        return self._kept(index, layer, batch_norm.rectified(x, plus, layer, self.blocks))
+
+    def _kept(self, index: int, layer: nn.BatchNorm2d, made: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        y, mean, var = made
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        y, mean, var = batch_norm.normalised(x, layer, self.blocks)
         self._distances[index] = _distance(mean, var, layer.running_mean, layer.running_var)
         return y
 

@@ -78,6 +78,6 @@ def _features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def at(tensor: Tensor) -> ctypes.c_void_p:
-    """Where a tensor's first value lies, for a kernel."""
-    return ctypes.c_void_p(tensor.data_ptr())
+def at(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's first value lies, for a kernel; NULL for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,4 +1,4 @@
-"""A frozen BN layer and the statistics of its input in one pass over the features, and one back."""
+"""A frozen BN layer, the statistics of its input and the ReLU after it in one pass over the features, and one back."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ class _Normalised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.BatchNorm2d, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
+    def forward(
+        ctx: Any, x: Tensor, plus: Tensor | None, layer: nn.BatchNorm2d, blocks: int, rectified: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, plus = _last(x), None if plus is None else _last(plus)
         scale, shift, centre = _affine(layer)
         channels, rows = x.shape[1], x.numel() // x.shape[1] // blocks
         partial = torch.empty(blocks, -(-rows // CHUNK), 2, channels)
         y = torch.empty_like(x)
         kernels, threads = library(), torch.get_num_threads()
         assert kernels is not None
-        kernels.bn_forward(*map(at, (x, scale, shift, centre, y, partial)), *_sizes(blocks, rows, channels), threads)
+        where = map(at, (x, plus, scale, shift, centre, y, partial))
+        kernels.bn_forward(*where, *_sizes(blocks, rows, channels), rectified, threads)
         first, second = (partial.double().sum(dim=1) / rows).unbind(dim=1)
         mean, var = (first + centre).float(), (second - first.square()).clamp(min=0).float()
-        ctx.save_for_backward(x, scale, mean)
-        ctx.blocks, ctx.rows = blocks, rows
+        ctx.save_for_backward(x, scale, mean, y if rectified else None)
+        ctx.blocks, ctx.rows, ctx.added = blocks, rows, plus is not None
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None, None]:
-        x, scale, mean = ctx.saved_tensors
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, mean, y = ctx.saved_tensors
         onward, to_mean, to_var = above
         offset, slope = to_mean / ctx.rows, 2 * to_var / ctx.rows
-        gradient, onward = torch.empty_like(x), onward.contiguous(memory_format=torch.channels_last)
+        gradient, to_plus = torch.empty_like(x), torch.empty_like(x) if ctx.added else None
         kernels, sizes = library(), _sizes(ctx.blocks, ctx.rows, x.shape[1])
         assert kernels is not None
-        kernels.bn_backward(
-            *map(at, (onward, x, scale, offset, slope, mean, gradient)), *sizes, torch.get_num_threads()
-        )
-        return gradient, None, None
+        where = map(at, (_last(onward), y, x, scale, offset, slope, mean, gradient, to_plus))
+        kernels.bn_backward(*where, *sizes, torch.get_num_threads())
+        return gradient, to_plus, None, None, None
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _affine(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +71,12 @@ def _sizes(*values: int) -> tuple[Any, ...]:
 
 def normalised(x: Tensor, layer: nn.BatchNorm2d, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """What `layer` makes of x [K·B, C, H, W], and mean and biased variance [K, C] of each of x's K blocks."""
-    return _Normalised.apply(x, layer, blocks)
+    return _Normalised.apply(x, None, layer, blocks, False)
+
+
+def rectified(x: Tensor, plus: Tensor | None, layer: nn.BatchNorm2d, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with relu(layer(x) + plus) in the first place."""
+    return _Normalised.apply(x, plus, layer, blocks, True)
 
 
 def suits(module: nn.Module) -> bool:
