@@ -14,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench lint lint-python lint-workflow lint-types lint-generated format lock docs clean distclean FORCE
+.PHONY: help setup demo test slurm-up slurm-down slurm-matrix bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,21 @@ demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole
 
 test: $(INSTALLED) ## Run the tests
 	$(RUN) $(BIN)/python -m pytest
+
+slurm-up: $(INSTALLED) ## Start a SLURM of one node on this machine, and say how a shell finds it (SLURM=FOLDER)
+	@$(BIN)/python tests/slurm/cluster.py up $(SLURM)
+
+slurm-down: ## End it, and its jobs
+	@$(BIN)/python tests/slurm/cluster.py down $(SLURM)
+
+slurm-matrix: $(INSTALLED) ## Kill, cancel, fill and time out jobs on a SLURM of this machine: docs/survival.md (needs root; CASES=time-limit)
+	$(RUN) $(BIN)/python -m tests.slurm.survival $(CASES)
+
+pull: $(INSTALLED) ## Bring what a table's missing cells were made from: make pull TABLE=results/table1.csv
+	$(RUN) $(BIN)/cda pull $(or $(TABLE),$(error TABLE is not set: make pull TABLE=results/table1.csv))
+
+track: $(INSTALLED) ## Hand finished runs to DVC, after a run
+	$(RUN) $(BIN)/cda track
 
 bench: $(INSTALLED) ## Measure the engines beside plain code, on this machine's GPU or CPU: results/benchmarks.csv (BENCH=--quick)
 	$(RUN) $(BIN)/python -m benchmarks $(BENCH)
@@ -46,6 +61,7 @@ lint-types: $(INSTALLED)
 lint-generated: $(INSTALLED)
 	$(BIN)/python tools/environment.py --check
 	$(BIN)/cda config reference | diff docs/configuration.md - || { echo "docs/configuration.md is old: make docs"; exit 1; }
+	$(BIN)/cda reproduction | diff docs/reproduction.md - || { echo "docs/reproduction.md is old: make docs"; exit 1; }
 
 format: $(INSTALLED) ## Lay out code and workflow the way lint asks for
 	$(BIN)/ruff check --fix
@@ -59,6 +75,7 @@ lock: $(BIN)/uv ## Pin what pyproject.toml asks for, keeping the pins that fit (
 
 docs: $(INSTALLED) ## Make the generated pages and the README's pictures (the demo first)
 	$(BIN)/cda config reference > docs/configuration.md
+	$(BIN)/cda reproduction > docs/reproduction.md
 	$(RUN) $(BIN)/snakemake all --rulegraph mermaid-js | $(BIN)/python tools/dag.py docs/images/dag.svg
 	cp results/demo/demo-distilled.png docs/images/
 

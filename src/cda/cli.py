@@ -6,13 +6,14 @@ Stages know no scheduler: inputs and outputs have standard places, or are given.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from cda import __version__, commands
-from cda.errors import CdaError, Interrupted
+from cda.errors import CdaError, Finished, Interrupted
 
 Function = Callable[[argparse.Namespace], None]
 
@@ -64,6 +65,21 @@ def _stages(subcommands: Any) -> None:
         trained.add_argument("--seed", type=int, default=0, help="of the weights' start (default 0)")
 
 
+def _artifacts(subcommands: Any) -> None:
+    """What travels by DVC: docs/artifacts.md."""
+    track = _command(subcommands, "track", "hand finished runs to DVC, after a run", commands.track)
+    track.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
+    pull = _command(subcommands, "pull", "bring what a table's or figure's missing cells need", commands.pull)
+    pull.add_argument("targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png …")
+    pull.add_argument("--all", action="store_true", help="all that its cells were made from, finished ones too")
+    pull.add_argument("--dry-run", "-n", action="store_true", help="only say how much")
+    text = "hash what DVC's cache has of it first, and bring again what is damaged"
+    pull.add_argument("--verify", action="store_true", help=text)
+    _command(subcommands, "order", "put the times of what is here in order, after a plain dvc pull", commands.order)
+    metrics = _command(subcommands, "metrics", "every measured number as one JSON file", commands.metrics)
+    metrics.add_argument("--out", metavar="JSON", help="default: results/metrics.json")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
@@ -90,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("weights", metavar="WEIGHTS", help="torchvision:<Weights.NAME> or timm:<tag>")
     fetch.add_argument("model", help="the network, for instance resnet18")
     fetch.add_argument("--out", metavar="JSON", help="leave a mark that they are at hand")
+    _artifacts(subcommands)
+    text = "after snakemake was killed: cancel its SLURM jobs of this folder and take its lock off"
+    _command(subcommands, "unlock", text, commands.unlock)
+    text = "how much of the paper is measured, and how far off (docs/reproduction.md)"
+    _command(subcommands, "reproduction", text, commands.reproduction)
     config = subcommands.add_parser("config", help="look at the configuration").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -108,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         print(f"cda: {error}", file=sys.stderr)
         return 128 + error.number
+    except Finished as told:
+        print(f"cda: {told}", file=sys.stderr)
+        return int("RANK" in os.environ)  # torchrun ends a job's other processes only if one fails
     except CdaError as error:
         print(f"cda: {error}", file=sys.stderr)
         return 1

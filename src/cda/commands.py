@@ -81,6 +81,11 @@ def squeeze(arguments: Arguments) -> None:
     run = experiments.run(arguments.run, "squeeze")
     gpus = arguments.gpus or processes(run, experiments.settings)
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
+        if experiments.settings.runtime.device != "cpu":
+            from cda.gpus import keep, take
+
+            take(gpus)
+            keep()
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
         launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
         os.execv(sys.executable, [*launched, "-m", "--", "cda", *sys.argv[1:]])
@@ -203,6 +208,13 @@ def check(arguments: Arguments) -> None:
     print(check.check(experiments, [experiments.table_of(target) for target in arguments.targets])[0])
 
 
+def unlock(_arguments: Arguments) -> None:
+    """Make this folder ready for another snakemake after one was killed."""
+    from cda.unlock import unlock
+
+    print(unlock(Path.cwd()))
+
+
 def runs(arguments: Arguments) -> None:
     """List the runs of a table and which are done."""
     experiments = experiments_of(arguments)
@@ -219,11 +231,57 @@ def runs(arguments: Arguments) -> None:
         print(f"not run: {note}")
 
 
+def _whole_scale(experiments: ExperimentSet) -> ExperimentSet:
+    """Every data set and control, whatever this call is narrowed to."""
+    return ExperimentSet(experiments.settings.model_copy(update={"datasets": "all", "controls": "all"}))
+
+
+def track(arguments: Arguments) -> None:
+    """Hand finished runs to DVC."""
+    from cda.artifacts.track import track
+
+    experiments = experiments_of(arguments)
+    names = tuple(experiments.table_of(target) for target in arguments.targets)
+    found = experiments.runs(names) if names else _whole_scale(experiments).runs()
+    track(experiments, list(found.values()))
+
+
+def pull(arguments: Arguments) -> None:
+    """Bring what a table or figure needs."""
+    from cda.artifacts.pull import pull
+
+    experiments = experiments_of(arguments)
+    options = {"everything": arguments.all, "verify": arguments.verify, "dry": arguments.dry_run}
+    pull(experiments, _whole_scale(experiments), arguments.targets, **options)
+
+
+def order(arguments: Arguments) -> None:
+    """Put the times of what is here in order."""
+    from cda.artifacts.order import order
+
+    print(f"{order(_whole_scale(experiments_of(arguments)))} times set.")
+
+
+def metrics(arguments: Arguments) -> None:
+    """Write every measured number into one JSON file."""
+    from cda.results import metrics
+
+    experiments = experiments_of(arguments)
+    metrics.write(experiments, Path(arguments.out or f"{experiments.layout.results}/metrics.json"))
+
+
 def show(arguments: Arguments) -> None:
     """Print a resolved run, each value with its source."""
     from cda.results import tables
 
     print(tables.describe(experiments_of(arguments), arguments.run))
+
+
+def reproduction(arguments: Arguments) -> None:
+    """Print docs/reproduction.md."""
+    from cda.results.reproduction import page
+
+    print(page(merged(from_environment(), overrides(arguments.config))), end="")
 
 
 def reference(_arguments: Arguments) -> None:

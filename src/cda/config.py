@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cda.schema import Count, CropScale, Natural, Positive, Ratio, Spread, Strict, Weight
+from cda.schema import Count, CropScale, Folder, Name, Natural, Positive, Published, Ratio, Spread, Strict, Weight
 
 
 def _names(value: Any) -> Any:
@@ -31,7 +31,7 @@ class Architecture(Strict):
 class Dataset(Strict):
     """A real data set: what it is and how to find it."""
 
-    name: str = Field(pattern=r"^[\w-]+$", description="also the folder under data/: letters, digits, _ and -")
+    name: str = Field(pattern=r"^\w[\w-]*$", description="also the folder under data/: letters, digits, _ and -")
     layout: Literal["digits", "cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k", "image_folder"] = Field(
         description="how its files are laid out"
     )
@@ -49,7 +49,7 @@ class Dataset(Strict):
         "once into a memory-mapped artifact (stage decode)",
     )
     gpus: Count = Field(1, description="GPUs, and processes, of one squeeze job; runtime.gpus caps it")
-    recipe: str | None = Field(
+    recipe: Name | None = Field(
         None, description="the data set whose recipe it uses; default: its own in config/recipes/"
     )
     compare_ipc: tuple[Count, ...] = Field(
@@ -126,10 +126,10 @@ class Squeeze(Optimisation, Augmentation):
     """Stage 1: train the recovery model on the real data, or take published weights."""
 
     label_smoothing: Ratio = Field(0.0, description="share of a label that is spread over all classes")
-    weights: str | None = Field(
+    weights: Published | None = Field(
         None, description="published weights instead of training: torchvision:<Weights.NAME> or timm:<pretrained tag>"
     )
-    init: str | None = Field(
+    init: Published | None = Field(
         None, description="published weights to start from, named as in weights; the classifier starts anew"
     )
     randaugment: Natural = Field(
@@ -168,7 +168,7 @@ class Recover(Strict):
         "png", description="how a shard keeps its images; jpg is smaller and loses a little"
     )
     snapshots: tuple[Count, ...] = Field((), description="steps after which the first shard's images are kept too")
-    release: str = Field(
+    release: Folder = Field(
         "", description="imported: folder name under data/released/ of new000/class000_id000.jpg images"
     )
     seed: Natural = Field(0, description="of every draw of the stage; part of the run's id")
@@ -317,6 +317,10 @@ class Runtime(Strict):
         "auto",
         description="class blocks that go through the network together in recover; auto: as many as a GPU's free "
         "memory holds, on a CPU one",
+    )
+    gpu: str = Field("a100", description="the kind that time limits are reckoned for, as config/devices.yaml names it")
+    max_hours: Positive = Field(
+        24.0, description="longest time limit of a job; a longer one continues when resubmitted"
     )
     gpus: Count = Field(8, description="most GPUs, and processes, one squeeze job may use")
     workers: Natural = Field(

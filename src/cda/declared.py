@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, model_validator
 
-from cda.schema import Count, Strict
+from cda.schema import Count, Name, Strict
 
 Key = Literal[
     "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric"
@@ -25,11 +25,11 @@ class Group(Strict):
     stage: Literal["validate", "score", "continual"] = Field("validate", description="the stage that measures them")
     dataset: str = Field(description="a data set; one that is not declared leaves its cells not_run")
     methods: Several[str] = Field(description="names under methods in the data set's recipe")
-    recovery_models: tuple[str, ...] = Field((), description="networks that are squeezed and recovered from")
+    recovery_models: tuple[Name, ...] = Field((), description="networks that are squeezed and recovered from")
     ipc: tuple[Count, ...] = Field((), description="images per class")
     sample: Count | None = Field(None, description="images per class where the table names no IPC (real images)")
-    validation_models: tuple[str, ...] = Field((), description="networks trained on the images, or that score them")
-    relabel_models: tuple[str, ...] = Field(
+    validation_models: tuple[Name, ...] = Field((), description="networks trained on the images, or that score them")
+    relabel_models: tuple[Name, ...] = Field(
         (), description="networks that label; of several the better result counts; default: the recovery model"
     )
     metrics: Several[Metric] = Field(("top1",), description="what is measured, in percent, of the last epoch")
@@ -75,6 +75,7 @@ class Experiment(Strict):
     layout: Layout2D = Field(Layout2D(rows=(), columns=()), description="how the Markdown table is laid out")
     groups: tuple[Group, ...] = Field((), description="its grids of cells")
     controls: bool = Field(False, description="random real images and hard labels beside its distilled sets by default")
+    reading: dict[str, str] = Field({}, description="what people read in it, by scale; for docs/reproduction.md")
     label_sizes: bool = Field(False, description="each cell's label store beside it: its size, and fp16's size over it")
     sizes_of: str | None = Field(
         None, description="instead of groups: sizes of the scale's label stores under this table's codecs; runs nothing"
@@ -116,7 +117,7 @@ class DatasetScale(Strict):
 
     stand_in: str | None = Field(None, description="another data set that is run in its place")
     ipc: dict[int, Count] = Field({}, description="the IPC that is run in place of a table's")
-    models: dict[str, str | None] = Field({}, description="the network run in place of a table's; null: none fits")
+    models: dict[str, Name | None] = Field({}, description="the network run in place of a table's; null: none fits")
     instead: dict[str, dict[Any, Any]] = Field(
         {}, description="what is run in place of a table's own values: {validate.epochs: {800: 100}}"
     )

@@ -1,8 +1,15 @@
-"""What a user can mend: each message is one line that names the file, the key and the mend."""
+"""What a user can mend: each message is one line that names the file, the key and the mend.
+
+A message may quote what a stranger wrote (a member's name, a class, a run), so line ends and what steers a terminal are
+shown as their escapes.
+"""
 
 
 class CdaError(ValueError):
     """Any mistake of the user's or damage on disk; the command line prints it as one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class ConfigError(CdaError):
@@ -15,6 +22,10 @@ class DataError(CdaError):
 
 class ArtifactError(CdaError):
     """A model, shard or label store that is missing, damaged or belongs to something else."""
+
+
+class Finished(CdaError):
+    """Another job did the very work meanwhile: its output is there, and to do it again would be in vain."""
 
 
 class Interrupted(CdaError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,8 @@ class ExperimentSet:
         """What `config/experiments/` declares for this scale, by name; tables of single data sets after it."""
         found: dict[str, Experiment | Figure] = {}
         for path in sorted((self.config / "experiments").glob("*.yaml"), key=_natural):
+            if not re.fullmatch(r"\w[\w-]*", path.stem):  # rules name it to a shell
+                raise ConfigError(f"{path}: a table or figure is named by letters, digits, _ and -; rename the file")
             values, written = read_plain(path), places(read_layer(path))
             kind: Any = Figure if isinstance(values, dict) and "kind" in values else Experiment
             experiment = parse(kind, values, str(path), written)
@@ -295,7 +298,7 @@ class ExperimentSet:
         if self.settings.cells == "all":
             return list(range(seeds_of(run, self.settings.seeds)))
         there = Path(self.layout.run_json(run, 0)).parent.glob("seed-*.json")
-        return sorted(int(path.stem[5:]) for path in there if path.stem[5:].isdigit())
+        return sorted(int(path.stem[5:]) for path in there if re.fullmatch(r"seed-(0|[1-9][0-9]{0,8})", path.stem))
 
     def table_of(self, target: str) -> str:
         """The table that a path or a name such as `results/table4.csv` asks for; raises ConfigError if it is none."""

@@ -70,7 +70,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(f"{path}: {what} cannot be read ({error.strerror}); make or pull it first") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ArtifactError(f"{path}: {what} is damaged (not JSON); delete it and make it again") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: {what} is not what it should be (no JSON object); delete it and make it again")

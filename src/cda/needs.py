@@ -36,6 +36,15 @@ def inputs(run: Run, max_gb: float) -> Iterator[Run]:
         yield decode_run(run.data, run.recipe)
 
 
+def gpus(run: Run, settings: Settings) -> int:
+    """GPUs of a job: none where no network computes."""
+    if run.stage == "squeeze":
+        return 0 if run.recipe.squeeze.weights else processes(run, settings)
+    if run.stage == "relabel":
+        return int(label_mode(run, settings.labels.max_gb) == "stored")
+    return int(run.stage != "decode" and (run.stage != "recover" or run.recipe.recover.synthetic))
+
+
 def processes(run: Run, settings: Settings) -> int:
     """GPUs, and processes, of a squeeze run's training; published weights are fetched by one."""
     return 1 if run.recipe.squeeze.weights else min(run.data.gpus, settings.runtime.gpus)

@@ -1,7 +1,8 @@
-"""What all of the configuration's models share: strictness, ranges, and errors of one line."""
+"""What all of the configuration's models share: strictness, ranges, names that are safe, and errors of one line."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +24,26 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
         raise ValueError("must be [low, high] with 0 < low <= high <= 1")
     return value
 
+
+def _named(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", value):
+        raise ValueError("must be a name of letters, digits, _, - and ., the first a letter, digit or _")
+    return value
+
+
+def _folder(value: str) -> str:
+    return value and _named(value)
+
+
+def _published(value: str) -> str:
+    _named(value.replace(":", ".", 1))
+    return value
+
+
+# What becomes part of a path or of a command: no name leaves its folder or means anything to a shell.
+Name = Annotated[str, AfterValidator(_named)]
+Folder = Annotated[str, AfterValidator(_folder)]  # or none
+Published = Annotated[str, AfterValidator(_published)]
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]

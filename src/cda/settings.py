@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def scale_file(config: Path, scale: str) -> Path:
 def read_scale(config: Path, scale: str) -> Scale:
     """A scale; raises ConfigError for an unknown scale, key or data set."""
     file = scale_file(config, scale)
-    if not file.is_file():
+    if not re.fullmatch(r"\w[\w-]*", str(scale)) or not file.is_file():  # it names folders too
         known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
         raise ConfigError(f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}")
     written, names = places(read_layer(file)), declared(config)

@@ -20,6 +20,7 @@ import yaml
 from cda.errors import ConfigError
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DEEP, _MANY = 50, 100_000  # levels, and values with every alias (*name) written out: far above any file of ours
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def _node(path: Path) -> tuple[yaml.Node | None, list[str]]:
     except OSError:
         raise ConfigError(f"{path}: no such file; it should be one of {_siblings(path)}") from None
     try:
+        _bounded(text, path)
         return yaml.compose(text, Loader=_Loader), text.splitlines()
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
@@ -49,6 +51,27 @@ def _node(path: Path) -> tuple[yaml.Node | None, list[str]]:
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path}:{at}: not valid YAML: {error.problem}; mend that line") from None
+
+
+def _bounded(text: str, path: Path) -> None:
+    """Raises ConfigError for a file that would exhaust stack or memory, which a few lines of aliases can."""
+    sizes: dict[str, int] = {}  # of what each anchor names; of what is still open more than is allowed
+    anchors, counts = [""], [0]  # of what is open
+    for event in yaml.parse(text, Loader=_Loader):
+        anchor = getattr(event, "anchor", None) or ""
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(anchor)
+            counts.append(1)
+            sizes[anchor] = _MANY + 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            sizes[anchors.pop()] = count = counts.pop()
+            counts[-1] += count
+        elif isinstance(event, yaml.NodeEvent):
+            counts[-1] += sizes.get(anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if len(counts) > _DEEP or counts[-1] > _MANY:
+            what = f"{_DEEP} levels" if len(counts) > _DEEP else f"{_MANY:,} values, those of aliases included"
+            at = event.start_mark.line + 1 if event.start_mark else "?"
+            raise ConfigError(f"{path}:{at}: more than {what}; write a smaller file")
 
 
 def _siblings(path: Path) -> str:

@@ -24,7 +24,7 @@ from cda.checkpoint import Checkpoint, Stop
 from cda.config import Optimisation
 from cda.errors import ArtifactError
 from cda.models import load_state
-from cda.progress import Progress
+from cda.progress import Progress, say
 from cda.runtime import Machine, enough_memory, seed_everything
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -178,6 +178,8 @@ def fit(
     state = checkpoint.load()
     if state is not None:
         trainer.restore(state)
+        if trainer.machine.leads:
+            say(f"{label}: going on from epoch {trainer.at[0]} of {trainer.values.epochs}, step {trainer.at[1]}")
     values = trainer.values
     trainer.job = (values.epochs * batches.steps, min(values.batch_size, batches.images))
     key = f"{type(values).__name__.lower()}.batch_size"

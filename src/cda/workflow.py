@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
-from cda.needs import inputs, processes
+from cda.needs import gpus, inputs, processes
 from cda.paths import Layout
-from cda.runs import MEASURING, Run, label_mode, parts
+from cda.results.estimate import works_of
+from cda.results.limits import TimeLimits
+from cda.runs import MEASURING, Run, parts
 from cda.settings import from_environment, load_settings, merged
 
 
@@ -41,6 +44,8 @@ class Plan:
         self.prefix = exported.replace("{", "{{").replace("}", "}}")  # snakemake formats it
         self.threads = self.settings.runtime.cpu_threads
         self._check_targets(arguments)
+        self._limits = TimeLimits(self.experiments)
+        self._asked = tuple(name for name in self.experiments.tables if self.layout.table(name) in arguments)
 
     def _check_targets(self, arguments: Sequence[str]) -> None:
         """Raises ConfigError for a result on the command line that is another scale's, or no table's."""
@@ -98,29 +103,55 @@ class Plan:
 
     def gpus(self, wildcards: Wildcards) -> int:
         """GPUs of a job: none where no network computes."""
-        run = self._of(wildcards)
-        if run.stage == "squeeze":
-            return 0 if run.recipe.squeeze.weights else processes(run, self.settings)
-        if run.stage == "relabel":
-            return int(label_mode(run, self.settings.labels.max_gb) == "stored")
-        return int(run.stage != "decode" and (run.stage != "recover" or run.recipe.recover.synthetic))
+        return gpus(self._of(wildcards), self.settings)
 
     def squeeze_threads(self, wildcards: Wildcards) -> int:
         """Cores of a squeeze job: each of its processes computes, and decodes where images are streamed."""
         data, runtime = self._of(wildcards).data, self.settings.runtime
         return max(1, self.gpus(wildcards)) * (runtime.cpu_threads + (runtime.workers if data.stream else 0))
 
+    def minutes(self, wildcards: Wildcards, attempt: int) -> int:
+        """Time limit of a job, more with each attempt."""
+        return self._limits.minutes(self._alike(wildcards, self._limits.hours), attempt)
+
     def memory(self, wildcards: Wildcards, attempt: int) -> int:
-        """MB of a job's host memory, more with each attempt: its processes, and the images it holds."""
-        run = self._of(wildcards)
+        """MB of a job's host memory, more with each attempt."""
+        return int(attempt * self._megabytes(self._alike(wildcards, self._megabytes)))
+
+    def _megabytes(self, run: Run) -> float:
+        """Of its processes, and of the images it holds."""
         held = run.ipc or int(run.stage == "recover") * 4  # shards; a part is joined and encoded a shard at a time
         pixels = held * run.data.classes * run.data.resolution**2 * 3 / 1e6
-        return int(attempt * (8000 * max(1, self.gpus(wildcards)) + 1.2 * pixels))
+        several = processes(run, self.settings) if run.stage == "squeeze" else 1
+        return 8000 * several + 1.2 * pixels
+
+    def _alike(self, wildcards: Wildcards, need: Callable[[Run], float]) -> Run:
+        """The run whose `need` a job asks for: its own; of parts, which may meet in a SLURM array, the largest one's.
+
+        An array has one time limit and one size of memory for all its jobs.
+        """
+        run = self._of(wildcards)
+        arrayed = run.stage == "recover" and run.recipe.recover.synthetic
+        return max(self._recovered or [run], key=need) if arrayed else run
+
+    @cached_property
+    def _recovered(self) -> list[Run]:
+        """The unfinished runs of the call's tables whose images a model makes."""
+        return [
+            work.run
+            for work in works_of(self.experiments, self._asked or tuple(self.experiments.tables))
+            if work.missing and work.run.stage == "recover" and work.run.recipe.recover.synthetic
+        ]
 
     def start(self, wildcards: Wildcards) -> list[str]:
         """The mark that the weights a squeeze job starts from are at hand."""
         run = self._of(wildcards)
-        return [self.layout.fetched(run)] if run.recipe.squeeze.init and not run.recipe.squeeze.weights else []
+        fetched = run.recipe.squeeze.init and not run.recipe.squeeze.weights and not self._squeezed(run)
+        return [self.layout.fetched(run)] if fetched else []
+
+    def _squeezed(self, run: Run) -> bool:
+        """Whether a model is there: a pulled one comes without what it was trained on, and is not trained again."""
+        return run.stage == "squeeze" and Path(self.layout.model(run)).is_file()
 
     def _inputs(self, wildcards: Wildcards, stage: str) -> list[Run]:
         run = self._of(wildcards)
@@ -128,6 +159,8 @@ class Plan:
 
     def decoded(self, wildcards: Wildcards) -> list[str]:
         """The decoded validation images that a job of a streamed data set tests on."""
+        if self._squeezed(self._of(wildcards)):
+            return []
         return [self.layout.decoded(run) for run in self._inputs(wildcards, "decode")]
 
     def model(self, wildcards: Wildcards) -> list[str]:
@@ -199,12 +232,3 @@ class Plan:
 def one_of(names: Iterable[str]) -> str:
     """A wildcard constraint: one of these names, and nothing if there are none."""
     return "|".join(map(re.escape, names)) or "(?!)"
-
-
-def growing(base: int) -> Any:
-    """A resource that grows with each attempt: `base` minutes (or MB) times the attempt's number."""
-
-    def grown(_wildcards: Any, attempt: int) -> int:
-        return base * attempt
-
-    return grown

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -53,6 +54,7 @@ def serve() -> None:
 
 
 def job(request: dict[str, Any]) -> None:
+    from cda import checkpoint
     from cda.cli import main
 
     os.chdir(request["cwd"])
@@ -63,6 +65,7 @@ def job(request: dict[str, Any]) -> None:
     code = 99
     try:
         signal_at(*request["moment"])
+        checkpoint.PATIENCE = request["patience"]
         code = main(request["argv"])
     except BaseException:
         traceback.print_exc()
@@ -110,7 +113,14 @@ class Ended:
     @property
     def said(self) -> list[str]:
         """Its lines, but those of its progress."""
-        return [line for line in self.log.splitlines() if " spent, " not in line]
+        return [
+            line for line in self.log.splitlines() if not re.search(r" spent, | going on from | done already$", line)
+        ]
+
+    @property
+    def went_on(self) -> bool:
+        """Whether it says that it went on from what an earlier start had done."""
+        return bool(re.search(r" going on from (epoch|step) \d+ of | blocks are done already$", self.log, re.MULTILINE))
 
 
 class Jobs:
@@ -125,10 +135,13 @@ class Jobs:
         print(json.dumps(request), file=self.server.stdin, flush=True)
         return json.loads(self.server.stdout.readline())
 
-    def start(self, cwd: Path, argv: tuple[str, ...], moment: Moment, number: int, limit: int) -> tuple[int, Path]:
+    def start(
+        self, cwd: Path, argv: tuple[str, ...], moment: Moment, number: int, limit: int, patience: float = 0.0
+    ) -> tuple[int, Path]:
         self.count += 1
         log = self.logs / f"{self.count}.log"
-        return self.ask(cwd=str(cwd), argv=argv, moment=[*moment, number], limit=limit, log=str(log)), log
+        asked = {"cwd": str(cwd), "argv": argv, "moment": [*moment, number], "limit": limit, "log": str(log)}
+        return self.ask(**asked, patience=patience), log
 
     def run(
         self, cwd: Path, argv: tuple[str, ...], kill: Moment = NEVER, number: int = SIGKILL, limit: int = 0
@@ -239,7 +252,8 @@ def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_undisturbed_one(sta
         ended = jobs.run(folder, chain.command(stage), kill=moment)
         assert ended.code == -SIGKILL, ended.log
         assert chain.made(stage, folder) == {}
-    assert jobs.finish(folder, chain.command(stage)).said == []
+    ended = jobs.finish(folder, chain.command(stage))
+    assert (ended.said, ended.went_on) == ([], True)
     assert chain.made(stage, folder) == chain.wanted(stage)
 
 
@@ -357,6 +371,26 @@ def test_a_second_job_at_the_same_work_is_refused_and_harms_nothing(chain, jobs,
     os.kill(first, signal.SIGCONT)
     assert jobs.ask(wait=first) == 0
     assert chain.made("recover", folder) == chain.wanted("recover")
+
+
+@pytest.mark.parametrize("ends", ["stopped", "finished"])
+def test_a_job_that_is_started_while_another_ends_waits_for_it(ends, chain, jobs, tmp_path):
+    folder = chain.without("recover", tmp_path / "again")
+    first, _ = jobs.start(folder, chain.command("recover"), ("forward", 5), SIGSTOP, 0)
+    assert jobs.ask(wait=first) == "stopped"
+    second, log = jobs.start(folder, chain.command("recover"), NEVER, SIGKILL, 0, patience=600.0)
+    while not log.exists() or "another job has this work; waiting" not in log.read_text(encoding="utf-8"):
+        time.sleep(0.01)
+    if ends == "stopped":
+        os.kill(first, SIGTERM)
+    os.kill(first, signal.SIGCONT)
+    assert jobs.ask(wait=first) == (143 if ends == "stopped" else 0)
+    assert jobs.ask(wait=second) == 0
+    ended = Ended(0, log.read_text(encoding="utf-8"))
+    assert ended.went_on == (ends == "stopped")
+    assert ("another job has just finished this work" in ended.said[-1]) == (ends == "finished")
+    assert chain.made("recover", folder) == chain.wanted("recover")
+    assert list(chain.work("recover", folder).parent.iterdir()) == []
 
 
 LARGEST_FILE = [("squeeze", 200_000), ("recover", 4_000), ("relabel", 600), ("validate", 200_000)]

@@ -1,16 +1,17 @@
 """A real SLURM of one node on this machine, for tests and for trying the profile: `make slurm-up`, `make slurm-down`.
 
 Needs the distribution's packages (Debian: slurm-wlm, munge). Everything lies in one folder: configuration, munge's key,
-state and logs. Two GPUs are declared over /dev/null and /dev/zero: SLURM then hands them out one a job, and jobs compute
-on the CPU. There is no accounting database.
+state and logs. Two GPUs are declared over /dev/null and /dev/zero: SLURM then hands them out, and jobs compute on
+the CPU. There is no accounting database.
 
-Usage: python tests/slurm/cluster.py up|down|env [FOLDER]
+Usage: python tests/slurm/cluster.py up|down|env|jobs [FOLDER]; `jobs` lists those of the last hour, ended ones too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 STANDARD = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"cda-slurm-{os.getuid()}"
@@ -50,7 +52,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=60
 KillWait={kill_wait}
-MinJobAge=600
+MinJobAge=3600
 MaxArraySize=10001
 MaxJobCount=20000
 GresTypes=gpu
@@ -64,6 +66,18 @@ class ClusterError(Exception):
     """The cluster cannot be started: one line."""
 
 
+class Job(NamedTuple):
+    """What a job of the workflow asked SLURM for."""
+
+    rule: str
+    gpus: int
+    minutes: int
+    megabytes: int
+    array: str  # the SLURM id of its array, empty if it is none's
+    tasks: int  # jobs that wait are told of together, array by array
+    state: str
+
+
 class Cluster:
     """The daemons, and the folder that they live in."""
 
@@ -72,8 +86,9 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What SLURM's commands need to find this cluster."""
-        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        """What SLURM's commands need to find this cluster, those of a job too."""
+        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
 
     def up(self, cpus: int = os.cpu_count() or 1, memory: int = 64_000, kill_wait: int = 30) -> None:
         """Start the daemons; `memory` in MB is what the node claims. Raises ClusterError."""
@@ -83,10 +98,11 @@ class Cluster:
                 f"{', '.join(missing)} not found; install SLURM (Debian: apt-get install slurm-wlm munge)"
             )
         self.down()
-        for name in ("state", "spool"):
+        for name in ("state", "spool", "bin"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         self._configure(cpus, memory, kill_wait)
+        self._wrap_srun()
         self.start("munged")
         self.start("slurmctld")
         self.start("slurmd")
@@ -109,6 +125,13 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
+
+    def _wrap_srun(self) -> None:
+        """Put an `srun` first on the path that finds the cluster: the executor clears SLURM_CONF within its jobs."""
+        program = self.folder / "bin" / "srun"
+        conf = self.environment["SLURM_CONF"]
+        program.write_text(f'#!/bin/sh\nSLURM_CONF="{conf}" exec "{self._path("srun")}" "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
 
     def start(self, name: str) -> None:
         """Start one daemon, in the background. Raises ClusterError."""
@@ -162,6 +185,11 @@ class Cluster:
         environment = os.environ | self.environment
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
+    def jobs(self) -> list[Job]:
+        """The workflow's jobs of the last hour."""
+        lines = self.run("scontrol", "--oneliner", "show", "jobs").stdout.splitlines()
+        return [_job(dict(re.findall(r"([\w/:]+)=(\S+)", line))) for line in lines if "Comment=rule_" in line]
+
     def _wait(self) -> None:
         for _ in range(100):
             if "idle" in self.run("sinfo", "--noheader", "--format=%T").stdout:
@@ -173,6 +201,27 @@ class Cluster:
         return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
+def _job(fields: dict[str, str]) -> Job:
+    days, clock = (["0", *fields["TimeLimit"].split("-")])[-2:]
+    hours, minutes, _seconds = map(int, clock.split(":"))
+    gpus = re.search(r"gpu(?::[a-z]\w*)?:(\d+)", fields.get("TresPerJob", ""))
+    return Job(
+        rule=fields["Comment"].split("_wildcards_")[0].removeprefix("rule_"),
+        gpus=int(gpus[1]) if gpus else 0,
+        minutes=(int(days) * 24 + hours) * 60 + minutes,
+        megabytes=int(re.search(r"mem=(\d+)M", fields["TRES"])[1]),
+        array=fields.get("ArrayJobId", ""),
+        tasks=_count(fields.get("ArrayTaskId", "1").split("%")[0]),
+        state=fields["JobState"],
+    )
+
+
+def _count(tasks: str) -> int:
+    """How many a list of tasks such as `1-3,7` names."""
+    ends = [part.split("-") for part in tasks.split(",")]
+    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -182,9 +231,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Start or end the cluster; print what a shell needs to use it."""
-    if not arguments or arguments[0] not in ("up", "down", "env") or len(arguments) > 2:
-        print("usage: python tests/slurm/cluster.py up|down|env [FOLDER]", file=sys.stderr)
+    """Start or end the cluster; print what a shell needs to use it, or its jobs."""
+    if not arguments or arguments[0] not in ("up", "down", "env", "jobs") or len(arguments) > 2:
+        print("usage: python tests/slurm/cluster.py up|down|env|jobs [FOLDER]", file=sys.stderr)
         return 2
     cluster = Cluster(Path(arguments[1]).resolve() if len(arguments) == 2 else STANDARD)
     try:
@@ -192,6 +241,12 @@ def main(arguments: list[str]) -> int:
             cluster.up()
         if arguments[0] == "down":
             cluster.down()
+        elif arguments[0] == "jobs":
+            print(
+                "\n".join(
+                    " ".join(f"{name}={value}" for name, value in job._asdict().items()) for job in cluster.jobs()
+                )
+            )
         else:
             print("\n".join(f"export {name}={value}" for name, value in cluster.environment.items()))
     except ClusterError as error:

@@ -24,7 +24,7 @@ from torch import nn
 
 from cda import checkpoint, files
 from cda.checkpoint import LEASE_SECONDS, Checkpoint, Lease, Stop, working
-from cda.errors import ArtifactError, Interrupted
+from cda.errors import ArtifactError, Finished, Interrupted
 
 PATH = Path("work/state.safetensors")
 
@@ -32,6 +32,7 @@ PATH = Path("work/state.safetensors")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.0)
 
 
 def saved(state: Any, key: str = "run 1") -> Checkpoint:
@@ -313,15 +314,61 @@ def test_a_process_number_in_use_again_is_not_its_former_owner(other):
         assert json.loads(Lease(FOLDER).path.read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize(("age", "taken"), [(LEASE_SECONDS / 2, False), (2 * LEASE_SECONDS, True)])
-def test_the_lease_of_another_host_counts_while_it_is_fresh(age, taken):
-    lease_of(1, host="another", age=age)
-    if taken:
-        with Lease(FOLDER).held():
-            pass
-    else:
-        with pytest.raises(ArtifactError, match=REFUSED), Lease(FOLDER).held():
-            pass
+def test_an_old_lease_of_another_host_is_taken_over():
+    lease_of(1, host="another", age=2 * LEASE_SECONDS)
+    with Lease(FOLDER).held():
+        assert json.loads(Lease(FOLDER).path.read_text())["pid"] == os.getpid()
+
+
+def test_the_lease_of_another_host_holds_while_it_beats():
+    lease_of(1, host="another", age=LEASE_SECONDS / 2)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.01):
+            os.utime(Lease(FOLDER).path)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    with pytest.raises(ArtifactError, match=REFUSED), Lease(FOLDER).held():
+        pass
+    ended.set()
+    heart.join()
+
+
+@pytest.mark.parametrize("ahead", [0.0, 1e6])
+def test_the_fresh_lease_of_a_job_killed_on_another_host_is_taken_over_when_it_no_longer_beats(ahead, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LEASE_SECONDS", 0.2)
+    lease_of(1, host="another", age=-ahead)  # that host's clock may be another
+    with Lease(FOLDER).held():
+        assert json.loads(Lease(FOLDER).path.read_text())["pid"] == os.getpid()
+
+
+def test_a_job_waits_for_one_that_is_about_to_end(monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 600.0)
+    first, waits = Lease(FOLDER).held(), threading.Event()
+    first.__enter__()
+
+    def slept(_: float) -> None:
+        if not waits.is_set():
+            waits.set()
+            first.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", slept)
+    with Lease(FOLDER).held():
+        assert waits.is_set()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{Lease(FOLDER).path}: another job has this work; waiting for it to end"
+
+
+def test_work_that_another_job_finished_meanwhile_is_not_begun_again(monkeypatch):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 600.0)
+    first = working(FOLDER)
+    first.__enter__()
+    monkeypatch.setattr(time, "sleep", lambda _: first.__exit__(None, None, None))
+    with pytest.raises(Finished, match="work: another job has just finished this work"), working(FOLDER):
+        pass
+    assert not FOLDER.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}"])

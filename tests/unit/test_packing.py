@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,35 @@ def test_as_many_blocks_as_fit_with_some_to_spare_and_one_at_least(room, most):
 # A part of 2 shards, 2 blocks each
 
 
+@pytest.fixture(scope="module")
+def folder(config_tree, tmp_path_factory) -> Path:
+    """A squeezed model, and the part's images made from it a block at a time."""
+    made: Path = tmp_path_factory.mktemp("packing")
+    with contextlib.chdir(made):
+        tree = config_tree()
+        squeeze = tree.runs()["squeeze"].id
+        assert tree.cda("squeeze", "--run", squeeze, "--out", "model/model.safetensors") == 0
+        assert len(recovered(tree, "alone", blocks=1)) == 2
+    return made
+
+
+@pytest.fixture
+def tree(tree, folder):
+    shutil.copytree(folder / "model", "model")
+    return tree
+
+
 def recovered(tree: Any, out: str, **runtime: Any) -> list[Any]:
     """The images of the part's shards, made with these settings."""
     runs = tree.runs()
-    if not Path("model/model.safetensors").exists():
-        assert tree.cda("squeeze", "--run", runs["squeeze"].id, "--out", "model/model.safetensors") == 0
     options = [f"runtime.{key}={value}" for key, value in runtime.items()]
     arguments = ["--run", runs["recover"].id, "--part", "0", "--model", "model/model.safetensors", "--out", out]
     code = tree.cda("recover", *arguments, *(["--config", *options] if options else []))
-    return [read_shard(path)[0] for path in sorted(Path(out).glob("*.tar"))] if code == 0 else [code]
+    return images_in(Path(out)) if code == 0 else [code]
+
+
+def images_in(part: Path) -> list[Any]:
+    return [read_shard(path)[0] for path in sorted(part.glob("*.tar"))]
 
 
 def fails_above(monkeypatch: pytest.MonkeyPatch, fit: int, error: Exception) -> list[int]:
@@ -64,13 +86,11 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_where_memory_does_not_suffice_fewer_blocks_go_together(tree, monkeypatch, capsys, error):
-    alone = recovered(tree, "alone", blocks=1)
-    capsys.readouterr()
+def test_where_memory_does_not_suffice_fewer_blocks_go_together(tree, folder, monkeypatch, capsys, error):
     seen = fails_above(monkeypatch, 1, error)
     fewer = recovered(tree, "fewer", blocks=4)
     assert seen == [4, 2] + [1] * 4 * 6
-    assert all((a == b).all() for a, b in zip(alone, fewer, strict=True))
+    assert all((a == b).all() for a, b in zip(images_in(folder / "alone"), fewer, strict=True))
     said = [line for line in capsys.readouterr().err.splitlines() if "memory" in line]
     assert [line.partition(": ")[2] for line in said] == [
         "4 class blocks do not fit into memory; going on with 2",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def planned(told):
 
 # Table 1: cda and random at IPC 50 (5 parts each). Table 4 on Tiny-ImageNet: sre2l, cda, random at IPC 100 (10 parts
 # each). Hard labels need no recovery of their own, and SRe2L at CDA's batch size shares everything but the last stage.
-SMALL = {"squeeze": 2, "recover": 10 + 30, "relabel": 9 + 10, "validate": 9 + 36, "table": 2}
+SMALL = {"squeeze": 2, "recover": 5 + 20, "given": 5 + 10, "relabel": 9 + 10, "validate": 9 + 36, "table": 2}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_every_scale_plans_its_jobs(scale, changes):
     folder = "results" if scale == "paper" else f"results/{scale}"
     narrowed = ["datasets=[cifar100,tiny_imagenet]", f"scale={scale}"]
     jobs = planned(snakemake("-n", "-F", f"{folder}/table1.csv", f"{folder}/table4.csv", "--config", *narrowed))
-    assert set(jobs) == set(SMALL)
+    assert set(jobs) | {"given"} == set(SMALL)  # scale demo has no controls
     if changes is not None:
         assert jobs == SMALL | changes
 
@@ -88,6 +89,13 @@ def test_controls_are_a_switch():
 def test_narrowing_to_a_data_set_plans_only_its_cells():
     told = snakemake("-n", "-F", "results/table4.csv", "--config", "datasets=[tiny_imagenet]")
     assert planned(told)["validate"] == 36
+    resources = {
+        rule: set(re.findall(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", told, re.MULTILINE))
+        for rule in ("recover", "given")
+    }
+    assert len(resources["recover"]) == 1  # parts of two runs, which may meet in an array
+    assert all("gpu=1, " in line for line in resources["recover"])
+    assert not any("gpu" in line for line in resources["given"])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,16 @@ def test_a_mistake_in_a_table_ends_in_one_line_before_any_work(change, line, tmp
 def test_a_dry_run_imports_neither_torch_nor_pandas():
     code = "import sys, cda.workflow; cda.workflow.Plan({}); sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_profiles_share_no_key():
+    """Snakemake lets the workflow's own profile win over the one that --profile names."""
+    default, slurm = (
+        yaml.safe_load((ROOT / "workflow/profiles" / name / "config.yaml").read_text(encoding="utf-8"))
+        for name in ("default", "slurm")
+    )
+    assert not set(default) & set(slurm)
+    assert (ROOT / "slurm/config.yaml").samefile(ROOT / "workflow/profiles/slurm/config.yaml")
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
@@ -288,7 +306,7 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
         for index in range(4):
             Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
     told = snakemake("--cores", "2", "results/flowers.csv", cwd=tmp_path)
-    assert planned(told) == {"squeeze": 1, "recover": 3, "relabel": 5, "validate": 5 * 2, "table": 1}
+    assert planned(told) == {"squeeze": 1, "recover": 2, "given": 1, "relabel": 5, "validate": 5 * 2, "table": 1}
     with (tmp_path / "results/flowers.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["status"], row["seeds"]) for row in rows} == {("measured", "2")}

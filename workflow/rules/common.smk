@@ -1,7 +1,7 @@
 import sys
 
 from cda.errors import CdaError
-from cda.workflow import Plan, growing, one_of
+from cda.workflow import Plan, one_of
 
 try:
     PLAN = Plan(config, sys.argv[1:])

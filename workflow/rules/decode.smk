@@ -7,12 +7,11 @@ rule decode:
         "logs/{artifacts}/decode/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/decode/{dataset}/{run}.tsv"
-    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
-        runtime=growing(120),
+        runtime=PLAN.minutes,
         mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,

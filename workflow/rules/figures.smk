@@ -19,7 +19,7 @@ rule plot:
     params:
         declared=PLAN.drawn,
     shell:
-        "cda figure {wildcards.figure} --out {output.png} &> {log}"
+        "cda figure {wildcards.figure:q} --out {output.png} &> {log}"
 
 
 rule picture:
@@ -37,4 +37,4 @@ rule picture:
     params:
         declared=PLAN.drawn,
     shell:
-        "cda figure {wildcards.figure} --out {output} &> {log}"
+        "cda figure {wildcards.figure:q} --out {output} &> {log}"

@@ -9,13 +9,12 @@ rule relabel:
         "logs/{artifacts}/relabel/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/relabel/{dataset}/{run}.tsv"
-    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
-        runtime=growing(120),
+        runtime=PLAN.minutes,
         mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,

@@ -10,13 +10,12 @@ rule score:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/score/{dataset}/{run}/seed-{seed}.tsv"
-    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
-        runtime=growing(60),
+        runtime=PLAN.minutes,
         mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,

@@ -15,7 +15,7 @@ rule fetch:
     conda:
         "../../environment.yml"
     shell:
-        "cda fetch {wildcards.weights} {wildcards.model} --out {output} &> {log}"
+        "cda fetch {wildcards.weights:q} {wildcards.model:q} --out {output} &> {log}"
 
 
 rule published:
@@ -45,13 +45,13 @@ rule squeeze:
         "logs/{artifacts}/squeeze/{dataset}/{run}.log",
     benchmark:
         "logs/{artifacts}/benchmarks/squeeze/{dataset}/{run}.tsv"
-    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.squeeze_threads
     resources:
         gpu=PLAN.gpus,
-        runtime=growing(240),
+        cpus_per_task=PLAN.squeeze_threads,
+        runtime=PLAN.minutes,
         mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,

@@ -11,13 +11,12 @@ rule validate:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
         "logs/{results}/benchmarks/validate/{dataset}/{run}/seed-{seed}.tsv"
-    retries: 1
     conda:
         "../../environment.yml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpus,
-        runtime=growing(240),
+        runtime=PLAN.minutes,
         mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,

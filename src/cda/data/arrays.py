@@ -1,4 +1,7 @@
-"""Large arrays written piece by piece: their room is taken first, and a mark says how far an earlier start came."""
+"""Large arrays written piece by piece, and read through a memory map.
+
+Their room is taken first, and a mark says how far an earlier start came.
+"""
 
 from __future__ import annotations
 
@@ -35,4 +38,19 @@ def written(mark: Path, path: Path, key: str) -> int:
     if not (mark.is_file() and path.is_file()):
         return 0
     told = read_json(mark, "the mark of what is written")
-    return int(told["done"]) if told["key"] == key else 0
+    return int(told.get("done", 0)) if told.get("key") == key else 0
+
+
+def mapped(path: Path, what: str, mend: str) -> np.memmap[Any, Any]:
+    """The array at `path` as a read-only memory map; raises ArtifactError if it is none.
+
+    Whatever its header claims, no more is mapped than the file holds, and nothing is ever unpickled.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("no such file")
+        with np.errstate(over="ignore"):  # a header may claim any shape
+            return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(f"{path}: damaged {what} ({reason}); {mend}") from None

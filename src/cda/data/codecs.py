@@ -104,10 +104,12 @@ class Codec:
         """Logits [n, classes]: `kept` [n, top_k] at their places, 0 elsewhere."""
         if self.record.bitmap:
             mask = unpack(places, 1, self.classes)
-            order = (mask.cumsum(1, dtype=torch.int64) - 1).clamp_min_(0)  # which of the kept a class is, where it is
+            order = mask.cumsum(1, dtype=torch.int64) - 1  # which of the kept a class is, where it is
+            order.clamp_(0, self.top_k - 1)  # a foreign store's mask may keep any number
             return kept.gather(1, order) * mask
         index = places if self.classes <= 256 else _whole(places).view(torch.int16).int() & 0xFFFF
-        return kept.new_zeros(len(kept), self.classes).scatter_(1, index.long(), kept)
+        index = index.long().clamp_max_(self.classes - 1)  # so may its indices name any class
+        return kept.new_zeros(len(kept), self.classes).scatter_(1, index, kept)
 
 
 def pack(values: Tensor, bits: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cda.data.arrays import mapped
 from cda.data.sources import ImageSet
 from cda.errors import ArtifactError
 from cda.files import read_json
@@ -50,15 +51,21 @@ def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:
     told = read_json(where, "the description of the decoded validation images")
     if told.get("run") != run or told.get("format") != FORMAT:
         raise ArtifactError(f"{where}: describes run {told.get('run')}, not {run}; make it with `cda decode`")
-    counts, classes = told["images_per_class"], tuple(told["classes"])
+    classes, counts = _classes(told, where)
     shape = (sum(counts), resolution, resolution, 3)
-    try:
-        images = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path}: damaged or missing ({reason}); delete its folder and decode again") from None
+    images = mapped(path, "or missing images", "delete its folder and decode again")
     if images.shape != shape or images.dtype != np.uint8:
         raise ArtifactError(f"{path}: holds {images.dtype} {images.shape}, {where.name} says {shape}; decode again")
-    if digest_of(images) != told["sampled_sha256"]:
+    if digest_of(images) != told.get("sampled_sha256"):
         raise ArtifactError(f"{path}: differs from the digest in {where.name}; delete its folder and decode again")
     return ImageSet(images, np.repeat(np.arange(len(classes), dtype=np.int64), counts), classes)
+
+
+def _classes(told: dict[str, Any], where: Path) -> tuple[tuple[str, ...], list[int]]:
+    """The class names of a description, and how many images each has; raises ArtifactError if they do not fit."""
+    names, counts = told.get("classes"), told.get("images_per_class")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    counted = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    if not (named and counted and len(names) == len(counts) and any(counts)):  # type: ignore[arg-type]
+        raise ArtifactError(f"{where}: classes and images_per_class do not fit; delete its folder and decode again")
+    return tuple(names), counts  # type: ignore[arg-type, return-value]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -14,15 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from cda.data.layout import Source, Split, fit, some
+from cda.data.layout import DAMAGED, FORMATS, Source, Split, fit, some
 from cda.progress import track
 
 if TYPE_CHECKING:
     from cda.config import Dataset
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# What PIL raises on a bad file.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _CHUNK, _AHEAD = 64, 1024  # files a thread takes at once; files read ahead of the array, which bounds the memory
 
 
@@ -136,9 +133,9 @@ class Folders(Source):
     def opened(self, path: str, content: bytes) -> Image.Image:
         """One image in RGB as large as it is; raises DataError if it is damaged."""
         try:
-            with Image.open(BytesIO(content)) as image:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
                 return image.convert("RGB")
-        except _DAMAGED:
+        except DAMAGED:
             self.fail(path, "a whole image", f"{len(content)} bytes that do not decode")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cda.config import Relabel
-from cda.data.arrays import room, written
+from cda.data.arrays import mapped, room, written
 from cda.data.codecs import Codec
 from cda.errors import ArtifactError, ConfigError
 from cda.files import file_digest, read_json, write_json
@@ -94,6 +94,8 @@ def header_of(folder: Path) -> dict[str, Any]:
     kinds = {"labels": str, "classes": list, "images_digest": str, "epochs": int, "recipe": dict}
     if wrong := [key for key, kind in kinds.items() if not isinstance(header.get(key), kind)]:
         raise ArtifactError(f"{path}: lacks {', '.join(wrong)}; delete the store and relabel again")
+    if not header["classes"] or not all(isinstance(name, str) for name in header["classes"]):
+        raise ArtifactError(f"{path}: its classes are no list of names; delete the store and relabel again")
     if header["labels"] == FIRST:
         header |= {"labels": "stored", "recipe": header["recipe"] | {"labels": "stored"}}
     if header["labels"] not in ("stored", "online", "hard"):
@@ -121,7 +123,7 @@ class LabelStore:
         except ConfigError as error:
             raise ArtifactError(f"{error}; delete the store and relabel again") from None
         temperature = header.get("temperature")
-        known = isinstance(temperature, int | float) and temperature > 0
+        known = isinstance(temperature, int | float) and 0 < temperature < 1e6
         if recipe.top_k and not (known and recipe.top_k < len(header["classes"])):
             raise ArtifactError(
                 f"{path}: its classes or temperature do not fit its top_k {recipe.top_k}; "
@@ -130,15 +132,11 @@ class LabelStore:
         return recipe
 
     def _map(self) -> NDArray[Any]:
-        path, shape, codec = logits_file(self.folder), tuple(self.header.get("shape", ())), self.codec
+        path, told, codec = logits_file(self.folder), self.header.get("shape"), self.codec
+        shape = tuple(told) if isinstance(told, list) else ()
         if not shape or shape[0] != self.recipe.label_epochs(self.header["epochs"]):
             raise ArtifactError(f"{path.with_name('header.json')}: its shape does not hold its epochs; relabel again")
-        try:
-            rows = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
-            raise ArtifactError(
-                f"{path}: damaged label store ({error}); delete {self.folder} and relabel again"
-            ) from None
+        rows = mapped(path, "label store", f"delete {self.folder} and relabel again")
         if rows.shape != shape or shape[2:] != (codec.width,) or rows.dtype != codec.dtype:
             wanted = f"{np.dtype(codec.dtype)} {shape} of {codec.width} a row"
             raise ArtifactError(f"{path}: holds {rows.dtype} {rows.shape}, its header says {wanted}; relabel again")

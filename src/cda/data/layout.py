@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from cda.config import Dataset
 
 Split = Literal["train", "val"]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of PIL's, which for others (EPS) runs programs
+# What PIL raises on a bad file.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class Source(ABC):

@@ -1,14 +1,20 @@
-"""The authors' released distilled images (`new000/class000_id000.jpg`) as shards of ours."""
+"""The authors' released distilled images (`new000/class000_id000.jpg`) as shards of ours.
+
+An archive is a stranger's: links that lead out of its folder are refused, so that no other picture becomes a shard's,
+and an image's size is looked at before it is decoded.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cda.config import Dataset
+from cda.data.layout import DAMAGED
 from cda.errors import DataError
 
 
@@ -23,24 +29,27 @@ def released_images(folder: Path, ipc: int, data: Dataset) -> NDArray[np.uint8]:
         )
     return np.stack(
         [
-            _image(folder / f"new{label:03d}" / f"class{label:03d}_id{ipc:03d}.jpg", data)
+            _image(folder, folder / f"new{label:03d}" / f"class{label:03d}_id{ipc:03d}.jpg", data)
             for label in range(data.classes)
         ]
     )
 
 
-def _image(path: Path, data: Dataset) -> NDArray[np.uint8]:
+def _image(folder: Path, path: Path, data: Dataset) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        if not Path(os.path.realpath(path, strict=True)).is_relative_to(os.path.realpath(folder)):
+            raise DataError(f"{path}: a link out of {folder}; unpack the authors' own archive, which has none")
+        with Image.open(path, formats=["JPEG", "PNG"]) as image:
+            if image.size != (data.resolution, data.resolution):
+                raise DataError(
+                    f"{path}: {image.width}×{image.height} pixels, {data.name} has {data.resolution}×{data.resolution}"
+                )
+            return np.asarray(image.convert("RGB"))
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing; a release holds every IPC index of all {data.classes} classes; or lower shards_per_job"
         ) from None
-    except (UnidentifiedImageError, OSError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: unreadable image ({error}); unpack the archive again") from None
-    if pixels.shape != (data.resolution, data.resolution, 3):
-        raise DataError(
-            f"{path}: {pixels.shape[1]}×{pixels.shape[0]} pixels, {data.name} has {data.resolution}×{data.resolution}"
-        )
-    return pixels

@@ -4,6 +4,9 @@
 `__shard.json__` with the class names, the run and a digest of the pixels. Only what is a function of the run is inside,
 so that equal runs give equal bytes; times and losses lie in `ipc-007.json`.
 
+Reading trusts nothing: plain members under these names alone, each once, are taken into memory, and never written
+anywhere; images are PNG or JPEG of one size, which is looked at before they are decoded.
+
     from cda.data.shards import DistilledDataset
     dataset = DistilledDataset("artifacts/recover/cifar100/<run>", ipc=10, transform=...)
     image, label = dataset[0]
@@ -14,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +34,10 @@ FORMAT = "cda-shard/1"
 META = "__shard.json__"
 SAID = ("run", "dataset", "ipc", "classes")
 MEMBER = re.compile(r"(\d{5})_(\d{3,})\.(png|jpg|cls)")
+FORMATS = {"png": "PNG", "jpg": "JPEG"}  # of an image by its name; PIL knows others, which run programs of their own
 JPEG_QUALITY = 75  # the authors' code (fidelity 9)
+LARGEST_MEMBER = 2**26  # bytes
+LARGEST_SIDE = 4096  # pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -46,12 +53,17 @@ def shard_name(ipc: int) -> str:
 
 def _encoded(pixels: Pixels, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG" if kind == "png" else "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(buffer, FORMATS[kind], quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def _decoded(content: bytes) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+def _decoded(content: bytes, kind: str, size: int | None = None) -> Pixels:
+    """Pixels [R, R, 3]; raises what PIL does, or ValueError if R is not `size` (by default, if it is absurd)."""
+    with Image.open(io.BytesIO(content), formats=[FORMATS[kind]]) as image:
+        side = size or min(image.width, LARGEST_SIDE)
+        if image.size != (side, side):
+            raise ValueError(f"an image of {image.width}×{image.height} pixels, where {side}×{side} belong")
+        return np.asarray(image.convert("RGB"))
 
 
 def write_shard(
@@ -64,7 +76,7 @@ def write_shard(
     assert len(images) == len(classes)
     encoded = [_encoded(pixels, kind) for pixels in images]
     if kind == "jpg":
-        images = np.stack([_decoded(content) for content in encoded])
+        images = np.stack([_decoded(content, kind) for content in encoded])
     meta = {
         "format": FORMAT,
         "run": run,
@@ -83,20 +95,34 @@ def write_shard(
             tar.addfile(entry, io.BytesIO(content))
 
 
-def read_shard(path: Path) -> tuple[Pixels, dict[str, Any]]:
-    """Images uint8 [classes, R, R, 3] in class order, and the shard's description; raises ArtifactError."""
+class _Plain(tarfile.TarInfo):
+    """The header of a plain file; of anything else (a link, a device, a sparse file, a long name) nothing is read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Plain:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"foreign member {member.name!r}, which is no plain file")
+        if not 0 <= member.size <= LARGEST_MEMBER:
+            raise ValueError(f"member {member.name!r} claims {member.size} bytes")
+        return member
+
+
+def read_shard(path: Path, size: int | None = None) -> tuple[Pixels, dict[str, Any]]:
+    """Images uint8 [classes, R, R, 3] in class order, and the shard's description.
+
+    Raises ArtifactError; also for images of other than `size` pixels, before any is decoded.
+    """
     remake = "delete its part folder and recover it again, or pull it again"
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such shard; recover it or pull it")
     try:
-        with tarfile.open(path, "r:") as tar:
-            content = {member.name: _member(tar, member, path) for member in tar}
-        meta = json.loads(content.pop(META))
-        images = _images(content, len(meta["classes"]))
+        with tarfile.open(path, "r:", tarinfo=_Plain) as tar:
+            content = _members(tar)
+        meta = _described(content.pop(META))
+        images = _images(content, len(meta["classes"]), size)
         wanted = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such shard; recover it or pull it") from None
-    except ArtifactError:
-        raise
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+    except _DAMAGED as error:
         raise ArtifactError(f"{path}: damaged or no shard ({error}); {remake}") from None
     if meta.get("format") != FORMAT:
         raise ArtifactError(f"{path}: not a shard of format {FORMAT}; {remake}")
@@ -105,21 +131,40 @@ def read_shard(path: Path) -> tuple[Pixels, dict[str, Any]]:
     return images, meta
 
 
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
-    if not member.isfile() or not (member.name == META or MEMBER.fullmatch(member.name)):
-        raise ArtifactError(
-            f"{path}: foreign member {member.name!r}; a shard holds only its description, images and classes"
-        )
-    file = tar.extractfile(member)
-    content = file.read() if file else b""
-    if len(content) != member.size:
-        raise ArtifactError(
-            f"{path}: truncated at {member.name}; delete its part folder and recover it again, or pull it again"
-        )
+# What tarfile, PIL and JSON raise on a bad file.
+_DAMAGED = (
+    *(tarfile.TarError, OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError),
+    *(struct.error, RecursionError, Image.DecompressionBombError),
+)
+
+
+def _members(tar: tarfile.TarFile) -> dict[str, bytes]:
+    """What each member holds; raises ValueError for one that a shard has not, or has already."""
+    content: dict[str, bytes] = {}
+    for member in tar:
+        if member.name != META and not MEMBER.fullmatch(member.name):
+            raise ValueError(f"foreign member {member.name!r}; it holds only its description, images and classes")
+        if member.name in content:
+            raise ValueError(f"{member.name} is there twice")
+        file = tar.extractfile(member)
+        content[member.name] = file.read() if file else b""
+        if len(content[member.name]) != member.size:
+            raise ValueError(f"truncated at {member.name}")
     return content
 
 
-def _images(content: dict[str, bytes], classes: int) -> Pixels:
+def _described(content: bytes) -> dict[str, Any]:
+    """The description of a shard; raises ValueError, KeyError or TypeError if it is none."""
+    meta: dict[str, Any] = json.loads(content)
+    names = meta["classes"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{META}: classes must be a list of names")
+    if not isinstance(meta["run"], str) or not isinstance(meta["dataset"], str) or type(meta["ipc"]) is not int:
+        raise ValueError(f"{META}: run and dataset must be names, ipc a number")
+    return meta
+
+
+def _images(content: dict[str, bytes], classes: int, size: int | None) -> Pixels:
     """The decoded images in class order; raises KeyError or ValueError if one is missing or labelled otherwise."""
     found: dict[int, Pixels] = {}
     for name, data in content.items():
@@ -128,7 +173,10 @@ def _images(content: dict[str, bytes], classes: int) -> Pixels:
             label = int(match[1])
             if int(content[name[:-3] + "cls"]) != label:
                 raise ValueError(f"{name} has another class in its .cls")
-            found[label] = _decoded(data)
+            if label in found:
+                raise ValueError(f"class {label} has two images")
+            found[label] = _decoded(data, match[3], size)
+            size = len(found[label])
     if set(found) != set(range(classes)):
         raise ValueError(f"{len(found)} images for {classes} classes")
     return np.stack([found[label] for label in range(classes)])
@@ -136,7 +184,8 @@ def _images(content: dict[str, bytes], classes: int) -> Pixels:
 
 def shard_paths(folder: Path, ipc: int) -> list[Path]:
     """The first `ipc` shards of a recover run's folder; raises ArtifactError if there are fewer."""
-    found = {path.name: path for path in folder.glob("part-*/ipc-*.tar")}
+    there = sorted(folder.glob("part-*/ipc-*.tar"))
+    found = {path.name: path for path in there}
     if ipc < 1:
         raise ArtifactError(f"{folder}: ipc must be at least 1 (found {ipc})")
     wanted = [shard_name(index) for index in range(ipc)]
@@ -145,18 +194,27 @@ def shard_paths(folder: Path, ipc: int) -> list[Path]:
         raise ArtifactError(
             f"{folder}: {len(missing)} of {ipc} shards are missing ({missing[0]} first); recover them or pull them"
         )
+    for path in there:
+        if path.name in wanted and path != found[path.name]:
+            raise ArtifactError(
+                f"{path}: {found[path.name].parent.name} has it too; delete the part that is not the run's"
+            )
     return [found[name] for name in wanted]
 
 
 def load_distilled(
-    folder: Path, ipc: int, dataset: str | None = None, run: str | None = None
+    folder: Path, ipc: int, dataset: str | None = None, run: str | None = None, size: int | None = None
 ) -> tuple[Pixels, NDArray[np.int64], list[str], str]:
-    """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a digest of it all."""
+    """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a digest of it all.
+
+    Raises ArtifactError, by default for a damaged shard or one that is not its neighbours'; also for one of another
+    `dataset`, `run` or `size` (R).
+    """
     paths = shard_paths(folder, ipc)
     images = np.empty(0, np.uint8)
     said: list[dict[str, Any]] = []
     for index, path in enumerate(paths):
-        own, meta = read_shard(path)
+        own, meta = read_shard(path, size)
         first = said[0] if said else meta
         neighbours = (first["classes"], first["run"], dataset or first["dataset"])
         if (meta["classes"], meta["run"], meta["dataset"]) != neighbours or meta["ipc"] != index:
@@ -166,9 +224,7 @@ def load_distilled(
         if run is not None and meta["run"] != run:
             raise ArtifactError(f"{path}: belongs to run {meta['run']}, not {run}")
         if index == 0:
-            images = np.empty((ipc, *own.shape), np.uint8)
-        if own.shape != images.shape[1:]:
-            raise ArtifactError(f"{path}: has images of another size than {paths[0].name}; recover the run again")
+            images, size = np.empty((ipc, *own.shape), np.uint8), size or own.shape[1]
         images[index] = own
         said.append(meta)
     labels = np.tile(np.arange(len(said[0]["classes"]), dtype=np.int64), ipc)

@@ -8,6 +8,7 @@ start-up) is left to the rate it is divided by.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 from cda.config import Architecture, Dataset, Optimisation
@@ -15,6 +16,7 @@ from cda.errors import ConfigError
 from cda.runs import Run, label_epochs, label_mode
 
 TRAINING, RECOVERY = 3, 2  # forward passes' worth of a step on one image
+Counting = Callable[[str, Dataset, Architecture], float]  # a network's multiply-adds for one image, forward
 PNG = 0.85  # of the raw bytes: our estimate for recovered images, which are rough
 TAR = 1800  # bytes of headers and padding that an image and its label add to a shard
 
@@ -54,9 +56,9 @@ def evaluations(values: Optimisation) -> int:
     return -(-values.epochs // values.evaluate_every)
 
 
-def _forward(run: Run) -> int:
+def _forward(run: Run, count: Counting) -> float:
     """Multiply-adds of the network that a run builds, trains or fetches."""
-    return multiply_adds(run.model, run.data, run.recipe.architecture)
+    return count(run.model, run.data, run.recipe.architecture)
 
 
 def _validation(run: Run, values: Optimisation) -> int:
@@ -64,62 +66,62 @@ def _validation(run: Run, values: Optimisation) -> int:
     return evaluations(values) * (run.data.val_images or 0)
 
 
-def _squeeze(run: Run, _max_gb: float) -> float:
+def _squeeze(run: Run, _max_gb: float, count: Counting) -> float:
     values = run.recipe.squeeze
     if values.weights:
         return 0
     trained = values.epochs * (run.data.train_images or 0)
-    return (TRAINING * trained + _validation(run, values)) * _forward(run)
+    return (TRAINING * trained + _validation(run, values)) * _forward(run, count)
 
 
-def _recover(run: Run, _max_gb: float) -> float:
+def _recover(run: Run, _max_gb: float, count: Counting) -> float:
     if not run.recipe.recover.synthetic:
         return 0
     steps = run.data.shards_per_job * run.data.classes * run.recipe.recover.iterations
-    return RECOVERY * steps * _forward(run.upstream["model"])
+    return RECOVERY * steps * _forward(run.upstream["model"], count)
 
 
-def _relabel(run: Run, max_gb: float) -> float:
+def _relabel(run: Run, max_gb: float, count: Counting) -> float:
     if label_mode(run, max_gb) != "stored":
         return 0
-    return run.ipc * run.data.classes * label_epochs(run) * _forward(run.upstream["model"])
+    return run.ipc * run.data.classes * label_epochs(run) * _forward(run.upstream["model"], count)
 
 
-def _validate(run: Run, max_gb: float) -> float:
+def _validate(run: Run, max_gb: float, count: Counting) -> float:
     values, labels = run.recipe.validate_, run.upstream["labels"]
     trained = values.epochs * run.ipc * run.data.classes
-    passes = (TRAINING * trained + _validation(run, values)) * _forward(run)
+    passes = (TRAINING * trained + _validation(run, values)) * _forward(run, count)
     online = label_mode(labels, max_gb) == "online"
-    return passes + (trained * _forward(labels.upstream["model"]) if online else 0)
+    return passes + (trained * _forward(labels.upstream["model"], count) if online else 0)
 
 
-def _score(run: Run, _max_gb: float) -> float:
+def _score(run: Run, _max_gb: float, count: Counting) -> float:
     if "images" not in run.upstream:
-        return (run.data.val_images or 0) * _forward(run)
-    return run.ipc * run.data.classes * (1 + run.recipe.score.crops) * _forward(run)
+        return (run.data.val_images or 0) * _forward(run, count)
+    return run.ipc * run.data.classes * (1 + run.recipe.score.crops) * _forward(run, count)
 
 
-def _continual(run: Run, _max_gb: float) -> float:
+def _continual(run: Run, _max_gb: float, count: Counting) -> float:
     """Step s of S trains on s/S of the classes: (S + 1)/2 times all of them."""
     values = run.recipe.continual
     assert values is not None
     seen = (values.steps + 1) / 2
     trained = seen * values.epochs * run.ipc * run.data.classes
-    passes = (TRAINING * trained + seen * _validation(run, values)) * _forward(run)
-    return passes + trained * _forward(run.upstream["model"])
+    passes = (TRAINING * trained + seen * _validation(run, values)) * _forward(run, count)
+    return passes + trained * _forward(run.upstream["model"], count)
 
 
 _PASSES = {"squeeze": _squeeze, "recover": _recover, "relabel": _relabel, "validate": _validate,
            "score": _score, "continual": _continual}  # fmt: skip
 
 
-def operations(run: Run, max_gb: float) -> float:
+def operations(run: Run, max_gb: float, count: Counting = multiply_adds) -> float:
     """Operations of one job of a run: a part, a seed, or all there is; `max_gb` as in the settings' labels.
 
     Published weights, real and released images, hard labels and decoding cost 0. Passes over a split whose size is not
-    declared are not counted.
+    declared are not counted. `count` counts a network's pass: on shapes, which takes torch, or roughly.
     """
-    return 2.0 * _PASSES[run.stage](run, max_gb) if run.stage in _PASSES else 0.0
+    return 2.0 * _PASSES[run.stage](run, max_gb, count) if run.stage in _PASSES else 0.0
 
 
 def decoded_images(run: Run) -> int:

@@ -15,7 +15,7 @@ from cda.config import Settings
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
 from cda.needs import inputs, outputs
-from cda.results.costs import decoded_images, operations, pixel_gigabytes, shard_gigabytes
+from cda.results.costs import Counting, decoded_images, multiply_adds, operations, pixel_gigabytes, shard_gigabytes
 from cda.results.rates import Rate, Rates, measure, rates_of
 from cda.runs import MEASURING, VERSIONS, Run, label_gigabytes, label_mode
 
@@ -61,7 +61,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """One run: all its outputs, and which of them are to do."""
 
     run: Run
@@ -79,7 +79,7 @@ def _demanded(runs: Sequence[Run], asked: Callable[[Run, int], bool], max_gb: fl
     return demand
 
 
-def _works(experiments: ExperimentSet, names: Sequence[str]) -> list[_Work]:
+def works_of(experiments: ExperimentSet, names: Sequence[str]) -> list[Work]:
     """Every run of the tables with its jobs, upstream first."""
     settings, layout = experiments.settings, experiments.layout
     runs = list(experiments.runs(tuple(names)).values())
@@ -92,7 +92,7 @@ def _works(experiments: ExperimentSet, names: Sequence[str]) -> list[_Work]:
     every = _demanded(runs, lambda _run, _ipc: True, kept)
     wanted = _demanded(runs, lambda run, ipc: bool(left(run, ipc)), kept)
     return [
-        _Work(
+        Work(
             run,
             outputs(run, every[run.id], layout, settings.seeds),
             left(run, wanted[run.id]) if run.id in wanted else [],
@@ -102,12 +102,12 @@ def _works(experiments: ExperimentSet, names: Sequence[str]) -> list[_Work]:
     ]
 
 
-def _hours(run: Run, rates: Rates, settings: Settings) -> tuple[float, float]:
+def hours_of(run: Run, rates: Rates, settings: Settings, count: Counting = multiply_adds) -> tuple[float, float]:
     """GPU-hours of one job as its networks take them, and as its decoding processes do where nothing was measured."""
     if run.stage == "decode":
         return 0.0, 0.0
     rate = rates.of(run)
-    computing = operations(run, settings.labels.max_gb) / rate.tflops / 1e12
+    computing = operations(run, settings.labels.max_gb, count) / rate.tflops / 1e12
     decoding = 0.0 if rate.measured else decoded_images(run) / rates.decode / max(1, settings.runtime.workers)
     return computing / 3600, decoding / 3600
 
@@ -118,10 +118,10 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
         raise ConfigError(f"--gpus {gpus}: must be at least 1")
     settings = experiments.settings
     rates = rates_of(experiments.config, gpu)
-    works = _works(experiments, names)
+    works = works_of(experiments, names)
     measure(rates, experiments.runs().values(), settings, experiments.layout)
     found = Estimate(gpus=gpus, memory_gb=rates.device.memory_gb)
-    each = {work.run.id: _hours(work.run, rates, settings) for work in works if work.missing}
+    each = {work.run.id: hours_of(work.run, rates, settings) for work in works if work.missing}
     hours = {run_id: max(pair) for run_id, pair in each.items()}
     found.lines = list(_lines(works, hours, rates))
     found.chain_hours = _chain(works, hours, rates, gpus, settings)
@@ -130,7 +130,7 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
     return found
 
 
-def _lines(works: Sequence[_Work], hours: dict[str, float], rates: Rates) -> Iterator[Line]:
+def _lines(works: Sequence[Work], hours: dict[str, float], rates: Rates) -> Iterator[Line]:
     for dataset in dict.fromkeys(work.run.dataset for work in works):
         for stage in VERSIONS:
             own = [work for work in works if (work.run.dataset, work.run.stage) == (dataset, stage)]
@@ -150,7 +150,7 @@ def _lines(works: Sequence[_Work], hours: dict[str, float], rates: Rates) -> Ite
             )
 
 
-def _chain(works: Sequence[_Work], hours: dict[str, float], rates: Rates, gpus: int, settings: Settings) -> float:
+def _chain(works: Sequence[Work], hours: dict[str, float], rates: Rates, gpus: int, settings: Settings) -> float:
     """Hours of the longest chain of jobs that wait for each other; a squeeze job may use several GPUs."""
     ends: dict[str, float] = {}
     for work in works:
@@ -165,7 +165,7 @@ def _chain(works: Sequence[_Work], hours: dict[str, float], rates: Rates, gpus: 
     return max(ends.values(), default=0.0)
 
 
-def _sizes(found: Estimate, works: Sequence[_Work], settings: Settings) -> None:
+def _sizes(found: Estimate, works: Sequence[Work], settings: Settings) -> None:
     """What the jobs to do leave on the disk and keep in memory."""
     for work in works:
         run = work.run
@@ -189,7 +189,7 @@ def _left_out(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]
             yield f"{name}: {count} cell{'s' if count > 1 else ''} will stay not_run: {note}"
 
 
-def _uncounted(works: Iterable[_Work]) -> Iterator[str]:
+def _uncounted(works: Iterable[Work]) -> Iterator[str]:
     data = {work.run.dataset: work.run.data for work in works if work.missing}
     for name, one in data.items():
         if one.train_images is None or one.val_images is None:
@@ -197,7 +197,7 @@ def _uncounted(works: Iterable[_Work]) -> Iterator[str]:
             yield f"{name}: passes over images whose number is not known count nothing; {mend}"
 
 
-def _waiting(works: Iterable[_Work], each: dict[str, tuple[float, float]]) -> Iterator[str]:
+def _waiting(works: Iterable[Work], each: dict[str, tuple[float, float]]) -> Iterator[str]:
     """A line for each stage whose jobs are reckoned to wait for decoded images."""
     stages: dict[str, list[tuple[float, float]]] = {}
     for work in works:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cda.data.shards import read_shard, shard_name
-from cda.errors import ConfigError
+from cda.errors import ArtifactError, ConfigError
 from cda.experiments import ExperimentSet
 from cda.results.looks import FAINT, LETTER, WIDTH, look, network
 from cda.runs import Run
@@ -23,6 +23,7 @@ from cda.runs import Run
 Pixels = NDArray[np.uint8]
 Shown = tuple[Pixels, list[str]]  # images [classes, R, R, 3] and what their classes are called
 MOST = 10  # classes or shards shown side by side
+LONGEST = 40  # letters of a class's name
 PANEL = 3.6  # inches of one of several panels
 LEAST = 4.5  # inches that a title takes
 PAGE = 9.0  # inches of a page
@@ -51,7 +52,7 @@ class Source:
     def chosen(self, names: list[str]) -> tuple[list[int], list[str]]:
         """Which of all classes `names` are shown, and what each is called; raises ConfigError."""
         if not self.classes:
-            return list(range(self.count)), names[: self.count]
+            return list(range(self.count)), [_drawable(name) for name in names[: self.count]]
         for name in self.classes:
             if name not in names:
                 there = ", ".join(names[:3])
@@ -65,7 +66,9 @@ class Source:
         path = self.part / file
         if self.present and not path.is_file():
             return None
-        images, meta = read_shard(path)
+        images, meta = read_shard(path, self.resolution)
+        if (meta["run"], len(meta["classes"])) != (self.run.id, self.run.data.classes):
+            raise ArtifactError(f"{path}: belongs to run {meta['run']}, not {self.run.id}; recover it again or pull it")
         indices, labels = self.chosen(meta["classes"])
         return images[indices], labels
 
@@ -103,6 +106,11 @@ def _labels(keys: list[dict[str, Any]]) -> list[str]:
     """What tells the runs apart: the method, and the recovery model and data set if they differ."""
     differ = [name for name in ("recovery_model", "dataset") if len({key[name] for key in keys}) > 1]
     return [", ".join([look(key["method"]).label, *(network(key[name]) for name in differ)]) for key in keys]
+
+
+def _drawable(name: str) -> str:
+    """A class's name, which may be anything, so that it fits below its images."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:LONGEST])
 
 
 def _gap(resolution: int) -> int:
@@ -182,7 +190,8 @@ def _band(album: Sequence[Shown | None], part: slice, across: int) -> tuple[Pixe
 def _name_columns(axis: Axes, labels: Sequence[str], resolution: int) -> None:
     """Class names below the columns of a mosaic."""
     step = resolution + _gap(resolution)
-    axis.set_xticks([step * index + (resolution - 1) / 2 for index in range(len(labels))], labels)
+    places = [step * index + (resolution - 1) / 2 for index in range(len(labels))]
+    axis.set_xticks(places, labels, parse_math=False)  # a class may be called anything
     axis.tick_params(axis="x", length=0, pad=2)
 
 
@@ -215,7 +224,7 @@ def progress(experiments: ExperimentSet, name: str) -> Figure:
         for axis, step in zip(axes[0], steps, strict=True):
             axis.set_title(f"step {step:,}" if wide > 0.8 else f"{step:,}", fontsize=8)
         if experiments.figures[name].classes:
-            own.suptitle(title, fontsize=9, style="italic")
+            own.suptitle(title, fontsize=9, style="italic", parse_math=False)
     return figure
 
 

@@ -16,7 +16,7 @@ from cda.declared import Several
 from cda.errors import ArtifactError, ConfigError
 from cda.files import read_json
 from cda.paths import Layout
-from cda.results.costs import operations
+from cda.results.costs import Counting, multiply_adds, operations
 from cda.runs import MEASURING, Run, seeds_of
 from cda.schema import Positive, Ratio, Strict, parse
 from cda.sourced import places, read_layer, read_plain
@@ -81,11 +81,11 @@ def read_devices(config: Path) -> Devices:
     return parse(Devices, read_plain(file), str(file), places(read_layer(file)))
 
 
-def rates_of(config: Path, name: str) -> Rates:
-    """The assumed rates of the device `name`; raises ConfigError that lists those there are."""
+def rates_of(config: Path, name: str, key: str = "--gpu") -> Rates:
+    """The assumed rates of the device `name`, which `key` named; raises ConfigError that lists those there are."""
     devices, file = read_devices(config), config / "devices.yaml"
     if name not in devices.devices:
-        raise ConfigError(f"--gpu {name}: is not in {file}; use one of {', '.join(devices.devices)}, or add it there")
+        raise ConfigError(f"{key} {name}: is not in {file}; use one of {', '.join(devices.devices)}, or add it there")
     device, layer = devices.devices[name], read_layer(file)
     assumed = {}
     for stage in get_args(Computing):
@@ -99,7 +99,9 @@ def rates_of(config: Path, name: str) -> Rates:
     return Rates(name, device, devices.decode, assumed)
 
 
-def measure(rates: Rates, runs: Iterable[Run], settings: Settings, layout: Layout) -> None:
+def measure(
+    rates: Rates, runs: Iterable[Run], settings: Settings, layout: Layout, count: Counting = multiply_adds
+) -> None:
     """Put into `rates` what the outputs of `runs` tell about this kind of device."""
     for run in runs:
         for provenance in _provenance(run, settings, layout):
@@ -108,7 +110,9 @@ def measure(rates: Rates, runs: Iterable[Run], settings: Settings, layout: Layou
                 continue
             if not isinstance(seconds, int | float) or seconds <= 0:
                 continue
-            tflops = operations(run, settings.labels.max_gb) / seconds / int(provenance.get("processes", 1)) / 1e12
+            tflops = (
+                operations(run, settings.labels.max_gb, count) / seconds / int(provenance.get("processes", 1)) / 1e12
+            )
             if 0 < tflops <= rates.device.tflops:  # a job that went on after a kill tells its last part's seconds only
                 rates.measured.setdefault((run.stage, run.dataset), []).append(tflops)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,18 @@ def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> li
         if entry:
             value = value.get(entry) if isinstance(value, dict) else None
         own = (told.get("run"), told.get("seed")) == (run.id, seed)
-        if not own or not isinstance(value, int | float) or not math.isfinite(value):
+        percent = _percent(value)
+        if not own or percent is None:
             what = f"{metric}{f' of {entry} classes' if entry else ''} of run {run.id}, seed {seed}"
             raise ArtifactError(f"{path}: does not hold {what}; delete it and run the cell again")
-        found.append(float(value))
+        found.append(percent)
     return found
+
+
+def _percent(value: Any) -> float | None:
+    """A number from 0 to 100; None for anything else that a JSON may hold."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
+    return float(value) if fits else None
 
 
 def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
@@ -145,7 +151,9 @@ def _ordered(keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return sorted(keys, key=rank)
 
 
-def _aligned(lines: list[list[str]]) -> str:
+def aligned(lines: list[list[str]]) -> str:
+    """Rows of cells, the first one the heading, as a Markdown table."""
+    lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
@@ -180,12 +188,12 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     if experiment.label_sizes:
         frame, rows = sizes.told(frame), [*rows, *sizes.TOLD]
     columns: list[str] = [*experiment.layout.columns]
-    lines = [f"# {experiment.title}", "", _aligned(_pivot(frame[~controls], rows, columns))]
+    lines = [f"# {experiment.title}", "", aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
         further = [key for key in ("method", "setting", "metric") if key not in rows]
         further = [key for key in further if _tells(frame, controls, key, [*rows, *columns])]
         across = list(dict.fromkeys([*columns, *further]))
-        lines += ["", "Controls, ours and not the paper's:", "", _aligned(_pivot(frame[controls], rows, across))]
+        lines += ["", "Controls, ours and not the paper's:", "", aligned(_pivot(frame[controls], rows, across))]
     lines += ["", f"{experiment.caption}{reported}{scaled}"]
     return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
 
@@ -194,7 +202,7 @@ def _computed(experiment: Experiment, frame: pd.DataFrame) -> str:
     """Sizes for people: a table a data set."""
     lines = [f"# {experiment.title}", "", experiment.caption]
     for heading, text in sizes.sections(frame):
-        lines += ["", f"## {heading}", "", _aligned(text)]
+        lines += ["", f"## {heading}", "", aligned(text)]
     return "\n".join(lines) + "\n"
 
 
@@ -213,9 +221,9 @@ def describe(experiments: ExperimentSet, run_id: str) -> str:
     lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
     if run.model:
         lines.append(f"  model: {run.model}")
-    counted = set(run.spec["recipe"])
+    counted = set(run.spec.get("recipe", ()))  # decode has none
     for part in ("architecture", run.stage) if run.model else (run.stage,):
-        for key, value in values[part].items():
+        for key, value in values.get(part, {}).items():
             sourced = run.values.get(f"{part}.{key}")
             source = f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"
             unused = "" if part == "architecture" or key in counted else "  [changes nothing here]"

@@ -17,6 +17,8 @@ from cda.data.layout import Split
 from cda.data.loaders import Images, images_of
 from cda.data.sources import ImageSet
 from cda.errors import ConfigError
+from cda.gpus import take
+from cda.needs import gpus
 from cda.paths import Layout, data_root
 from cda.runs import Run, decode_run
 from cda.runtime import Machine, processes, start
@@ -31,9 +33,14 @@ class Context:
     layout: Layout
 
     def machine(self) -> Machine:
-        """The device this job runs on; raises ConfigError if several processes do a job of one."""
+        """The device this job runs on; raises ConfigError if several processes do a job of one.
+
+        Where there are several GPUs, the job takes one that no other job holds.
+        """
         if processes() > 1 and self.run.stage != "squeeze":
             raise ConfigError(f"torchrun: {self.run.stage} is a job of one process; only squeeze may have more")
+        if self.settings.runtime.device != "cpu":
+            take(gpus(self.run, self.settings))
         return start(self.settings.runtime)
 
     def work(self, name: str) -> Path:

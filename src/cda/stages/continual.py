@@ -154,7 +154,8 @@ def run(context: Context, images_folder: Path, model_path: Path, seed: int, out:
     if seed < 0:
         raise ConfigError(f"--seed {seed}: seeds are counted from 0")
     steps = seen_classes(run)
-    pixels, labels, classes, digest = load_distilled(images_folder, run.ipc, run.dataset, run.upstream["images"].id)
+    source, size = run.upstream["images"].id, run.data.resolution
+    pixels, labels, classes, digest = load_distilled(images_folder, run.ipc, run.dataset, source, size)
     machine = context.machine()
     teacher, sha256 = _load_teacher(model_path, run.upstream["model"], classes, machine)
     test = context.validation(machine)

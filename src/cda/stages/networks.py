@@ -40,6 +40,9 @@ def described_squeeze(path: Path, run: Run) -> dict[str, Any]:
         raise ArtifactError(
             f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it again or pull it"
         )
+    names = described.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(f"{path}: its squeeze.json has no list of classes; squeeze it again or pull it")
     return described
 
 

@@ -1,11 +1,15 @@
 """Published weights, to use as they are or to start from: `torchvision:<Weights.NAME>` or `timm:<pretrained tag>`.
 
 They are read through their library's own model, since some lie on disk under names that only it knows how to turn into
-today's (torchvision's DenseNets).
+today's (torchvision's DenseNets). Many are pickles, of which nothing but tensors is taken, whatever the library asks.
 """
 
 from __future__ import annotations
 
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -86,12 +90,30 @@ def _fetch(key: str, weights: str, model: str) -> tuple[nn.Module, float | None]
         raise ConfigError(f"{key}: {weights!r} is neither torchvision:<Weights.NAME> nor timm:<tag>; name it so")
     network = find(model)
     try:
-        return fetch(key, name, network.name if network else model)
+        with _tensors_alone():
+            return fetch(key, name, network.name if network else model)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{key}: {weights} holds more than tensors, which is refused; delete it from its library's cache"
+        ) from None
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{key}: {weights} cannot be had ({reason}); check the name, or fetch it where there is internet"
         ) from None
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Make torch.load refuse pickles that ask for anything but tensors: torchvision's call would let them run."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def _from_torchvision(key: str, name: str, model: str) -> tuple[nn.Module, float | None]:

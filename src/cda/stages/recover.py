@@ -91,6 +91,8 @@ def _synthesise(
         "block-steps",
         (len(blocks) - len(left)) * recipe.iterations,
     )
+    if len(left) < len(blocks):
+        say(f"recover {run.id}: {len(blocks) - len(left)} of {len(blocks)} class blocks are done already")
     if left:
         Job(context, machine, model, work, stop, progress, len(blocks)).recover(left)
     progress.close()
@@ -193,6 +195,7 @@ class Job:
         recovery = Recovery(objective, group, recipe, run.data, label=f"recover {run.id}")
         if (state := checkpoint.load()) is not None:
             recovery.restore(state)
+            say(f"recover {run.id}: going on from step {recovery.done} of {recipe.iterations}")
             self.progress.update(recovery.done * len(group))
         while recovery.done < recipe.iterations:
             recovery.step()

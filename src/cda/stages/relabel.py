@@ -38,7 +38,7 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
         instead = "the model will run while validating; relabel.bits, top_k and reuse make a store smaller"
         say(f"relabel {run.id}: {size:.3g} GB exceed labels.max_gb = {limit:.3g}; {instead}")
     pixels, labels, classes, images_digest = load_distilled(
-        images_folder, run.ipc, data.name, run.upstream["images"].id
+        images_folder, run.ipc, data.name, run.upstream["images"].id, data.resolution
     )
     with working(context.work("labels")) as stop:
         out_aside = context.work("labels") / "out"
@@ -79,6 +79,8 @@ def _write_logits(
     logits_of = faster(model, machine, epochs * batches.steps, BATCH)
     codec = Codec(run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature)
     writer = LabelWriter(folder, codec, epochs, batches.images, key)
+    if writer.done:
+        say(f"relabel {run.id}: going on from epoch {writer.done} of {epochs}")
     progress, saved = Progress(epochs, f"relabel {run.id}", "epochs", writer.done), time.monotonic()
     for epoch in range(writer.done, epochs):
         plan = batches.plan(epoch)

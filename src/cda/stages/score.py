@@ -46,7 +46,7 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
     if "images" in run.upstream:
         assert images_folder is not None
         source = run.upstream["images"].id
-        pixels, labels, classes, _ = load_distilled(images_folder, run.ipc, run.dataset, source)
+        pixels, labels, classes, _ = load_distilled(images_folder, run.ipc, run.dataset, source, run.data.resolution)
         images, sampled = Images(pixels, labels, run.data, machine, classes), run.recipe.score
     else:
         images = context.validation(machine)

@@ -100,7 +100,7 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
         raise ConfigError(f"--seed {seed}: seeds are counted from 0")
     store = LabelStore(labels)
     pixels, targets, classes, images_digest = load_distilled(
-        images_folder, run.ipc, run.dataset, run.upstream["labels"].upstream["images"].id
+        images_folder, run.ipc, run.dataset, run.upstream["labels"].upstream["images"].id, run.data.resolution
     )
     store.check(run.upstream["labels"].id, images_digest, classes, recipe.epochs)
     store.verify()

@@ -1,0 +1,78 @@
+"""docs/reproduction.md: how much of the paper has been measured, and how far from its numbers that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cda.experiments import ExperimentSet
+from cda.results.tables import aligned, table
+from cda.settings import load_settings, merged
+
+SCALES = ("paper", "mini")  # those whose results are kept
+HEAD = ["table", "cells reported", "measured", "mean delta", "worst delta", "where", "cells of ours", "measured"]
+INTRODUCTION = """\
+# What has been reproduced
+
+Made by `make docs` from the run JSONs in `results/`. Deltas are measured minus reported, in points. Numbers that the
+paper quotes from other papers are not counted; cells that it does not report, controls among them, are ours.
+"""
+SCALED = "{} A delta to the paper then tells what the scale costs, and nothing about the paper."
+KEYS = ("dataset", "method", "ipc", "recovery_model", "validation_model", "setting")
+
+
+def page(given: Mapping[str, Any]) -> str:
+    """The page under the configuration `given`; raises ArtifactError for JSONs of other runs."""
+    settings = [load_settings(merged(given, {"scale": scale, "cells": "present"})) for scale in SCALES]
+    return "\n".join([INTRODUCTION, *(_scale(ExperimentSet(one)) for one in settings)])
+
+
+def _scale(experiments: ExperimentSet) -> str:
+    frames = {name: table(experiments, name) for name, one in experiments.tables.items() if not one.sizes_of}
+    rows = [[_link(experiments, name), *_counts(frame)] for name, frame in frames.items()]
+    lines = [f"## Scale {experiments.settings.scale}", "", headline(frames), ""]
+    if experiments.scaled_down:
+        lines += [SCALED.format(experiments.scaled_down), ""]
+    return "\n".join([*lines, aligned([HEAD, *rows]), "", *_readings(experiments)])
+
+
+def _link(experiments: ExperimentSet, name: str) -> str:
+    """A table's name, a link where it was made."""
+    made = Path(experiments.layout.table(name)).with_suffix(".md")
+    return f"[{name}](../{made.as_posix()})" if made.is_file() else name
+
+
+def headline(frames: Mapping[str, pd.DataFrame]) -> str:
+    """How many of the reported cells are measured, in a sentence."""
+    asked = pd.concat([_asked(frame) for frame in frames.values()])
+    deltas = asked["delta"].dropna().astype(float)
+    told = f"{len(deltas)} of {len(asked)} reported cells are measured"
+    if deltas.empty:
+        return f"{told}."
+    return f"{told}; deltas are {deltas.mean():+.2f} points on average, {deltas.abs().mean():.2f} without their signs."
+
+
+def _asked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells whose numbers the paper reports as its own."""
+    return frame[(frame["reported"] != "") & (frame["status"] != "quoted")]
+
+
+def _counts(frame: pd.DataFrame) -> list[str]:
+    asked, ours = _asked(frame), frame[frame["reported"] == ""]
+    deltas = asked["delta"].dropna().astype(float)
+    told = ["", "", ""]
+    if not deltas.empty:
+        worst = asked.to_dict("records")[int(asked["delta"].astype(float).abs().fillna(-1).argmax())]
+        where = [f"IPC {worst[key]}" if key == "ipc" else str(worst[key]) for key in KEYS if worst[key] != ""]
+        told = [f"{deltas.mean():+.2f}", f"{worst['delta']:+.2f}", " ".join(where)]
+    return [str(len(asked)), str(len(deltas)), *told, str(len(ours)), str(int((ours["status"] == "measured").sum()))]
+
+
+def _readings(experiments: ExperimentSet) -> Iterator[str]:
+    """What people read in the tables, from the experiments' files."""
+    for name, one in experiments.tables.items():
+        if text := one.reading.get(experiments.settings.scale):
+            yield f"**{one.title}** ({name}). {text.strip()}\n"

@@ -1,0 +1,85 @@
+"""A SLURM for the tests of this folder. A missing one fails them: what nobody runs, rots."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.slurm.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+# On a real cluster snakemake asks seldom; here a job takes seconds.
+OFTEN = [
+    "--slurm-init-seconds-before-status-checks",
+    "1",
+    "--seconds-between-status-checks",
+    "1",
+    "--latency-wait",
+    "5",
+]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The daemons, up; ClusterError says what is missing."""
+    found = Cluster(tmp_path_factory.mktemp("slurm"))
+    found.up()
+    yield found
+    found.down()
+
+
+class Workflow:
+    """`snakemake --profile slurm` in a folder that has what a clone has."""
+
+    def __init__(self, cluster, folder):
+        self.cluster, self.folder = cluster, folder
+        for name in ("workflow", "slurm"):
+            (folder / name).symlink_to(ROOT / name)
+        path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+        kept = {name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")}
+        self.environment = kept | cluster.environment | {"PATH": path}
+
+    def command(self, *arguments):
+        return [sys.executable, "-m", "snakemake", "--profile", "slurm", *OFTEN, *arguments]
+
+    def run(self, *arguments):
+        """To its end; what it printed."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + self.logs()
+        return done.stdout + done.stderr
+
+    def start(self, *arguments):
+        """In the background, with its output in a file."""
+        with (self.folder / "snakemake.out").open("w") as out:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+
+    def told(self):
+        return (self.folder / "snakemake.out").read_text(encoding="utf-8")
+
+    def logs(self):
+        """What the jobs left."""
+        return "\n".join(
+            path.read_text(encoding="utf-8") for path in self.folder.glob(".snakemake/slurm_logs/**/*.log")
+        )
+
+
+@pytest.fixture
+def workflow(cluster, tree, tmp_path):
+    """A small configuration and the rules, on the cluster."""
+    return Workflow(cluster, tmp_path)

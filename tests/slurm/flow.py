@@ -1,0 +1,346 @@
+"""A small workflow of six jobs in a folder, run through the slurm profile, to be held and hit by tests (survival.py).
+
+Squeeze, two parts of recover, relabel, validate and a table, on images made here. A job is held still (SIGSTOP) at a
+checkpoint in its middle, so that a blow falls there whatever the machine's speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tests.slurm.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+TARGET = "results/tiny.csv"
+EVENT = re.compile(
+    r"^Job \d+ has been submitted|^Finished jobid: [1-9]|SLURM status is|^Trying to restart job [1-9]|^cda: |be locked"
+)
+PATIENCE = 1800.0  # seconds until a case has gone wrong
+# A task of the plugin's job arrays fails while the array's first one has no output: it looks for that in place of its
+# own (snakemake-executor-plugin-slurm issue 447).
+NO_ARRAYS = ("--slurm-array-jobs", "none")
+STAGES = ("squeeze", "recover", "relabel", "validate")
+
+FILES = {
+    "config/config.yaml": """\
+scale: paper
+seeds: 1
+runtime:
+  device: cpu
+  compile: never
+  cpu_threads: 1
+  checkpoint_seconds: 0.2
+""",
+    "config/datasets/digits.yaml": """\
+name: digits
+layout: image_folder
+classes: 4
+resolution: 8
+mean: [0.5, 0.5, 0.5]
+std: [0.25, 0.25, 0.25]
+train_images: 96
+val_images: 32
+shards_per_job: 1
+get: made by the test
+""",
+    "config/recipes/digits.yaml": """\
+architecture:
+  stem: small            # our choice: small images
+  width: 0.125           # our choice: speed
+squeeze:
+  epochs: 20             # our choice: long enough to be hit
+  batch_size: 32         # our choice
+  lr: 0.1                # our choice
+  augment: pad_crop      # our choice
+  padding: 1             # our choice
+  evaluate_every: 10     # our choice
+recover:
+  mode: curriculum       # our choice
+  min_crop: 0.4          # our choice
+  max_crop: 1.0          # our choice
+  iterations: 60         # our choice: long enough to be hit
+  block_size: 4          # our choice
+  jitter: 1              # our choice
+relabel:
+  labels: stored         # our choice
+  epochs: 60             # our choice: long enough to be hit
+  mixing: cutmix         # our choice
+  batch_size: 8          # our choice
+  crop_scale: [0.4, 1.0] # our choice
+validate:
+  epochs: 30             # our choice: long enough to be hit
+  batch_size: 4          # our choice
+  optimizer: adamw       # our choice
+  lr: 2.0e-3             # our choice
+  temperature: 4.0       # our choice
+  evaluate_every: 10     # our choice
+methods:
+  cda: {}
+""",
+    "config/experiments/tiny.yaml": """\
+title: A small table
+caption: One cell.
+reported: 9
+scales: [paper]
+layout: {rows: [ipc], columns: [method]}
+groups:
+  - dataset: digits
+    methods: [cda]
+    recovery_models: [resnet18]
+    ipc: [2]
+    validation_models: [resnet18]
+""",
+    "config/reported.csv": """\
+table,dataset,method,recovery_model,ipc,recovery_iterations,setting,validation_model,metric,value,std
+9,digits,old,convnet3,1,,quoted,convnet3,top1,12.8,
+""",
+}
+
+
+def write_folder(folder: Path) -> None:
+    """The workflow's configuration and its images."""
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "config" / "devices.yaml", folder / "config" / "devices.yaml")
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8)):
+        for label in range(4):
+            place = folder / "data" / "digits" / split / f"class-{label}"
+            place.mkdir(parents=True)
+            for index in range(count):
+                pixels = draws.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+                pixels[2 * label : 2 * label + 2] += 100
+                Image.fromarray(pixels).save(place / f"{index}.png")
+
+
+class Flow:
+    """One workflow folder on a cluster, and what happened to it."""
+
+    def __init__(self, folder: Path, cluster: Cluster, begun: Path | None = None) -> None:
+        """A folder with nothing made yet, or with the squeezed model of `begun`."""
+        self.folder, self.cluster, self.calls = folder, cluster, 0
+        self.hit = self.resumed = ""
+        self.heads: list[subprocess.Popen[bytes]] = []
+        write_folder(folder)
+        if begun is not None:
+            shutil.copytree(begun / "artifacts" / "squeeze", folder / "artifacts" / "squeeze")
+        (folder / "slurm").symlink_to(ROOT / "workflow" / "profiles" / "slurm")
+        binaries = f"{folder / 'bin'}:{Path(sys.executable).parent}"
+        self.environment = (
+            {name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")}
+            | cluster.environment
+            | {"PATH": f"{binaries}:{cluster.environment['PATH']}"}
+        )
+
+    def program(self, name: str, text: str) -> None:
+        """Put a program before those of the same name."""
+        path = self.folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+
+    def start(self, *more: str, limit: str = "60") -> subprocess.Popen[bytes]:
+        """Start snakemake through the slurm profile, validate with a limit of minutes; what it says goes to a file."""
+        self.calls += 1
+        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile"), TARGET]
+        command += ["--profile", "slurm", "--slurm-status-command", "squeue", *NO_ARRAYS]
+        command += ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", *more]
+        command += ["--set-resources", f"validate:runtime={limit}", *(f"{stage}:gpu=0" for stage in STAGES)]
+        with self.log.open("wb") as log:
+            self.heads.append(subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log))
+        return self.heads[-1]
+
+    def close(self) -> None:
+        """Leave no snakemake running, whatever went wrong."""
+        for head in self.heads:
+            head.kill()
+            head.wait()
+
+    @property
+    def log(self) -> Path:
+        """What the newest snakemake said."""
+        return self.folder / f"snakemake-{self.calls}.log"
+
+    def end(self, head: subprocess.Popen[bytes], code: int = 0) -> str:
+        """Wait until it ended, as it should; what it said."""
+        ended = head.wait(PATIENCE)
+        told = self.log.read_text(encoding="utf-8")
+        assert ended == code, f"snakemake ended with {ended}, not {code}:\n{told}"
+        return told
+
+    def run(self, *more: str, code: int = 0) -> str:
+        """Run snakemake to its end; what it said."""
+        return self.end(self.start(*more), code)
+
+    def cda(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`cda …` in the folder, or in another."""
+        command, place = [sys.executable, "-m", "cda", *arguments], cwd or self.folder
+        return subprocess.run(command, cwd=place, env=self.environment, capture_output=True, text=True, check=False)
+
+    def slurm(self, *command: str) -> str:
+        """What one of SLURM's commands prints."""
+        done = self.cluster.run(*command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def mount(self, size: str) -> None:
+        """Put a small file system in the place of `artifacts/`; needs root."""
+        place = self.folder / "artifacts"
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+
+    def hold(self, stage: str, share: float = 0.4) -> int:
+        """Hold the stage's first process still once it saved a state in its middle; its process number."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            for lease in self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json"):
+                done, total = position(stage, lease.parent)
+                if done >= share * total:
+                    with contextlib.suppress(OSError, ValueError):
+                        pid = int(json.loads(lease.read_text(encoding="utf-8"))["pid"])
+                        os.kill(pid, signal.SIGSTOP)
+                        self.hit = f"{stage}, {UNIT[stage]} {position(stage, lease.parent)[0]} of {total}"
+                        return pid
+            time.sleep(0.005)
+        raise AssertionError(f"{stage} did not come to its middle:\n{self.log.read_text(encoding='utf-8')}")
+
+    def job_of(self, stage: str) -> str:
+        """The SLURM job that runs the stage's held process: the environment of that process tells."""
+        (lease, *_) = self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json")
+        pid = json.loads(lease.read_text(encoding="utf-8"))["pid"]
+        told = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+        return next(line.split("=", 1)[1] for line in told if line.startswith("SLURM_JOB_ID="))
+
+    def resumptions(self) -> list[str]:
+        """Where jobs went on, as their logs tell."""
+        logs = sorted((self.folder / "logs").rglob("*.log"))
+        return [found for log in logs for found in re.findall(r"going on from (.*)", log.read_text(encoding="utf-8"))]
+
+    def jobs(self) -> dict[str, int]:
+        """How many jobs of each rule all calls submitted to SLURM."""
+        logs = [log.read_text(encoding="utf-8") for log in self.folder.glob("snakemake-*.log")]
+        submitted = re.compile(r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE)
+        return dict(Counter(name for log in logs for name in submitted.findall(log)))
+
+    def events(self) -> list[str]:
+        """What happened, out of what all calls said, without the times and places of this machine."""
+        told: list[str] = []
+        for call in range(1, self.calls + 1):
+            lines = (self.folder / f"snakemake-{call}.log").read_text(encoding="utf-8").splitlines()
+            told += [line.strip() for line in lines if EVENT.search(line)]
+        told += [f"a job went on from {place}" for place in self.resumptions()]
+        return [line.replace(str(self.folder), "FOLDER") for line in told]
+
+    def went_on(self, stage: str, **jobs: int) -> None:
+        """Check that the stage went on from where it was hit or later, and that nothing else was done twice.
+
+        `jobs` are those of each rule, where there were more than in an undisturbed run.
+        """
+        (self.resumed,) = self.resumptions()
+        assert step_of(self.resumed, stage) >= step_of(self.hit, stage) > 0, (
+            f"hit at {self.hit}, went on from {self.resumed}"
+        )
+        self.made_once(**jobs)
+
+    def made_once(self, **jobs: int) -> None:
+        """Check that there were as many jobs as in an undisturbed run but for `jobs`."""
+        begun = {} if self.jobs().get("squeeze") else {"squeeze": 0}
+        expected = {name: count for name, count in (JOBS | begun | jobs).items() if count}
+        assert self.jobs() == expected, f"{self.jobs()} instead of {expected}"
+
+
+JOBS = {"squeeze": 1, "recover": 2, "relabel": 1, "validate": 1}
+MARK = ".snakemake_timestamp"  # which Snakemake leaves in a folder that is an output
+UNIT = {"squeeze": "step", "recover": "step", "relabel": "epoch", "validate": "step"}
+TOTAL = {"squeeze": 60, "recover": 60, "relabel": 60, "validate": 60}
+EPOCHS = {"squeeze": 20, "validate": 30}
+
+
+def position(stage: str, work: Path) -> tuple[int, int]:
+    """How far the work is by its checkpoint, and how far it will go."""
+    total = TOTAL[stage]
+    try:
+        if stage == "relabel":
+            return json.loads((work / "epochs.json").read_text(encoding="utf-8"))["done"], total
+        with (work / "state.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        state = dict(json.loads(header["__metadata__"]["state"])["dict"])
+        if stage == "recover":
+            return state["done"], total
+        epoch, step = state["at"]
+        return epoch * total // EPOCHS[stage] + step, total
+    except (OSError, ValueError, KeyError):
+        return 0, total
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """Everything that a workflow made: each file's bytes, of a JSON all but its provenance."""
+    places = [folder / "artifacts" / stage for stage in STAGES[:3]] + [folder / "results"]
+    found: dict[str, Any] = {}
+    files = [file for place in places for file in place.rglob("*") if file.is_file() and file.name != MARK]
+    for path in sorted(files):
+        content: Any = path.read_bytes()
+        if path.suffix == ".json":
+            content = json.loads(content)
+            content.pop("provenance")
+        found[str(path.relative_to(folder))] = content
+    return found
+
+
+def differences(folder: Path, reference: Path) -> list[str]:
+    """The files that are not the same, or not in both folders."""
+    ours, theirs = left(folder), left(reference)
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def step_of(told: str, stage: str) -> int:
+    """The step (relabel: epoch) in a line of a job's log or in `Flow.hit`."""
+    if found := re.match(r"epoch (\d+) of (\d+), step (\d+)", told):
+        epoch, epochs, step = map(int, found.groups())
+        return epoch * TOTAL[stage] // epochs + step
+    found = re.search(r"(?:step|epoch) (\d+) of", told)
+    assert found, told
+    return int(found[1])
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come"
+        time.sleep(0.05)
+
+
+def plain(folder: Path) -> None:
+    """The undisturbed workflow without SLURM and without Snakemake: each stage as `cda` does it, in one process."""
+    write_folder(folder)
+    code = """
+from cda.cli import main
+from cda.experiments import ExperimentSet
+from cda.settings import load_settings
+runs = {run.stage: run.id for run in ExperimentSet(load_settings()).runs().values()}
+recover = [["recover", "--part", str(part)] for part in range(2)]
+for stage in (["squeeze"], *recover, ["relabel"], ["validate"]):
+    assert main([*stage, "--run", runs[stage[0]]]) == 0
+assert main(["table", "tiny"]) == 0
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,108 @@
+"""What many recover jobs cost the head process: planned, submitted as arrays to a partition that holds them, cancelled.
+
+Prints seconds and the head's peak memory. Run by hand, on a SLURM and in a folder of its own, both removed.
+
+Usage: python tests/slurm/scale.py [JOBS]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.conftest import ConfigTree  # noqa: E402
+from tests.slurm.cluster import Cluster  # noqa: E402
+
+from cda.paths import Layout  # noqa: E402
+
+
+def declare(jobs: int) -> str:
+    """A data set whose one recover run has `jobs` parts, in the working directory; the target that needs them all."""
+    tree = ConfigTree()
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 1")
+    tree.experiment("many", {"methods": ["cda"], "ipc": [jobs]})
+    model = Path(Layout("paper").model(tree.runs("cda", jobs, "many")["squeeze"]))
+    model.parent.mkdir(parents=True)
+    model.touch()
+    model.with_name("squeeze.json").touch()
+    for name in ("workflow", "slurm"):
+        Path(name).symlink_to(ROOT / name)
+    return Layout("paper").table("many")
+
+
+def submitted(log: Path) -> int:
+    """Jobs that snakemake says it has submitted in arrays."""
+    told = re.findall(r"individual task IDs are (\d+)-(\d+)", log.read_text(encoding="utf-8"))
+    return sum(int(last) - int(first) + 1 for first, last in told)
+
+
+def peak(pid: int) -> float:
+    """Most memory that a process has held, in MB."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used, its programs included that ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def tell(what: str, seconds: float, jobs: int) -> None:
+    """One line."""
+    print(f"{what:10s} {seconds:7.1f} s  {1000 * seconds / jobs:6.1f} ms a job", flush=True)
+
+
+def measure(cluster: Cluster, target: str, jobs: int) -> None:
+    """Submit, cancel, plan."""
+    environment = os.environ | cluster.environment
+    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", target]
+    log = Path("head.log")
+    with log.open("w", encoding="utf-8") as out:
+        start = time.monotonic()
+        held = ["--default-resources", "slurm_partition=held"]
+        head = subprocess.Popen([*command, *held], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        while submitted(log) < jobs and head.poll() is None:
+            time.sleep(0.5)
+        tell("submitted", time.monotonic() - start, jobs)
+        waiting = cluster.run("squeue", "--noheader", "--array", "--format=%F", "--partition=held").stdout.split()
+        memory, busy = peak(head.pid), cpu(head.pid)
+        start = time.monotonic()
+        head.send_signal(signal.SIGINT)
+        head.wait()
+        cluster.idle(600)
+        tell("cancelled", time.monotonic() - start, jobs)
+    print(
+        f"{len(waiting)} jobs waited in {len(set(waiting))} arrays, {1000 * busy / jobs:.1f} ms of CPU each", flush=True
+    )
+    print(f"the head held at most {memory:.0f} MB", flush=True)
+    start = time.monotonic()
+    subprocess.run([*command, "-n", "--quiet"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    tell("planned", time.monotonic() - start, jobs)
+
+
+def main() -> None:
+    """Measure in a folder and on a cluster of its own."""
+    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    with tempfile.TemporaryDirectory(prefix="cda-scale-") as folder:
+        os.chdir(folder)
+        cluster = Cluster(Path(folder) / "slurm-cluster")
+        cluster.up()
+        try:
+            measure(cluster, declare(jobs), jobs)
+        finally:
+            cluster.down()
+            os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""What a cluster does to jobs, done to a small workflow (flow.py) on a real SLURM: `make slurm-matrix`.
+
+Each case runs in a folder of its own, and something happens to it on the way. What it leaves must be, byte for byte,
+what an undisturbed run leaves.
+
+Usage: python -m tests.slurm.survival [CASE …]; all cases, the default, write docs/survival.md and docs/survival.log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.flow import JOBS, ROOT, Flow, differences, left, plain, step_of, wait_for, write_folder
+
+TOGETHER = 4  # cases at a time: they wait more than they compute
+
+
+# The cases ------------------------------------------------------------------------------------------------------------
+
+
+def undisturbed(flow: Flow) -> None:
+    """Nothing happens."""
+    flow.run()
+    flow.hit = flow.resumed = "–"
+    flow.made_once()
+
+
+def cancelled(flow: Flow, stage: str) -> None:
+    """`scancel` in the middle of {stage}; Snakemake submits the job again."""
+    head = flow.start()
+    flow.hold(stage)
+    flow.slurm("scancel", flow.job_of(stage))
+    flow.end(head)
+    flow.went_on(stage, **{stage: JOBS[stage] + 1})
+
+
+def out_of_time(flow: Flow) -> None:
+    """validate's time limit (1 minute) is over: SIGTERM, which it answers; submitted again with more."""
+    head = flow.start(limit="1 + 9 * (attempt - 1)")
+    flow.hold("validate")
+    flow.end(head)
+    flow.went_on("validate", validate=2)
+
+
+DEAF = """\
+#!{python}
+import os, signal, sys
+from cda.checkpoint import Stop
+from cda.cli import main
+Stop._ask = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+sys.exit(main())
+"""
+
+
+def out_of_grace(flow: Flow) -> None:
+    """validate's time limit is over and it hangs at the SIGTERM: SIGKILL after KillWait; submitted again with more."""
+    flow.program("cda", DEAF.format(python=sys.executable))
+    head = flow.start(limit="1 + 9 * (attempt - 1)")
+    flow.hold("validate")
+    flow.end(head)
+    flow.went_on("validate", validate=2)
+
+
+def head_killed(flow: Flow) -> None:
+    """SIGKILL to snakemake amid recover; one part is held, the other ends alone. `cda unlock`, and snakemake again."""
+    head = flow.start()
+    flow.hold("recover")
+    head.kill()
+    head.wait()
+    wait_for(lambda: len(list(flow.folder.glob("artifacts/recover/*/*/part-*"))) == 1, "the other part")
+    told = flow.run(code=1)
+    assert "cannot be locked" in told, told
+    unlocked = flow.cda("unlock")
+    assert unlocked.returncode == 0, unlocked.stderr
+    assert "cancelled what was left in SLURM" in unlocked.stdout, unlocked.stdout
+    flow.run()
+    flow.went_on("recover", recover=3)
+
+
+def slurmd_killed(flow: Flow) -> None:
+    """slurmd is killed with SIGKILL under a running part of recover and started again."""
+    head = flow.start()
+    pid = flow.hold("recover")
+    flow.cluster.stop("slurmd", signal.SIGKILL)
+    flow.cluster.start("slurmd")
+    os.kill(pid, signal.SIGCONT)
+    flow.end(head)
+    flow.resumed = "not stopped"
+    flow.made_once()
+
+
+def disk_full(flow: Flow) -> None:
+    """`artifacts/` (a tmpfs of 40 MB) is full amid recover: one line; room is made, and snakemake started again."""
+    flow.mount("40m")
+    head = flow.start("--retries", "0")
+    pid = flow.hold("recover")
+    ballast = flow.folder / "artifacts" / "ballast"
+    fill(ballast)
+    os.kill(pid, signal.SIGCONT)
+    told = flow.end(head, code=1)
+    lines = [line for line in told.splitlines() if "No space left on device" in line]
+    assert lines, told
+    clear = r"cda: artifacts/work/recover/\S+: cannot be written \(.*\); make room or allow writing, .* it goes on"
+    assert all(re.fullmatch(clear, line) for line in lines), lines
+    ballast.unlink()
+    flow.run()
+    (flow.resumed, *_) = flow.resumptions()
+    assert step_of(flow.resumed, "recover") >= step_of(flow.hit, "recover") > 0
+
+
+def two_at_once(flow: Flow) -> None:
+    """Amid squeeze: a second snakemake; `cda unlock`; the job again by hand, here and in a clone that shares files."""
+    head = flow.start()
+    pid = flow.hold("squeeze")
+    second = flow.run(code=1)
+    assert "cannot be locked" in second, second
+    unlock = flow.cda("unlock")
+    assert (unlock.returncode, "snakemake is running here" in unlock.stderr) == (1, True), unlock
+    (work,) = flow.folder.glob("artifacts/work/squeeze/*/*/model")
+    clone = flow.folder / "clone"
+    write_folder(clone)
+    (clone / "artifacts").symlink_to(flow.folder / "artifacts")
+    for place in (flow.folder, clone):
+        again = flow.cda("squeeze", "--run", work.parent.name, cwd=place)
+        assert (again.returncode, "lease.json: another job works here" in again.stderr) == (1, True), again
+    os.kill(pid, signal.SIGCONT)
+    flow.end(head)
+    flow.resumed = "not stopped"
+    flow.made_once()
+
+
+CASES: dict[str, Callable[[Flow], None]] = {
+    "undisturbed": undisturbed,
+    "scancel-squeeze": lambda flow: cancelled(flow, "squeeze"),
+    "scancel-recover": lambda flow: cancelled(flow, "recover"),
+    "scancel-relabel": lambda flow: cancelled(flow, "relabel"),
+    "scancel-validate": lambda flow: cancelled(flow, "validate"),
+    "time-limit": out_of_time,
+    "time-limit-deaf": out_of_grace,
+    "snakemake-killed": head_killed,
+    "slurmd-killed": slurmd_killed,
+    "disk-full": disk_full,
+    "two-at-once": two_at_once,
+}
+FROM_SQUEEZE = ("undisturbed", "scancel-squeeze", "two-at-once", "disk-full")  # the others begin with its model
+
+
+WHAT = {
+    name: (function.__doc__ or cancelled.__doc__ or "").replace("{stage}", name.split("-")[-1])
+    for name, function in CASES.items()
+}
+
+
+def fill(ballast: Path) -> None:
+    """Leave no room on a file system."""
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+# All of them, and what is written of them -----------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What became of a case."""
+
+    case: str
+    what: str
+    hit: str
+    resumed: str
+    files: int
+    different: list[str]
+    seconds: float
+    error: str
+    log: list[str]
+
+    @property
+    def well(self) -> bool:
+        """Whether it survived."""
+        return not self.error and not self.different
+
+    def row(self) -> str:
+        """Its row of the table."""
+        equal = f"{self.files} of {self.files}" if self.well else "**no**"
+        return f"| {self.case} | {self.what} | {self.hit} | {self.resumed} | {equal} | {self.seconds:.0f} |"
+
+
+def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outcome:
+    """Run a case in a folder of its own and compare what it leaves with `reference`."""
+    flow, error, began = Flow(folder, cluster, None if case in FROM_SQUEEZE else reference), "", time.monotonic()
+    try:
+        CASES[case](flow)
+    except Exception as problem:  # a case that fails is a row of the table, and the others go on
+        error = f"{type(problem).__name__}: {problem}"
+    finally:
+        flow.close()
+    seconds, different = time.monotonic() - began, differences(folder, reference)
+    made = Outcome(
+        case, WHAT[case], flow.hit, flow.resumed, len(left(folder)), different, seconds, error, flow.events()
+    )
+    verdict = "as undisturbed" if made.well else error or f"differs: {', '.join(different)}"
+    print(f"{case}: hit at {made.hit}, went on from {made.resumed}, {seconds:.0f} s: {verdict}", flush=True)
+    return made
+
+
+PAGE = """\
+# What jobs survive
+
+A workflow of six small jobs (squeeze, two parts of recover, relabel, validate, table; `tests/slurm/flow.py`) on a real
+SLURM {version} of one node, through `--profile slurm`. In each case something happens to it on the way, at a checkpoint
+in the middle of a stage (`tests/slurm/survival.py`). Then everything it left (model, shards, label store, run JSON but
+for its provenance, table) is compared, byte for byte, with what the stages leave one after the other in one process,
+without SLURM and Snakemake. `make slurm-matrix` made this page on {device}, {together} cases at a time;
+[survival.log](survival.log) has what happened, case by case.
+
+| case | what happens | hit at | went on from | equal files | seconds |
+|---|---|---|---|---|---|
+{rows}
+
+A signal makes a checkpoint, so that a job that is told to stop goes on from the very step, or a later one; one that is
+killed goes on from its last checkpoint, of which there is one every `runtime.checkpoint_seconds`. No stage that was
+finished ran again: each case counts its jobs. Most of the seconds are the executor's waits between two looks at the
+queue.
+
+After snakemake itself was killed, `cda unlock && snakemake --profile slurm …` goes on: it cancels what was left in the
+queue by this folder's snakemake, which saves its state, and takes the lock off. It refuses while a snakemake is alive.
+The parts go as single jobs here (`--slurm-array-jobs none`): a task of a job array fails while the array's first one
+has no output (issue 447 of snakemake-executor-plugin-slurm 2.8.0).
+"""
+
+
+def write_page(outcomes: list[Outcome], cluster: Cluster) -> None:
+    """docs/survival.md and docs/survival.log."""
+    from cda.runtime import _cpu
+
+    version = cluster.run("sinfo", "--version").stdout.split()[-1]
+    rows = "\n".join(one.row() for one in outcomes)
+    page = PAGE.format(version=version, device=_cpu(), together=TOGETHER, rows=rows)
+    (ROOT / "docs" / "survival.md").write_text(page, encoding="utf-8")
+    log = [line for one in outcomes for line in (f"== {one.case}", *one.log, *([one.error] if one.error else []), "")]
+    (ROOT / "docs" / "survival.log").write_text("\n".join(log), encoding="utf-8")
+
+
+def main(names: list[str]) -> int:
+    """Run cases, all by default; write the page of them all."""
+    if unknown := [name for name in names if name not in CASES]:
+        print(f"survival: there is no case {unknown[0]}; there is {', '.join(CASES)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="cda-survival-") as place, started(Path(place)) as cluster:
+        plain(Path(place) / "plain")
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            running = [pool.submit(outcome, n, Path(place) / n, cluster, Path(place) / "plain") for n in names or CASES]
+            for _ in as_completed(running):
+                done = [one.result() for one in running if one.done()]
+                if not names:
+                    write_page(done, cluster)
+    return 0 if all(one.well for one in done) else 1
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Cluster]:
+    """A cluster of the test's own, whose jobs have a short grace and never wait for a core."""
+    cluster = Cluster(folder / "slurm")
+    cluster.up(cpus=16, memory=200_000, kill_wait=10)
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+        for mounted in folder.glob("*/artifacts"):
+            if mounted.is_mount():
+                subprocess.run(["umount", str(mounted)], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
