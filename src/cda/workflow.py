@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,8 @@ from cda.results.estimate import works_of
 from cda.results.limits import TimeLimits
 from cda.runs import MEASURING, Run, parts
 from cda.settings import from_environment, load_settings, merged
+
+ARRAY = "--slurm-jobstep-array-execs"
 
 
 class Wildcards(Protocol):
@@ -227,6 +231,20 @@ class Plan:
         """What makes the report anew; a table always runs again, so that it is none by itself."""
         tables = ["demo"] if self.demo() else list(self.experiments.tables)
         return self._of_tables(tables) + [path for path in self.reported() if path.endswith(".png")]
+
+
+def array_task(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """The command of a SLURM array's later task, which the plugin hands to a snakemake that does the first one's job.
+
+    That snakemake would look for the first task's output, and fail while it is missing (issue 447 of
+    snakemake-executor-plugin-slurm 2.8): it has to give way to the command. None where there is nothing to give way to.
+    """
+    task, first = (environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN"))
+    values = [value for flag, _, value in (word.partition("=") for word in arguments) if flag == ARRAY]
+    if task is None or task == first or not values:
+        return None
+    packed = json.loads(base64.b64decode(values[0]))[task]
+    return zlib.decompress(bytes.fromhex(packed)).decode()
 
 
 def one_of(names: Iterable[str]) -> str:

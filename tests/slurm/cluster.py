@@ -1,8 +1,9 @@
 """A real SLURM of one node on this machine, for tests and for trying the profile: `make slurm-up`, `make slurm-down`.
 
 Needs the distribution's packages (Debian: slurm-wlm, munge). Everything lies in one folder: configuration, munge's key,
-state and logs. Two GPUs are declared over /dev/null and /dev/zero: SLURM then hands them out, and jobs compute on
-the CPU. There is no accounting database.
+state and logs. Four GPUs are declared over /dev/null and the like: SLURM then hands them out, and jobs compute on the
+CPU. Of cores there are twice as many as really, since small jobs wait more than they compute; give each one thread.
+There is no accounting database.
 
 Usage: python tests/slurm/cluster.py up|down|env|jobs [FOLDER]; `jobs` lists those of the last hour, ended ones too.
 """
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
+CPUS = 2 * (os.cpu_count() or 1)
 STANDARD = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"cda-slurm-{os.getuid()}"
 
 CONFIGURATION = """\
@@ -56,7 +59,7 @@ MinJobAge=3600
 MaxArraySize=10001
 MaxJobCount=20000
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:4 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 PartitionName=held Nodes={host} MaxTime=INFINITE State=DOWN
 """
@@ -90,7 +93,7 @@ class Cluster:
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
 
-    def up(self, cpus: int = os.cpu_count() or 1, memory: int = 64_000, kill_wait: int = 30) -> None:
+    def up(self, cpus: int = CPUS, memory: int = 64_000, kill_wait: int = 30) -> None:
         """Start the daemons; `memory` in MB is what the node claims. Raises ClusterError."""
         missing = [name for name in (*DAEMONS, "sbatch") if self._path(name) is None]
         if missing:
@@ -121,7 +124,9 @@ class Cluster:
             kill_wait=kill_wait,
         )
         (self.folder / "slurm.conf").write_text(text, encoding="utf-8")
-        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n", encoding="utf-8")
+        (self.folder / "gres.conf").write_text(
+            "".join(f"Name=gpu File={device}\n" for device in GPUS), encoding="utf-8"
+        )
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)

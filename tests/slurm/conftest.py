@@ -1,6 +1,7 @@
 """A SLURM for the tests of this folder. A missing one fails them: what nobody runs, rots."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,11 @@ def cluster(tmp_path_factory):
     found.up()
     yield found
     found.down()
+
+
+def _interruptible():
+    """Heed SIGINT, which a shell has its background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Workflow:
@@ -67,6 +73,7 @@ class Workflow:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
+                preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
             )
 
     def told(self):

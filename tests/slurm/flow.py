@@ -27,12 +27,10 @@ from tests.slurm.cluster import Cluster
 ROOT = Path(__file__).parents[2]
 TARGET = "results/tiny.csv"
 EVENT = re.compile(
-    r"^Job \d+ has been submitted|^Finished jobid: [1-9]|SLURM status is|^Trying to restart job [1-9]|^cda: |be locked"
+    r"^Job \d+ has been submitted|^Submitted array job|"
+    r"^Finished jobid: [1-9]|SLURM status is|^Trying to restart job [1-9]|^cda: |be locked"
 )
 PATIENCE = 1800.0  # seconds until a case has gone wrong
-# A task of the plugin's job arrays fails while the array's first one has no output: it looks for that in place of its
-# own (snakemake-executor-plugin-slurm issue 447).
-NO_ARRAYS = ("--slurm-array-jobs", "none")
 STAGES = ("squeeze", "recover", "relabel", "validate")
 
 FILES = {
@@ -158,7 +156,7 @@ class Flow:
         """Start snakemake through the slurm profile, validate with a limit of minutes; what it says goes to a file."""
         self.calls += 1
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile"), TARGET]
-        command += ["--profile", "slurm", "--slurm-status-command", "squeue", *NO_ARRAYS]
+        command += ["--profile", "slurm", "--slurm-status-command", "squeue"]
         command += ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", *more]
         command += ["--set-resources", f"validate:runtime={limit}", *(f"{stage}:gpu=0" for stage in STAGES)]
         with self.log.open("wb") as log:
@@ -219,12 +217,13 @@ class Flow:
             time.sleep(0.005)
         raise AssertionError(f"{stage} did not come to its middle:\n{self.log.read_text(encoding='utf-8')}")
 
-    def job_of(self, stage: str) -> str:
-        """The SLURM job that runs the stage's held process: the environment of that process tells."""
-        (lease, *_) = self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json")
-        pid = json.loads(lease.read_text(encoding="utf-8"))["pid"]
-        told = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
-        return next(line.split("=", 1)[1] for line in told if line.startswith("SLURM_JOB_ID="))
+    def job_of(self, pid: int) -> str:
+        """The SLURM job that a held process belongs to, as its environment tells."""
+        lines = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+        told = dict(line.split("=", 1) for line in lines if "=" in line)
+        if "SLURM_ARRAY_JOB_ID" in told:  # scancel does not know a task by its own number
+            return f"{told['SLURM_ARRAY_JOB_ID']}_{told['SLURM_ARRAY_TASK_ID']}"
+        return told["SLURM_JOB_ID"]
 
     def resumptions(self) -> list[str]:
         """Where jobs went on, as their logs tell."""
@@ -235,7 +234,9 @@ class Flow:
         """How many jobs of each rule all calls submitted to SLURM."""
         logs = [log.read_text(encoding="utf-8") for log in self.folder.glob("snakemake-*.log")]
         submitted = re.compile(r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE)
-        return dict(Counter(name for log in logs for name in submitted.findall(log)))
+        array = re.compile(r"^Submitted array job with Snakemake IDs ([\d,]+) ", re.MULTILINE)
+        alone = Counter(name for log in logs for name in submitted.findall(log))
+        return dict(alone + Counter(recover=sum(found.count(",") + 1 for log in logs for found in array.findall(log))))
 
     def events(self) -> list[str]:
         """What happened, out of what all calls said, without the times and places of this machine."""

@@ -41,8 +41,7 @@ def undisturbed(flow: Flow) -> None:
 def cancelled(flow: Flow, stage: str) -> None:
     """`scancel` in the middle of {stage}; Snakemake submits the job again."""
     head = flow.start()
-    flow.hold(stage)
-    flow.slurm("scancel", flow.job_of(stage))
+    flow.slurm("scancel", flow.job_of(flow.hold(stage)))
     flow.end(head)
     flow.went_on(stage, **{stage: JOBS[stage] + 1})
 
@@ -238,8 +237,7 @@ queue.
 
 After snakemake itself was killed, `cda unlock && snakemake --profile slurm …` goes on: it cancels what was left in the
 queue by this folder's snakemake, which saves its state, and takes the lock off. It refuses while a snakemake is alive.
-The parts go as single jobs here (`--slurm-array-jobs none`): a task of a job array fails while the array's first one
-has no output (issue 447 of snakemake-executor-plugin-slurm 2.8.0).
+The two parts of recover are one job array.
 """
 
 

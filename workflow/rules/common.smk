@@ -1,7 +1,11 @@
+import os
 import sys
 
 from cda.errors import CdaError
-from cda.workflow import Plan, one_of
+from cda.workflow import Plan, array_task, one_of
+
+if command := array_task(sys.argv, os.environ):
+    os.execvp("sh", ["sh", "-c", command])
 
 try:
     PLAN = Plan(config, sys.argv[1:])
