@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 UV_PIP := $(BIN)/uv pip
 LOCK_FLAGS ?=
+SEEDS ?= 2
 
 # What a user's shell or a cluster's module system may have set, and what would then reach into .venv.
 unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
@@ -22,7 +23,7 @@ help: ## Say what can be made
 setup: $(INSTALLED) ## Make .venv: the exact packages of requirements.lock, and this one, editable
 
 demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole chain, in minutes
-	$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=2
+	$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=$(SEEDS)
 
 test: $(INSTALLED) ## Run the tests
 	$(RUN) $(BIN)/python -m pytest

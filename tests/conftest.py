@@ -129,8 +129,8 @@ class ConfigTree:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        sourced.read_layer.cache_clear()
-        sourced.read_plain.cache_clear()
+        sourced._layer.cache_clear()
+        sourced._plain.cache_clear()
 
     def edit(self, name: str, old: str, new: str) -> int:
         """Replace `old`, which must be there once; returns its line."""

@@ -131,18 +131,26 @@ def flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "", dep
     return layer
 
 
-@cache
 def read_layer(path: Path) -> Layer:
     """The file at `path` as dotted keys with sources; raises ConfigError, one line with file and line."""
+    return _layer(path, Path.cwd())
+
+
+@cache
+def _layer(path: Path, _folder: Path) -> Layer:
     node, lines = _node(path)
     if node is not None:
         _repeats(node, path)
     return flatten(node, lines, path) if node is not None else {}
 
 
-@cache
 def read_plain(path: Path) -> Any:
     """The file at `path` as plain Python values, keys checked for repeats."""
+    return _plain(path, Path.cwd())
+
+
+@cache
+def _plain(path: Path, _folder: Path) -> Any:
     node, lines = _node(path)
     if node is None:
         return {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.slurm.cluster import Cluster
+from tests.slurm.survival import BESIDE
 
 ROOT = Path(__file__).parents[2]
 # On a real cluster snakemake asks seldom; here a job takes seconds.
@@ -19,6 +20,42 @@ OFTEN = [
     "--latency-wait",
     "5",
 ]
+
+
+BACKGROUND = pytest.StashKey[subprocess.Popen]()
+
+
+def pytest_collection_finish(session):
+    """Start survival's cases before the first test: they wait for minutes and compute for seconds."""
+    if any(item.path.name == "test_survival.py" for item in session.items) and not session.config.option.collectonly:
+        command = [sys.executable, "-m", "tests.slurm.survival", *BESIDE]
+        session.config.stash[BACKGROUND] = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
+        )
+
+
+def pytest_unconfigure(config):
+    """End them if nobody waited for them: an interrupt has them end their cluster too."""
+    background = config.stash.get(BACKGROUND, None)
+    if background is not None and background.poll() is None:
+        background.send_signal(signal.SIGINT)
+        try:
+            background.wait(60)
+        except subprocess.TimeoutExpired:
+            background.kill()
+
+
+@pytest.fixture(scope="session")
+def survived(request):
+    """What survival.py says of each case."""
+    told, _ = request.config.stash[BACKGROUND].communicate()
+    return {case: next((line for line in told.splitlines() if line.startswith(f"{case}: ")), told) for case in BESIDE}
 
 
 @pytest.fixture(scope="session")

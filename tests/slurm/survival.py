@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -154,6 +156,7 @@ CASES: dict[str, Callable[[Flow], None]] = {
     "disk-full": disk_full,
     "two-at-once": two_at_once,
 }
+BESIDE = ("scancel-recover", "snakemake-killed")  # that run beside the tests
 FROM_SQUEEZE = ("undisturbed", "scancel-squeeze", "two-at-once", "disk-full")  # the others begin with its model
 
 
@@ -171,6 +174,9 @@ def fill(ballast: Path) -> None:
 
 
 # All of them, and what is written of them -----------------------------------------------------------------------------
+
+
+FLOWS: list[Flow] = []  # of the cases that were begun
 
 
 @dataclass
@@ -201,6 +207,7 @@ class Outcome:
 def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outcome:
     """Run a case in a folder of its own and compare what it leaves with `reference`."""
     flow, error, began = Flow(folder, cluster, None if case in FROM_SQUEEZE else reference), "", time.monotonic()
+    FLOWS.append(flow)
     try:
         CASES[case](flow)
     except Exception as problem:  # a case that fails is a row of the table, and the others go on
@@ -260,13 +267,28 @@ def main(names: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="cda-survival-") as place, started(Path(place)) as cluster:
         plain(Path(place) / "plain")
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            running = [pool.submit(outcome, n, Path(place) / n, cluster, Path(place) / "plain") for n in names or CASES]
+        pool, done = ThreadPoolExecutor(TOGETHER), []
+        running = [pool.submit(outcome, n, Path(place) / n, cluster, Path(place) / "plain") for n in names or CASES]
+        try:
             for _ in as_completed(running):
                 done = [one.result() for one in running if one.done()]
                 if not names:
                     write_page(done, cluster)
+        except BaseException:  # an interrupt, or a mistake of ours
+            traceback.print_exc()
+            _abandon(Path(place), cluster)
     return 0 if all(one.well for one in done) else 1
+
+
+def _abandon(place: Path, cluster: Cluster) -> None:
+    """Leave nothing running, and no thread to wait for."""
+    try:
+        for flow in FLOWS:
+            flow.close()
+        _end(place, cluster)
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        os._exit(128 + signal.SIGINT)
 
 
 @contextmanager
@@ -277,10 +299,14 @@ def started(folder: Path) -> Iterator[Cluster]:
     try:
         yield cluster
     finally:
-        cluster.down()
-        for mounted in folder.glob("*/artifacts"):
-            if mounted.is_mount():
-                subprocess.run(["umount", str(mounted)], check=True)
+        _end(folder, cluster)
+
+
+def _end(folder: Path, cluster: Cluster) -> None:
+    cluster.down()
+    for mounted in folder.glob("*/artifacts"):
+        if mounted.is_mount():
+            subprocess.run(["umount", str(mounted)], check=True)
 
 
 if __name__ == "__main__":

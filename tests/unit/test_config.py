@@ -219,7 +219,7 @@ def test_a_bad_file_is_one_line_with_its_line(old, new, said, tree):
 
 def test_a_file_that_is_no_text_is_one_line(tree):
     (tree.folder / RECIPE).write_bytes(b"lr: \xff\xfe")
-    sourced.read_layer.cache_clear()
+    sourced._layer.cache_clear()
     assert problem(lambda: resolve(tree)).startswith(f"config/{RECIPE}")
 
 
