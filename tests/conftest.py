@@ -102,8 +102,6 @@ GROUP = {
     "validation_models": ["resnet18"],
 }
 
-DEVICES = (Path(__file__).parents[1] / "config" / "devices.yaml").read_text(encoding="utf-8")
-
 REPORTED = """\
 table,dataset,method,recovery_model,ipc,recovery_iterations,setting,validation_model,metric,value,std
 9,digits,old,convnet3,1,,quoted,convnet3,top1,12.8,
@@ -122,7 +120,6 @@ class ConfigTree:
         self.write("recipes/digits.yaml", RECIPE)
         self.write("reported.csv", REPORTED)
         self.write("devices.yaml", (ROOT / "config" / "devices.yaml").read_text(encoding="utf-8"))
-        self.write("devices.yaml", DEVICES)
         self.experiment("tiny")
 
     def write(self, name: str, text: str) -> None:
