@@ -119,7 +119,7 @@ def test_two_processes_are_one_without_batch_statistics(streamed):
     assert losses(one)[-1] < losses(one)[0] - 0.05
     weights = [load_file(f"{out}/model.safetensors") for out in ("one", "two")]
     for name, weight in weights[0].items():
-        np.testing.assert_allclose(weights[1][name], weight, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(weights[1][name], weight, rtol=2**-10, atol=1e-5, err_msg=name)  # kept as fp16
 
 
 def test_with_batch_statistics_they_are_nearly_one_and_go_on_after_any_end(streamed):

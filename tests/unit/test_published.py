@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cda.catalog import NETWORKS
@@ -92,6 +93,19 @@ def test_published_weights_become_a_squeeze_run(published, resnet18):
     reference.load_state_dict(resnet18)
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)
     torch.testing.assert_close(loaded.double()(images), reference.eval().double()(images))
+
+
+def test_weights_trained_here_are_kept_in_half_precision_and_tested_as_kept(tree):
+    run, out = tree.runs()["squeeze"], Path("model/model.safetensors")
+    context = tree.context(run)
+    squeeze.run(context, out)
+    kept, told = load_file(out), json.loads(out.with_name("squeeze.json").read_text())
+    halved = {name for name, tensor in kept.items() if tensor.dtype == torch.half}
+    assert halved == {name for name, tensor in kept.items() if tensor.ndim > 1} != set()
+    machine = context.machine()
+    loaded = load_squeezed(out, run, machine)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float}
+    assert context.validation(machine).evaluate(loaded) == {key: told[key] for key in ("top1", "top5")}
 
 
 def test_training_values_do_not_name_published_weights(published):

@@ -427,16 +427,16 @@ def test_every_synthetic_cell_has_a_run_where_its_data_set_is_declared(paper):
 
 GOLDEN = {
     ("table4", "cda", 50): {
-        "squeeze": "resnet18-00cb8837",
-        "recover": "curriculum-cosine-resnet18-8489a554",
-        "relabel": "curriculum-cosine-resnet18-ipc50-b5e7158b",
-        "validate": "curriculum-cosine-resnet18-ipc50-resnet18-5ede164d",
+        "squeeze": "resnet18-0a870a9a",
+        "recover": "curriculum-cosine-resnet18-298239e8",
+        "relabel": "curriculum-cosine-resnet18-ipc50-d445bdbf",
+        "validate": "curriculum-cosine-resnet18-ipc50-resnet18-7fd01416",
     },
     ("table1", "cda", 10): {
-        "squeeze": "resnet18-01df0b47",
-        "recover": "curriculum-cosine-resnet18-9f0b853f",
-        "relabel": "curriculum-cosine-resnet18-ipc10-fe017245",
-        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-8cf03432",
+        "squeeze": "resnet18-e2763bb5",
+        "recover": "curriculum-cosine-resnet18-19bd95e6",
+        "relabel": "curriculum-cosine-resnet18-ipc10-3b68efd5",
+        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-0b325adb",
     },
 }
 

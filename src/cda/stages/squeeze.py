@@ -1,14 +1,17 @@
 """Squeeze: train the recovery model on the real data, or take published weights (paper Section 2.2).
 
 Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy, network, classes,
-normalisation). Under torchrun its processes share every batch, and rank 0 writes.
+normalisation). Weights that were trained here are kept in half precision, and the accuracy is that of the kept ones;
+published weights stay as they are. Under torchrun its processes share every batch, and rank 0 writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,9 +38,23 @@ def smoothed_ce(smoothing: float) -> Loss:
     return loss
 
 
+def round_to_half(model: nn.Module) -> None:
+    """Round, in place, convolutions' and linear layers' weights to what half precision holds."""
+    with torch.no_grad():
+        for weight in _matrices(model):
+            weight.copy_(weight.half())
+
+
+def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """What is kept in half precision: not biases, nor what BN layers hold, which is small and spans many magnitudes."""
+    return (parameter for parameter in model.parameters() if parameter.ndim > 1)
+
+
 def write_model(context: Context, model: nn.Module, classes: list[str], out: Path, told: dict[str, Any]) -> None:
-    """Write the weights and their description, the description last."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Write the weights and their description, the description last; in half precision what that holds exactly."""
+    halved = {id(weight) for weight in _matrices(model) if torch.equal(weight.half().to(weight.dtype), weight)}
+    state = model.state_dict(keep_vars=True)
+    tensors = {name: (t.half() if id(t) in halved else t).detach().cpu().contiguous() for name, t in state.items()}
     with whole(out) as aside:
         write_tensors(tensors, aside)
     data = context.run.data
@@ -96,8 +113,8 @@ def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
     trainer = Trainer(model, recipe, machine, ("squeeze", recipe.seed))
     loss = smoothed_ce(recipe.label_smoothing)
     history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
-    last = history.last
-    told = {"top1": last["top1"], "top5": last["top5"], "best_top1": history.best["top1"], "curve": history.curve}
+    round_to_half(trainer.model)
+    told = {**test.evaluate(trainer.model), "best_top1": history.best["top1"], "curve": history.curve}
     if machine.leads:
         write_model(context, trainer.model, test.classes, out, told | {"provenance": machine.provenance()})
 
