@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -103,9 +104,12 @@ class Checkpoint:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file; raises OSError where the disk refuses."""
+    """Write a safetensors file, for whom the umask says (safetensors: the owner alone); raises OSError."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(tensors, path, metadata=header)
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error)) from None
 

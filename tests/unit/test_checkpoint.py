@@ -181,6 +181,15 @@ def test_a_file_is_not_there_before_it_is_whole():
     assert everything() == ["out/table.csv"]
 
 
+def test_others_may_read_what_the_umask_lets_them():
+    before = os.umask(0o027)
+    try:
+        checkpoint.write_tensors({"w": torch.ones(2)}, Path("model.safetensors"))
+    finally:
+        os.umask(before)
+    assert Path("model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_what_a_killed_writer_left_is_cleared_away():
     folder = Path("out")
     code = "import os; from pathlib import Path; from cda.files import whole; p = Path('out/table.csv')\n"
