@@ -65,6 +65,37 @@ def _stages(subcommands: Any) -> None:
         trained.add_argument("--seed", type=int, default=0, help="of the weights' start (default 0)")
 
 
+def _campaign(subcommands: Any) -> None:
+    text = "the next most valuable cells, one job after another, within a time budget"
+    campaign = _command(subcommands, "campaign", text, commands.campaign)
+    campaign.add_argument("--minutes", type=float, help="of this slice (default: all it takes; 0: only say it)")
+    text = "seconds at the end of the budget in which a stage may save (default 20)"
+    campaign.add_argument("--grace", type=float, default=20, help=text)
+    campaign.add_argument("--dry-run", "-n", action="store_true", help="only say what would run")
+    text = "the device to reckon with, as config/devices.yaml names it (default: the one that is here)"
+    campaign.add_argument("--gpu", help=text)
+
+
+def _sizes(command: argparse.ArgumentParser, megabytes: int) -> None:
+    command.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder")
+    text = f"the most that a file takes, in 1e6 bytes (default {megabytes})"
+    command.add_argument("--megabytes", type=int, default=megabytes, help=text)
+
+
+def _travel(subcommands: Any) -> None:
+    """What travels as a few files: docs/artifacts.md."""
+    pack = _command(subcommands, "pack", "pack a data set into a few files that are read as they are", commands.pack)
+    pack.add_argument("dataset", metavar="DATASET", help="for instance cifar100")
+    _sizes(pack, 56)
+    text = "pack run JSONs, squeezed models and distilled shards, as many as fit into a few files"
+    parcel = _command(subcommands, "parcel", text, commands.parcel)
+    parcel.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
+    _sizes(parcel, 16)
+    parcel.add_argument("--files", type=int, default=8, help="the most files (default 8; 0: any number)")
+    unpack = _command(subcommands, "unpack", "put what came in parcels in place", commands.unpack)
+    unpack.add_argument("folder", metavar="FOLDER", help="where parcel-000.zip and the others lie")
+
+
 def _artifacts(subcommands: Any) -> None:
     """What travels by DVC: docs/artifacts.md."""
     track = _command(subcommands, "track", "hand finished runs to DVC, after a run", commands.track)
@@ -99,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     plan = _command(subcommands, "plan", "what tables would cost: GPU-hours, wall time, disk", commands.plan)
     plan.add_argument("--gpu", default="a100", help="the device to plan for, as config/devices.yaml names it")
     plan.add_argument("--gpus", type=int, default=1, help="how many of them at once (default 1)")
+    _campaign(subcommands)
     check = _command(subcommands, "check", "what is at hand: data, weights, GPU, SLURM, DVC", commands.check)
     for asking in (plan, check):
         asking.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
@@ -107,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("model", help="the network, for instance resnet18")
     fetch.add_argument("--out", metavar="JSON", help="leave a mark that they are at hand")
     _artifacts(subcommands)
+    _travel(subcommands)
     text = "after snakemake was killed: cancel its SLURM jobs of this folder and take its lock off"
     _command(subcommands, "unlock", text, commands.unlock)
     text = "how much of the paper is measured, and how far off (docs/reproduction.md)"

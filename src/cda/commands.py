@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,23 @@ def plan(arguments: Arguments) -> None:
     print(plan.plan(experiments, names, arguments.gpu, arguments.gpus))
 
 
+def campaign(arguments: Arguments) -> None:
+    """Run the next jobs of the campaign within a time budget."""
+    began = time.monotonic()
+    from cda.campaign.slices import campaign
+
+    given = merged(from_environment(), overrides(arguments.config))
+    campaign(
+        ExperimentSet(load_settings(given)),
+        given,
+        began=began,
+        minutes=arguments.minutes,
+        grace=arguments.grace,
+        dry=arguments.dry_run,
+        gpu=arguments.gpu,
+    )
+
+
 def check(arguments: Arguments) -> None:
     """Say what is at hand and what to do about the rest."""
     from cda.results import check
@@ -236,14 +254,18 @@ def _whole_scale(experiments: ExperimentSet) -> ExperimentSet:
     return ExperimentSet(experiments.settings.model_copy(update={"datasets": "all", "controls": "all"}))
 
 
+def _asked(experiments: ExperimentSet, targets: Sequence[str]) -> list[Run]:
+    """The runs of the tables `targets`, by default all of the scale."""
+    names = tuple(experiments.table_of(target) for target in targets)
+    return list((experiments.runs(names) if names else _whole_scale(experiments).runs()).values())
+
+
 def track(arguments: Arguments) -> None:
     """Hand finished runs to DVC."""
     from cda.artifacts.track import track
 
     experiments = experiments_of(arguments)
-    names = tuple(experiments.table_of(target) for target in arguments.targets)
-    found = experiments.runs(names) if names else _whole_scale(experiments).runs()
-    track(experiments, list(found.values()))
+    track(experiments, _asked(experiments, arguments.targets))
 
 
 def pull(arguments: Arguments) -> None:
@@ -260,6 +282,40 @@ def order(arguments: Arguments) -> None:
     from cda.artifacts.order import order
 
     print(f"{order(_whole_scale(experiments_of(arguments)))} times set.")
+
+
+def _bytes(megabytes: int) -> int:
+    if not 1 <= megabytes <= 4000:
+        raise ConfigError(f"--megabytes {megabytes}: must be from 1 to 4000")
+    return megabytes * 10**6
+
+
+def pack(arguments: Arguments) -> None:
+    """Pack a data set into a few files."""
+    from cda.data import sources
+    from cda.paths import data_root
+
+    experiments, limit = experiments_of(arguments), _bytes(arguments.megabytes)
+    root = data_root(experiments.settings, arguments.dataset)
+    print(sources.pack(experiments.dataset(arguments.dataset), root, Path(arguments.out), limit))
+
+
+def parcel(arguments: Arguments) -> None:
+    """Pack what is worth bringing back."""
+    from cda.artifacts.parcels import write_parcels
+
+    if arguments.files < 0:
+        raise ConfigError(f"--files {arguments.files}: must be at least 0, which is any number")
+    experiments, limit = experiments_of(arguments), _bytes(arguments.megabytes)
+    runs = _asked(experiments, arguments.targets)
+    write_parcels(experiments, runs, Path(arguments.out), limit, arguments.files)
+
+
+def unpack(arguments: Arguments) -> None:
+    """Put what came in parcels in place."""
+    from cda.artifacts.parcels import unpack
+
+    unpack(_whole_scale(experiments_of(arguments)), Path(arguments.folder))
 
 
 def metrics(arguments: Arguments) -> None:

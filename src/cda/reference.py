@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from cda.campaign.steps import Campaign, Step
 from cda.config import Dataset, Recipe, Settings
 from cda.declared import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
 from cda.schema import Strict
@@ -67,6 +68,7 @@ def page() -> str:
     sections += [("its `layout`", Layout2D), ("one of its `groups`", Group)]
     sections += [("`config/experiments/<figure>.yaml`", Figure), ("`config/scales/<name>.yaml`", Scale)]
     sections += [("one of its `datasets`", DatasetScale)]
+    sections += [("`config/campaign.yaml`", Campaign), ("one of its `steps`", Step)]
     sections += [(f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)]
     return "\n".join([HEAD, *(line for title, model in sections for line in _section(title, model))]).rstrip() + "\n"
 
@@ -80,5 +82,5 @@ def _models_in(model: type[Strict]) -> list[tuple[str, type[Strict]]]:
 
 def schema() -> str:
     """JSON schemas of every kind of file in `config/`."""
-    models: tuple[type[Strict], ...] = (Settings, Dataset, Experiment, Figure, Scale, Recipe)
+    models: tuple[type[Strict], ...] = (Settings, Dataset, Experiment, Figure, Scale, Campaign, Recipe)
     return json.dumps([model.model_json_schema() for model in models], indent=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -23,41 +24,20 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _CHUNK, _AHEAD = 64, 1024  # files a thread takes at once; files read ahead of the array, which bounds the memory
 
 
-class Folders(Source):
-    """`train/<class>/**` and a folder of held-out images in the same shape."""
+class ImageFiles(Source):
+    """Images of a file each: what folders of them and packs of them (`packed.py`) have in common."""
 
-    training: tuple[str, ...] = ("train",)
-    held_out: tuple[str, ...] = ("val", "validation", "test")
-
-    def classes(self) -> tuple[str, ...]:
-        """Sorted class names."""
-        return tuple(self.by_name("train"))
-
+    @abstractmethod
     def folder(self, split: Split) -> Path:
-        """The folder of a split; raises DataError."""
-        names = self.training if split == "train" else self.held_out
-        for name in names:
-            if (self.root / name).is_dir():
-                return self.root / name
-        self.fail(self.root, f"a folder {' or '.join(names)} in it")
+        """Where a split lies; raises DataError."""
 
-    def by_name(self, split: Split) -> dict[str, str]:
-        """The class folders of a split."""
-        return {entry.name: entry.path for entry in self.entries(self.folder(split)) if entry.is_dir()}
-
+    @abstractmethod
     def by_class(self, split: Split) -> dict[str, list[str]]:
         """The image files of each class of a split, sorted."""
-        return {name: sorted(self.images_under(path)) for name, path in self.by_name(split).items()}
 
-    def images_under(self, folder: str) -> list[str]:
-        """The image files below a folder."""
-        paths = []
-        for entry in self.entries(folder):
-            if entry.is_dir():
-                paths += self.images_under(entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                paths.append(entry.path)
-        return paths
+    @abstractmethod
+    def content(self, path: str) -> bytes:
+        """The bytes of a file; raises DataError."""
 
     def listing(self, split: Split) -> tuple[list[str], np.ndarray]:
         """Paths and labels of a split in order. Raises DataError for an unknown or empty class or a wrong count."""
@@ -114,14 +94,6 @@ class Folders(Source):
         """Each file with its bytes."""
         return [(path, self.content(path)) for path in paths]
 
-    def content(self, path: str) -> bytes:
-        """The bytes of a file; raises DataError."""
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            self.fail(path, "a readable image", error)
-
     def decode_all(self, contents: list[tuple[str, bytes]]) -> list[np.ndarray]:
         """Several images, decoded."""
         return [self.decode(path, content) for path, content in contents]
@@ -137,6 +109,51 @@ class Folders(Source):
                 return image.convert("RGB")
         except DAMAGED:
             self.fail(path, "a whole image", f"{len(content)} bytes that do not decode")
+
+
+class Folders(ImageFiles):
+    """`train/<class>/**` and a folder of held-out images in the same shape."""
+
+    training: tuple[str, ...] = ("train",)
+    held_out: tuple[str, ...] = ("val", "validation", "test")
+
+    def classes(self) -> tuple[str, ...]:
+        """Sorted class names."""
+        return tuple(self.by_name("train"))
+
+    def folder(self, split: Split) -> Path:
+        """The folder of a split; raises DataError."""
+        names = self.training if split == "train" else self.held_out
+        for name in names:
+            if (self.root / name).is_dir():
+                return self.root / name
+        self.fail(self.root, f"a folder {' or '.join(names)} in it")
+
+    def by_name(self, split: Split) -> dict[str, str]:
+        """The class folders of a split."""
+        return {entry.name: entry.path for entry in self.entries(self.folder(split)) if entry.is_dir()}
+
+    def by_class(self, split: Split) -> dict[str, list[str]]:
+        """The image files of each class of a split, sorted."""
+        return {name: sorted(self.images_under(path)) for name, path in self.by_name(split).items()}
+
+    def images_under(self, folder: str) -> list[str]:
+        """The image files below a folder."""
+        paths = []
+        for entry in self.entries(folder):
+            if entry.is_dir():
+                paths += self.images_under(entry.path)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                paths.append(entry.path)
+        return paths
+
+    def content(self, path: str) -> bytes:
+        """The bytes of a file; raises DataError."""
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            self.fail(path, "a readable image", error)
 
 
 class TinyImageNet(Folders):

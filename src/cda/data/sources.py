@@ -1,7 +1,8 @@
 """Real data sets as arrays: the handwritten digits, CIFAR-100, the ImageNets, and any pair of image folders.
 
 One rule holds for all layouts: classes are sorted by name and a label is the index of its class; images are ordered by
-class, then by file name. So image 17 of a split is the same image whichever of a data set's layouts is at hand.
+class, then by file name. So image 17 of a split is the same image whichever of a data set's layouts is at hand, or a
+pack of it (`packed.py`), which goes before any layout.
 
 Nothing on disk is trusted: a data set that is missing, partial or damaged ends in a DataError of one line, which names
 the path, what was expected and found, and how to get the data. CIFAR-100 is published as pickles; they are read by an
@@ -23,12 +24,14 @@ from cda.data.cifar import CifarPickles
 from cda.data.folders import Folders, TinyImageNet
 from cda.data.imagenet import ImageNet1K, ImageNet21K
 from cda.data.layout import Source, Split
+from cda.data.packed import DESCRIPTION, Packed, write_pack
 from cda.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cda.config import Dataset
 
 _DIGITS_VAL = 0.2
+_STORED = {"cifar100": 32, "digits": 8}  # pixels a side, of layouts whose images are no files
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,18 @@ def check(dataset: Dataset, root: Path) -> str | None:
     return None
 
 
+def pack(dataset: Dataset, root: Path, folder: Path, limit: int) -> str:
+    """Write a data set as volumes of at most `limit` bytes (`packed.py`); a line that says what was made.
+
+    Raises DataError, and ConfigError for a folder that is not empty or a limit that is too low.
+    """
+    stored = dataset.model_copy(update={"resolution": _STORED.get(dataset.layout, dataset.resolution)})
+    return write_pack(_source(stored, root), folder, limit)
+
+
 def _source(dataset: Dataset, root: Path) -> Source:
+    if (root / DESCRIPTION).is_file():
+        return Packed(dataset, root)
     if dataset.layout == "digits":
         return _Digits(dataset, root)
     layouts = {"tiny_imagenet": TinyImageNet, "imagenet1k": ImageNet1K, "imagenet21k": ImageNet21K}
