@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     figure.add_argument("--out", metavar="PNG")
     _command(subcommands, "runs", "list the runs of a table and which are done", commands.runs).add_argument("table")
     plan = _command(subcommands, "plan", "what tables would cost: GPU-hours, wall time, disk", commands.plan)
-    plan.add_argument("--gpu", default="a100", help="the device to plan for, as config/devices.yaml names it")
+    plan.add_argument("--gpu", help="the device to plan for, as config/devices.yaml names it (default: runtime.gpu)")
     plan.add_argument("--gpus", type=int, default=1, help="how many of them at once (default 1)")
     _campaign(subcommands)
     check = _command(subcommands, "check", "what is at hand: data, weights, GPU, SLURM, DVC", commands.check)

@@ -173,8 +173,9 @@ def table(arguments: Arguments) -> None:
     from cda.results import tables
 
     experiments = experiments_of(arguments)
-    out = Path(arguments.out or experiments.layout.table(arguments.name))
-    tables.write(experiments, arguments.name, out)
+    name = experiments.table_of(arguments.name)
+    out = Path(arguments.out or experiments.layout.table(name))
+    tables.write(experiments, name, out)
     if arguments.show:
         print(out.with_suffix(".md").read_text(encoding="utf-8"))
 
@@ -198,7 +199,7 @@ def plan(arguments: Arguments) -> None:
 
     experiments = experiments_of(arguments)
     names = [experiments.table_of(target) for target in arguments.targets] or list(experiments.tables)
-    print(plan.plan(experiments, names, arguments.gpu, arguments.gpus))
+    print(plan.plan(experiments, names, arguments.gpu or experiments.settings.runtime.gpu, arguments.gpus))
 
 
 def campaign(arguments: Arguments) -> None:
@@ -236,12 +237,13 @@ def unlock(_arguments: Arguments) -> None:
 def runs(arguments: Arguments) -> None:
     """List the runs of a table and which are done."""
     experiments = experiments_of(arguments)
-    cells = experiments.cells(arguments.table)
+    table = experiments.table_of(arguments.table)
+    cells = experiments.cells(table)
     needed: dict[str, int] = {}
-    for last in experiments.asked(arguments.table):
+    for last in experiments.asked(table):
         for run in last.chain():
             needed[run.id] = max(needed.get(run.id, 0), last.ipc)
-    for run_id, run in experiments.runs((arguments.table,)).items():
+    for run_id, run in experiments.runs((table,)).items():
         paths = outputs(run, needed.get(run_id, 0), experiments.layout, experiments.settings.seeds)
         done = sum(Path(path).exists() for path in paths)
         print(f"{run.stage:9s} {run.dataset:14s} {run_id}  {done}/{len(paths)} done")

@@ -143,6 +143,26 @@ def test_a_sum_and_a_relu_after_it_are_torchs(added):
         assert far(part.detach(), wanted.detach()) < 1e-5
 
 
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_a_gradient_that_lies_otherwise_in_memory_is_copied_and_kept(size):
+    """Global pooling hands back one value for a whole map: the first image's was once read after it was freed."""
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(128).eval().requires_grad_(False)
+    x = torch.randn(100, 128, size, size)
+    weights = torch.randn(100, 128)
+
+    def gradient(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad((y.mean(dim=(2, 3)) * weights.to(y)).sum(), x)[0]
+
+    for _ in range(20):
+        one = x.clone().requires_grad_()
+        y, _, _ = batch_norm.rectified(one, None, layer, 1)
+        precise = x.double().requires_grad_()
+        expected = gradient(precise, layer.double()(precise).relu())
+        layer.float()
+        assert far(gradient(one, y), expected) < 1e-5
+
+
 def test_a_variance_far_smaller_than_the_mean_is_kept():
     """Sums off the running mean do not cancel, where E[x²] − E[x]² in float32 would."""
     layer = layer_of(8)

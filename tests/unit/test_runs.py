@@ -428,15 +428,15 @@ def test_every_synthetic_cell_has_a_run_where_its_data_set_is_declared(paper):
 GOLDEN = {
     ("table4", "cda", 50): {
         "squeeze": "resnet18-0a870a9a",
-        "recover": "curriculum-cosine-resnet18-298239e8",
-        "relabel": "curriculum-cosine-resnet18-ipc50-d445bdbf",
-        "validate": "curriculum-cosine-resnet18-ipc50-resnet18-7fd01416",
+        "recover": "curriculum-cosine-resnet18-81a964d2",
+        "relabel": "curriculum-cosine-resnet18-ipc50-23127554",
+        "validate": "curriculum-cosine-resnet18-ipc50-resnet18-09238b1c",
     },
     ("table1", "cda", 10): {
         "squeeze": "resnet18-e2763bb5",
-        "recover": "curriculum-cosine-resnet18-19bd95e6",
-        "relabel": "curriculum-cosine-resnet18-ipc10-3b68efd5",
-        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-0b325adb",
+        "recover": "curriculum-cosine-resnet18-578dba02",
+        "relabel": "curriculum-cosine-resnet18-ipc10-36f2348b",
+        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-66526a91",
     },
 }
 

@@ -76,7 +76,7 @@ def _tell_untracked(needs: Needs, asked: str) -> None:
     for path, run in needs.untracked.items():
         jobs.setdefault(f"{run.stage} {run.dataset} {run.id}", []).append(path)
     for name, paths in jobs.items():
-        print(f"not tracked by anybody: {name} ({len(paths)} jobs)")
+        print(f"not tracked by anybody: {name} ({len(paths)} job{'s' if len(paths) > 1 else ''})")
     if jobs:
         print(f"snakemake {asked} would compute these; --config cells=present makes do with the run JSONs there are.")
 

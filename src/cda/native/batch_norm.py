@@ -41,12 +41,12 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, y = ctx.saved_tensors
-        onward, to_mean, to_var = above
+        onward, to_mean, to_var = _last(above[0]), above[1], above[2]  # named, to outlive the kernel's call
         offset, slope = to_mean / ctx.rows, 2 * to_var / ctx.rows
         gradient, to_plus = torch.empty_like(x), torch.empty_like(x) if ctx.added else None
         kernels, sizes = library(), _sizes(ctx.blocks, ctx.rows, x.shape[1])
         assert kernels is not None
-        where = map(at, (_last(onward), y, x, scale, offset, slope, mean, gradient, to_plus))
+        where = map(at, (onward, y, x, scale, offset, slope, mean, gradient, to_plus))
         kernels.bn_backward(*where, *sizes, torch.get_num_threads())
         return gradient, to_plus, None, None, None
 

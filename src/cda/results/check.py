@@ -137,9 +137,8 @@ def _dvc(folder: Path) -> Finding:
     remote = told.get("core", "remote", fallback="")
     url = told.get(f"'remote \"{remote}\"'", "url", fallback="")
     if not remote or not url:
-        return Finding(
-            "DVC", False, f"{folder}/config names no default remote with a url; `dvc remote add -d NAME URL`"
-        )
+        mend = "`dvc remote add --local --default NAME URL`"
+        return Finding("DVC", False, f"{folder}/config names no default remote with a url; {mend}")
     return Finding("DVC", True, f"remote {remote}: {url}")
 
 
