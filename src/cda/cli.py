@@ -159,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.function(arguments)
+        sys.stdout.flush()
     except Interrupted as error:
         print(f"cda: {error}", file=sys.stderr)
         return 128 + error.number
@@ -170,6 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader has seen enough: cda runs table4 | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return 0
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -446,3 +449,11 @@ def test_ids_of_the_paper_s_runs_stay_what_they_are(table, method, ipc, paper):
     """A change here throws away what was computed: raise a stage's version or mend the code, then this."""
     cell = next(c for c in paper.cells(table) if (c.key["method"], c.key["ipc"]) == (method, ipc))
     assert {run.stage: run.id for run in cell.run.chain()} == GOLDEN[table, method, ipc]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "cda", "runs", "table4"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+    assert listing.returncode == 128 + signal.SIGPIPE
