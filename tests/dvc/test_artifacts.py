@@ -505,6 +505,6 @@ def test_runs_that_nobody_tracked_are_named_and_what_they_need_is_brought(clone,
     assert cda("pull", TABLE, "--dry-run") == 0
     told = capsys.readouterr().out
     assert f"not tracked by anybody: recover digits {Path(parts[0]).parent.name} (2 jobs)" in told
-    assert f"not tracked by anybody: relabel digits {Path(labels[0]).parent.name} (1 jobs)" in told
+    assert f"not tracked by anybody: relabel digits {Path(labels[0]).parent.name} (1 job)" in told
     assert "--config cells=present makes do with the run JSONs there are" in told
     assert f"{TABLE}: 5 outputs to bring, 42.0 kB" in told  # random's parts and labels; the model that cda's parts need
