@@ -508,7 +508,14 @@ def test_what_another_process_works_on_is_left_to_it(tree, steps, started, capsy
     assert "; 1 of 22 jobs done; " in out.splitlines()[-1]  # real images need no model, their labels do
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def number(request):
+    """A signal that is not ignored, which a shell's background jobs do with SIGINT and nohup's with SIGHUP."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_signal_ends_the_running_stage_and_the_campaign(number, tree, steps, started, capsys):
     steps()
     started[1]["recover"] = SAVE.replace(
