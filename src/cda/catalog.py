@@ -35,6 +35,10 @@ NETWORKS: dict[str, Network] = {
     "squeezenet": Network("torchvision", "squeezenet1_0", "SqueezeNet", bn=False),
     "mobilenet": Network("torchvision", "mobilenet_v2", "MobileNet"),
     "efficientnet": Network("torchvision", "efficientnet_b0", "EfficientNet"),
+    **{
+        f"efficientnet_lite{size}": Network("timm", f"tf_efficientnet_lite{size}", f"EfficientNet-Lite{size}")
+        for size in range(5)
+    },
     "mnasnet": Network("torchvision", "mnasnet1_3", "MNASNet"),
     "shufflenet": Network("torchvision", "shufflenet_v2_x2_0", "ShuffleNet"),
     "resmlp": Network("timm", "resmlp_24_224", "ResMLP", bn=False),

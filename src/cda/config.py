@@ -32,10 +32,13 @@ class Dataset(Strict):
     """A real data set: what it is and how to find it."""
 
     name: str = Field(pattern=r"^\w[\w-]*$", description="also the folder under data/: letters, digits, _ and -")
-    layout: Literal["digits", "cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k", "image_folder"] = Field(
-        description="how its files are laid out"
+    layout: Literal["digits", "cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k", "image_folder", "no_images"] = (
+        Field(description="how its files are laid out; no_images: there are none, only class_names")
     )
     classes: int = Field(ge=2, description="number of classes")
+    class_names: tuple[str, ...] = Field(
+        (), description="of no_images: those of the published weights' classes that are recovered, in sorted order"
+    )
     resolution: int = Field(ge=8, description="height and width of an image, in pixels")
     resize: int | None = Field(None, ge=8, description="shorter side before the centre crop; default: the resolution")
     mean: tuple[Ratio, Ratio, Ratio] = Field(description="per channel, of values in [0, 1]")
@@ -63,9 +66,18 @@ class Dataset(Strict):
             raise ValueError(f"resize ({self.resize}) must be at least the resolution ({self.resolution})")
         return self
 
+    @model_validator(mode="after")
+    def _named(self) -> Dataset:
+        names = self.class_names
+        if bool(names) != (self.layout == "no_images"):
+            raise ValueError("class_names go with layout no_images, which needs them")
+        if names and (len(names) != self.classes or list(names) != sorted(set(names))):
+            raise ValueError(f"class_names must be {self.classes} names, sorted and each once")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What of the data set changes a result, as opposed to where it lies."""
-        keep = ("name", "classes", "resolution", "resize", "mean", "std")
+        keep = ["name", "classes", "resolution", "resize", "mean", "std"] + ["class_names"] * bool(self.class_names)
         return {key: value for key, value in self.model_dump(mode="json").items() if key in keep}
 
 
@@ -127,7 +139,9 @@ class Squeeze(Optimisation, Augmentation):
 
     label_smoothing: Ratio = Field(0.0, description="share of a label that is spread over all classes")
     weights: Published | None = Field(
-        None, description="published weights instead of training: torchvision:<Weights.NAME> or timm:<pretrained tag>"
+        None,
+        description="published weights instead of training: torchvision:<Weights.NAME>, timm:<pretrained tag>, or "
+        "package:<name> of a Python package that ships a timm network's",
     )
     init: Published | None = Field(
         None, description="published weights to start from, named as in weights; the classifier starts anew"

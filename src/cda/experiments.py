@@ -177,6 +177,8 @@ class ExperimentSet:
         shrunk, note = self._shrunk(group.dataset)
         stand_in = shrunk is not None and shrunk.stand_in is not None
         for point in points(group):
+            if _repeats(point, group, shrunk):
+                continue
             left_out = note or self._left_out(point, group, shrunk)
             runs = () if left_out or group.quoted else self.resolver.runs(table, group, point, shrunk or AS_DECLARED)
             asked = self._asked_iterations(table, group, point)
@@ -186,7 +188,8 @@ class ExperimentSet:
                 key |= {"recovery_model": point.recovery_model, "validation_model": point.validation_model}
                 key |= {"recovery_iterations": asked, "metric": metric}
                 key |= {"setting": group.setting.replace("{}", label)}
-                row = {} if group.control or stand_in else self._row(experiment, key)
+                other = stand_in or (shrunk is not None and _ipc_of(point, shrunk) != point.ipc)
+                row = {} if group.control or other else self._row(experiment, key)
                 entry = str((index + 1) * runs[0].data.classes // len(group.classes)) if seen and runs else ""
                 if runs:
                     key |= self._shown(group, point, shrunk or AS_DECLARED, runs[0], entry)
@@ -326,6 +329,17 @@ def _for(ran: str, asked: str) -> str:
 def _iterations(images: Run) -> int | str:
     recover = images.recipe.recover
     return recover.iterations if recover.synthetic else ""
+
+
+def _ipc_of(point: Point, shrunk: DatasetScale) -> int | None:
+    """The IPC that a scale runs for a point."""
+    return shrunk.ipc.get(point.ipc, point.ipc) if point.ipc else None
+
+
+def _repeats(point: Point, group: Group, shrunk: DatasetScale | None) -> bool:
+    """Whether a scale runs a point as another of its own group, which is there already."""
+    run = _ipc_of(point, shrunk) if shrunk else point.ipc
+    return run != point.ipc and run in group.ipc
 
 
 def _natural(path: Path) -> tuple[str, int]:

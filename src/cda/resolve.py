@@ -74,6 +74,11 @@ class Resolver:
             own, values = self._recipe(table, group, point, shrunk, name)
             return squeeze_run(data, own, name, values)
 
+        if data.class_names and group.stage != "score":
+            problem = f"data set {data.name} has no images to test on (layout: no_images)"
+            raise ConfigError(
+                f"{self.config / 'experiments' / table}.yaml: {problem}; only scores and figures do without"
+            )
         if group.stage == "score":
             images = self.images(table, group, point, shrunk) if ipc else None
             return (score_run(data, recipe, squeezed(trained), images, ipc, layer),)

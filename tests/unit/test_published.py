@@ -22,12 +22,14 @@ from cda.runtime import start
 from cda.stages import squeeze
 from cda.stages.context import Context
 from cda.stages.networks import load_squeezed
-from cda.stages.published import classifier, start_from, state_of
+from cda.stages.published import classifier, imagenet_names, start_from, state_of
 
 torch.set_num_threads(1)
 
 NAME = "ResNet18_Weights.IMAGENET1K_V1"
 WEIGHTS = f"torchvision:{NAME}"
+CLASSES = [str(label) for label in range(1000)]
+LITE = "tf_efficientnet_lite0"
 
 
 def drawn(model: nn.Module) -> dict[str, Tensor]:
@@ -133,12 +135,12 @@ def test_weights_of_another_shape_leave_no_squeeze_run(published):
         (WEIGHTS, "deit_tiny", "is not of the network 'deit_tiny_patch16_224'"),
         ("timm:nope", "deit_tiny", "timm:nope cannot be had (Invalid pretrained tag (nope)"),
         ("timm:nope", "no_such_model", "timm:nope cannot be had (Unknown model"),
-        ("hub:something", "resnet18", "is neither torchvision:<Weights.NAME> nor timm:<tag>"),
-        ("torchvision:", "resnet18", "is neither torchvision:<Weights.NAME> nor timm:<tag>"),
+        ("hub:something", "resnet18", "is neither torchvision:<Weights.NAME>, timm:<tag> nor package:<name>"),
+        ("torchvision:", "resnet18", "is neither torchvision:<Weights.NAME>, timm:<tag> nor package:<name>"),
     ],
 )
 def test_unknown_weights_end_in_one_line(weights, model, line):
-    told = refusal(state_of, weights, model, 1000)
+    told = refusal(state_of, weights, model, CLASSES)
     assert told.startswith("squeeze.weights: ")
     assert line in told
     told = refusal(start_from, nn.Linear(2, 2), weights, model)
@@ -149,14 +151,14 @@ def test_unknown_weights_end_in_one_line(weights, model, line):
 @pytest.mark.parametrize(("weights", "model"), [(WEIGHTS, "resnet18"), ("timm:fb_in1k", "deit_tiny")])
 def test_without_internet_one_line_says_so(download, weights, model):
     download(URLError("Name or service not known"))
-    told = refusal(state_of, weights, model, 1000)
+    told = refusal(state_of, weights, model, CLASSES)
     assert f"{weights} cannot be had" in told
     assert "internet" in told
 
 
 def test_weights_of_another_number_of_classes_are_refused(download, resnet18):
     download(resnet18)
-    assert "does not fit resnet18 with 10 classes (it has 1000)" in refusal(state_of, WEIGHTS, "resnet18", 10)
+    assert "does not fit resnet18 with 10 classes (it has 1000)" in refusal(state_of, WEIGHTS, "resnet18", CLASSES[:10])
 
 
 def test_densenets_old_names_are_turned_into_todays(download):
@@ -164,7 +166,7 @@ def test_densenets_old_names_are_turned_into_todays(download):
     now = drawn(torchvision.models.densenet121())
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", n): t for n, t in now.items()}
     download({name: tensor for name, tensor in old.items() if not name.endswith("num_batches_tracked")})
-    state, top1 = state_of("torchvision:DenseNet121_Weights.IMAGENET1K_V1", "densenet121", 1000)
+    state, top1, _ = state_of("torchvision:DenseNet121_Weights.IMAGENET1K_V1", "densenet121", CLASSES)
     assert top1 == 74.434
     assert set(old) - set(now)
     assert {name for name in now if not torch.equal(now[name], state[name])} == set()
@@ -185,10 +187,100 @@ def test_weights_have_the_names_of_the_network_that_is_built(download, model, we
     ours = build(model, 1000, 224, Architecture())
     wanted = drawn(ours)
     download(wanted)
-    state, top1 = state_of(weights, model, 1000)
+    state, top1, _ = state_of(weights, model, CLASSES)
     assert top1 == stated
     load_state(ours, dict(state))
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours.state_dict().items())
+
+
+# From a Python package
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Installs a package that ships weights under names of its own."""
+    (tmp_path / "site").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    def installed(name: str, *files: dict[str, Tensor]) -> str:
+        folder = tmp_path / "site" / f"{name.replace('-', '_')}-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        paths = [f"{name}/model-{index}.pth" for index in range(len(files))]
+        (folder / "RECORD").write_text("".join(f"{path},,\n" for path in [f"{name}/__init__.py", *paths]))
+        for path, state in zip(paths, files, strict=True):
+            (tmp_path / "site" / path).parent.mkdir(exist_ok=True)
+            torch.save(state, tmp_path / "site" / path)
+        return f"package:{name}"
+
+    return installed
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return drawn(timm.create_model(LITE))
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As another library names the tensors, and without the counts of batches."""
+    kept = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    return {f"_blocks.{index}": tensor for index, tensor in enumerate(kept)}
+
+
+def test_a_packages_tensors_are_taken_in_their_order(package, lite):
+    state, stated, classes = state_of(package("weights-of-mine", renamed(lite)), "efficientnet_lite0", CLASSES)
+    assert (stated, classes) == (None, CLASSES)
+    counts = {name for name in lite if name.endswith("num_batches_tracked")}
+    assert {name for name in state if not torch.equal(state[name], lite[name])} <= counts
+
+
+def test_a_package_that_is_of_no_use_ends_in_one_line(package, lite):
+    told = refusal(state_of, "package:not-here", "efficientnet_lite0", CLASSES)
+    assert told == "squeeze.weights: package not-here is not installed; uv pip install not-here"
+    two = package("two-of-them", {"a": torch.zeros(1)}, {"a": torch.zeros(1)})
+    assert "ships 2 files of weights" in refusal(state_of, two, "efficientnet_lite0", CLASSES)
+    other = package("another-network", renamed(lite))
+    assert "holds other tensors than tf_efficientnet_lite1 has" in refusal(
+        state_of, other, "efficientnet_lite1", CLASSES
+    )
+
+
+@pytest.fixture
+def three_classes(tree, package, lite):
+    """A table of scores on three of ImageNet's classes, of which there are no images."""
+    weights = package("weights-of-mine", renamed(lite))
+    named = "layout: no_images\nclasses: 3\nclass_names: [n01443537, n02129165, n07753592]\nresolution: 32\n"
+    tree.edit("datasets/digits.yaml", "layout: digits\nclasses: 10\nresolution: 8\n", named)
+    tree.edit("recipes/digits.yaml", "squeeze:\n", f"squeeze:\n  weights: {weights}  # our choice\n")
+    tree.edit("recipes/digits.yaml", "iterations: 6 ", "alpha_bn: 0  # our choice\n  iterations: 30 ")
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 1")
+    networks = {"recovery_models": ["efficientnet_lite0"], "validation_models": ["efficientnet_lite0"]}
+    tree.experiment("tiny", {"stage": "score", "methods": ["cda"], "ipc": [1], "metrics": ["top1_global"], **networks})
+    return tree
+
+
+def test_some_of_imagenets_classes_are_distilled_and_scored_without_its_images(three_classes):
+    """The model keeps its thousand outputs; an image is made for, and scored by, the one of its own class."""
+    runs = three_classes.runs()
+    for stage in ("squeeze", "recover", "score"):
+        assert three_classes.cda(stage, "--run", runs[stage].id) == 0
+    described = json.loads(Path(f"artifacts/squeeze/digits/{runs['squeeze'].id}/squeeze.json").read_text())
+    assert described["classes"] == imagenet_names()
+    assert [imagenet_names().index(name) for name in runs["recover"].data.class_names] == [1, 291, 954]
+    scored = json.loads(Path(f"results/runs/digits/{runs['score'].id}/seed-0.json").read_text())
+    assert scored["top1_global"] == 100
+
+
+def test_a_class_that_imagenet_has_not_is_refused(three_classes):
+    three_classes.edit("datasets/digits.yaml", "n07753592", "n99999999")
+    context = three_classes.context(three_classes.runs()["squeeze"])
+    assert "with 3 classes (it has 1000)" in refusal(squeeze.run, context, Path("model/model.safetensors"))
+
+
+def test_without_images_nothing_is_trained(three_classes):
+    three_classes.experiment("tiny")
+    told = refusal(three_classes.runs)
+    assert told.startswith("config/experiments/tiny.yaml: data set digits has no images to test on")
 
 
 # To start from

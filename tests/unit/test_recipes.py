@@ -16,7 +16,7 @@ from cda.sourced import Layer, below, nested, places, read_layer, read_plain
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
-DATASETS = sorted(path.stem for path in (CONFIG / "datasets").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (CONFIG / "recipes").glob("*.yaml"))
 NAMED = ("recovery_models", "methods", "variants")  # in the order in which they are laid over the recipe
 
 # table: data set, network, variants, the table's values by key of the recipe

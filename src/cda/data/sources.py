@@ -101,6 +101,8 @@ def _source(dataset: Dataset, root: Path) -> Source:
         return Packed(dataset, root)
     if dataset.layout == "digits":
         return _Digits(dataset, root)
+    if dataset.layout == "no_images":
+        return _Named(dataset, root)
     layouts = {"tiny_imagenet": TinyImageNet, "imagenet1k": ImageNet1K, "imagenet21k": ImageNet21K}
     if dataset.layout in layouts:
         return layouts[dataset.layout](dataset, root)
@@ -112,6 +114,23 @@ def _source(dataset: Dataset, root: Path) -> Source:
     if dataset.layout == "cifar100" and not (root / "train").is_dir():
         folders.fail(root, "cifar-100-python/{train,test,meta}, unpacked, or folders train and test")
     return folders
+
+
+class _Named(Source):
+    """Class names alone: what is distilled from published weights where nobody has the images."""
+
+    def classes(self) -> tuple[str, ...]:
+        """Sorted class names."""
+        return self.dataset.class_names
+
+    def probe(self, split: Split) -> None:
+        """Nothing is needed."""
+
+    def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Raise DataError."""
+        raise DataError(
+            f"{self.dataset.name} has no {split} images (layout: no_images); only figures and scores do without"
+        )
 
 
 class _Digits(Source):

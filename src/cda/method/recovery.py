@@ -8,6 +8,7 @@ authors' code.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,10 @@ class Objective:
 
 
 class Recovery:
-    """Equal-sized class blocks on their way from noise to images; `step` moves all of them on by one iteration."""
+    """Equal-sized class blocks on their way from noise to images; `step` moves all of them on by one iteration.
+
+    `outputs` are the model's, of every class of `data`; by default it has those classes and no other.
+    """
 
     def __init__(
         self,
@@ -114,6 +118,7 @@ class Recovery:
         data: Dataset,
         dtype: torch.dtype = torch.float32,
         label: str = "recover",
+        outputs: Sequence[int] | None = None,
     ) -> None:
         assert len(blocks) == objective.blocks
         device = objective.machine.device
@@ -122,7 +127,8 @@ class Recovery:
         self.trace: list[dict[str, Any]] = []
         start = np.concatenate([start_images(block, recipe.seed, data.resolution) for block in blocks])
         self.images = torch.from_numpy(start).to(device, dtype).requires_grad_()
-        self.labels = torch.cat([torch.arange(b.first, b.last) for b in blocks]).to(device)
+        own = range(data.classes) if outputs is None else outputs
+        self.labels = torch.tensor([own[label] for b in blocks for label in range(b.first, b.last)], device=device)
         self.mean, self.std = (
             torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1) for values in (data.mean, data.std)
         )

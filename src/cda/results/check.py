@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from cda.catalog import find
 from cda.data import sources
+from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
 from cda.paths import data_root
 from cda.runs import Run
@@ -69,9 +70,11 @@ def _weights(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Findin
         mend = f"fetched when they are needed; for nodes without internet: cda fetch {published} {model}"
         library, _, name = published.partition(":")
         try:
-            file = {"torchvision": _torchvision, "timm": _timm}[library](model, name)
+            file = {"torchvision": _torchvision, "timm": _timm, "package": _package}[library](model, name)
         except (KeyError, ValueError):
             file, mend = None, f"{library} has no weights of this name; mend it in config/recipes/"
+        except ConfigError as problem:
+            file, mend = None, str(problem)
         yield Finding(f"weights {published}", file is not None, str(file or mend), needed=True)
 
 
@@ -94,6 +97,13 @@ def _timm(model: str, tag: str) -> Path | None:
         if isinstance(found, str):
             return Path(found)
     return None
+
+
+def _package(_model: str, name: str) -> Path:
+    """The file in the package; raises ConfigError."""
+    from cda.stages.published import shipped
+
+    return shipped(name)
 
 
 def _gpu() -> Finding:

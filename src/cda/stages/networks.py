@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cda import models
+from cda.config import Dataset
 from cda.errors import ArtifactError, ConfigError
 from cda.files import file_digest, read_json
 from cda.native.winograd import Convolutions
@@ -46,12 +47,27 @@ def described_squeeze(path: Path, run: Run) -> dict[str, Any]:
     return described
 
 
+def outputs_of(path: Path, described: dict[str, Any], data: Dataset) -> list[int]:
+    """Which output of the squeezed model at `path` each class of `data` is: its own, or some of the published ones.
+
+    Raises ArtifactError if the model does not know them.
+    """
+    names: list[str] = described["classes"]
+    if data.class_names:
+        unknown = sorted(set(data.class_names) - set(names))
+        if unknown:
+            raise ArtifactError(f"{path}: does not know {data.name}'s class {unknown[0]}; squeeze again")
+        return [names.index(name) for name in data.class_names]
+    if len(names) != data.classes:
+        raise ArtifactError(f"{path}: has {len(names)} classes, {data.name} {data.classes}; squeeze again")
+    return list(range(data.classes))
+
+
 def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
     """A squeeze run's model, frozen and in evaluation mode; raises ArtifactError if the file is another run's."""
     described = described_squeeze(path, run)
-    model = models.load_weights(
-        models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture), path
-    )
+    classes = len(described["classes"])
+    model = models.load_weights(models.build(run.model, classes, run.data.resolution, run.recipe.architecture), path)
     if file_digest(path) != described.get("sha256"):
         raise ArtifactError(f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it")
     return machine.place(model).eval().requires_grad_(False)

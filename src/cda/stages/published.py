@@ -1,17 +1,20 @@
-"""Published weights, to use as they are or to start from: `torchvision:<Weights.NAME>` or `timm:<pretrained tag>`.
+"""Published weights, to use or to start from: `torchvision:<Weights.NAME>`, `timm:<pretrained tag>`, `package:<name>`.
 
-They are read through their library's own model, since some lie on disk under names that only it knows how to turn into
-today's (torchvision's DenseNets). Many are pickles, of which nothing but tensors is taken, whatever the library asks.
+The last is a Python package that ships one file of a timm network's weights. The others are read through their
+library's own model, since some lie on disk under names that only it knows how to turn into today's (torchvision's
+DenseNets). Many are pickles, of which nothing but tensors is taken, whatever the library asks.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from cda.catalog import find
@@ -20,12 +23,13 @@ from cda.files import write_json
 from cda.models import load_state
 
 
-def state_of(weights: str, model: str, classes: int) -> tuple[dict[str, Tensor], float | None]:
-    """The weights named `weights` for the network `model` of `classes` classes, for the recipe's squeeze.weights.
+def state_of(weights: str, model: str, wanted: list[str]) -> tuple[dict[str, Tensor], float | None, list[str]]:
+    """The weights named `weights` for the network `model` that knows the classes `wanted`, for squeeze.weights.
 
     Returns:
-        The tensors by the names that they have in `cda.models.build(model, …)`, and the top-1 accuracy in percent that
-        the publisher states, if any.
+        The tensors by the names that they have in `cda.models.build(model, …)`; the top-1 accuracy in percent that
+        the publisher states, if any; and the classes of its outputs: those wanted, or ImageNet-1K's thousand if the
+        wanted ones are some of them.
 
     Raises:
         ConfigError: Nobody publishes them, they are another network's, have another number of classes, or cannot be
@@ -33,13 +37,22 @@ def state_of(weights: str, model: str, classes: int) -> tuple[dict[str, Tensor],
     """
     network, top1 = _fetch("squeeze.weights", weights, model)
     state = network.state_dict()
-    known = {len(state[name]) for name in classifier(network)}
-    if known != {classes}:
-        raise ConfigError(
-            f"squeeze.weights: {weights} does not fit {model} with {classes} classes (it has {known.pop()}); "
-            "name others, or name it as squeeze.init and train"
-        )
-    return state, top1
+    known = len(state[next(iter(classifier(network)))])
+    if known == len(wanted):
+        return state, top1, wanted
+    if known == len(names := imagenet_names()) and set(wanted) <= set(names):
+        return state, top1, names
+    raise ConfigError(
+        f"squeeze.weights: {weights} does not fit {model} with {len(wanted)} classes (it has {known}); "
+        "name others, or name it as squeeze.init and train"
+    )
+
+
+def imagenet_names() -> list[str]:
+    """ImageNet-1K's classes, WordNet ids in the order of every published network's outputs, as timm lists them."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 def start_from(model: nn.Module, weights: str, name: str) -> None:
@@ -85,9 +98,10 @@ def _shape(tensor: Tensor | None) -> str:
 def _fetch(key: str, weights: str, model: str) -> tuple[nn.Module, float | None]:
     """The published network, downloaded unless it is at hand, and its stated top-1; `key` is the recipe's."""
     library, _, name = weights.partition(":")
-    fetch = {"torchvision": _from_torchvision, "timm": _from_timm}.get(library)
+    fetch = {"torchvision": _from_torchvision, "timm": _from_timm, "package": _from_package}.get(library)
     if fetch is None or not name:
-        raise ConfigError(f"{key}: {weights!r} is neither torchvision:<Weights.NAME> nor timm:<tag>; name it so")
+        known = "torchvision:<Weights.NAME>, timm:<tag> nor package:<name>"
+        raise ConfigError(f"{key}: {weights!r} is neither {known}; name it so")
     network = find(model)
     try:
         with _tensors_alone():
@@ -136,3 +150,34 @@ def _from_timm(_key: str, tag: str, model: str) -> tuple[nn.Module, float | None
     import timm
 
     return timm.create_model(f"{model}.{tag}", pretrained=True), None
+
+
+def shipped(package: str) -> Path:
+    """The file of weights in an installed package; raises ConfigError if it is not installed or has no such file."""
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"package {package} is not installed; uv pip install {package}") from None
+    found = [Path(str(file.locate())) for file in files if file.suffix in (".pth", ".pt")]
+    if len(found) != 1:
+        raise ConfigError(f"package {package} ships {len(found)} files of weights (.pth, .pt), not one; name another")
+    return found[0]
+
+
+def _from_package(key: str, name: str, model: str) -> tuple[nn.Module, float | None]:
+    """A timm network with the tensors that a package ships, taken in their order, whatever they are called there."""
+    import timm
+
+    try:
+        state = torch.load(shipped(name), map_location="cpu", weights_only=True)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    network = timm.create_model(model)
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    theirs = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in theirs]:
+        raise ConfigError(
+            f"{key}: package:{name} holds other tensors than {model} has; name the network that it is for"
+        )
+    network.load_state_dict(dict(zip(own, theirs, strict=True)), strict=False)
+    return network, None

@@ -30,7 +30,7 @@ from cda.progress import Progress, say
 from cda.runtime import Machine, out_of_memory
 from cda.stages import packing
 from cda.stages.context import Context
-from cda.stages.networks import load_squeezed
+from cda.stages.networks import load_squeezed, outputs_of
 
 Pixels = NDArray[np.uint8]
 
@@ -77,10 +77,7 @@ def _synthesise(
     run, recipe = context.run, context.run.recipe.recover
     described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
     model = load_squeezed(model_path, run.upstream["model"], machine)
-    if len(described["classes"]) != run.data.classes:
-        raise ConfigError(
-            f"{model_path}: has {len(described['classes'])} classes, {run.dataset} {run.data.classes}; squeeze again"
-        )
+    outputs = outputs_of(model_path, described, run.data)
     bn_layers(model)
     _forget_other_model(work, described["sha256"])
     blocks = [b for shard in shards for b in blocks_of(shard, run.data.classes, recipe.block_size)]
@@ -94,9 +91,9 @@ def _synthesise(
     if len(left) < len(blocks):
         say(f"recover {run.id}: {len(blocks) - len(left)} of {len(blocks)} class blocks are done already")
     if left:
-        Job(context, machine, model, work, stop, progress, len(blocks)).recover(left)
+        Job(context, machine, model, outputs, work, stop, progress, len(blocks)).recover(left)
     progress.close()
-    return list(described["classes"])
+    return [described["classes"][output] for output in outputs]
 
 
 def _forget_other_model(work: Path, sha256: str) -> None:
@@ -115,6 +112,7 @@ class Job:
     context: Context
     machine: Machine
     model: nn.Module
+    outputs: list[int]  # the model's, of the data set's classes
     work: Path
     stop: Stop
     progress: Progress
@@ -192,7 +190,7 @@ class Job:
         run, recipe, work = self.context.run, self.context.run.recipe.recover, self.work
         key = f"{run.id} {[(b.shard, b.first) for b in group]}"
         checkpoint = Checkpoint(work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds)
-        recovery = Recovery(objective, group, recipe, run.data, label=f"recover {run.id}")
+        recovery = Recovery(objective, group, recipe, run.data, label=f"recover {run.id}", outputs=self.outputs)
         if (state := checkpoint.load()) is not None:
             recovery.restore(state)
             say(f"recover {run.id}: going on from step {recovery.done} of {recipe.iterations}")

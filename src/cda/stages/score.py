@@ -22,7 +22,7 @@ from cda.files import write_json
 from cda.method.augment import draw_views, generator, resample, resampling
 from cda.progress import Progress, say
 from cda.stages.context import Context
-from cda.stages.networks import described_squeeze, load_squeezed
+from cda.stages.networks import described_squeeze, load_squeezed, outputs_of
 
 BATCH = 256  # images the model sees at a time; changes nothing but speed and rounding
 
@@ -47,7 +47,8 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
         assert images_folder is not None
         source = run.upstream["images"].id
         pixels, labels, classes, _ = load_distilled(images_folder, run.ipc, run.dataset, source, run.data.resolution)
-        images, sampled = Images(pixels, labels, run.data, machine, classes), run.recipe.score
+        outputs = np.array(outputs_of(model_path, described_squeeze(model_path, run.upstream["model"]), run.data))
+        images, sampled = Images(pixels, outputs[labels], run.data, machine, classes), run.recipe.score
     else:
         images = context.validation(machine)
     _check(context, model_path, images.classes)
@@ -91,7 +92,7 @@ def _check(context: Context, path: Path, classes: list[str]) -> None:
     """Raise ArtifactError unless the model knows the images' classes and was trained under their normalisation."""
     data = context.run.data
     described = described_squeeze(path, context.run.upstream["model"])
-    if described.get("classes") != classes:
+    if [described["classes"][output] for output in outputs_of(path, described, data)] != classes:
         raise ArtifactError(
             f"{path}: its classes are not those of the {context.run.dataset} images to score; squeeze it on the same"
         )

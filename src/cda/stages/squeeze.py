@@ -133,14 +133,15 @@ def _published(context: Context, weights: str, out: Path) -> None:
     """Published weights as a squeeze run: their name, digest and the accuracy their publisher states."""
     from cda.stages.published import state_of
 
-    model, classes = _network(context), context.class_names()
-    state, stated = state_of(weights, context.run.model, len(classes))
+    run = context.run
+    state, stated, classes = state_of(weights, run.model, context.class_names())
+    model = models.build(run.model, len(classes), run.data.resolution, run.recipe.architecture)
     try:
         models.load_state(model, state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
-            f"squeeze.weights: {weights} does not fit {context.run.model} with {len(classes)} classes ({reason})"
+            f"squeeze.weights: {weights} does not fit {run.model} with {len(classes)} classes ({reason})"
         ) from None
     told = {"top1": stated, "weights": weights, "provenance": context.machine().provenance()}
     write_model(context, model, classes, out, told)
