@@ -65,6 +65,14 @@ class Layout2D(Strict):
     varied: str = Field("{}", description="how a varied value is written: {} epochs")
 
 
+class Contrast(Strict):
+    """Cells that are held against others of their table, which differ in the named keys alone."""
+
+    claim: str = Field(description="what the difference tells: CDA against SRe²L")
+    of: dict[Key, str] = Field(description="keys of the cells: {method: cda}")
+    against: dict[Key, str] = Field(description="the keys in which the others differ: {method: sre2l}")
+
+
 class Experiment(Strict):
     """A table of the paper (or of ours): `config/experiments/<name>.yaml`."""
 
@@ -75,6 +83,7 @@ class Experiment(Strict):
     layout: Layout2D = Field(Layout2D(rows=(), columns=()), description="how the Markdown table is laid out")
     groups: tuple[Group, ...] = Field((), description="its grids of cells")
     controls: bool = Field(False, description="random real images and hard labels beside its distilled sets by default")
+    contrasts: tuple[Contrast, ...] = Field((), description="differences shown below it, with intervals over seeds")
     reading: dict[str, str] = Field({}, description="what people read in it, by scale; for docs/reproduction.md")
     label_sizes: bool = Field(False, description="each cell's label store beside it: its size, and fp16's size over it")
     sizes_of: str | None = Field(

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from scipy import stats
 
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments import ExperimentSet
-from cda.results import tables
+from cda.results import contrasts, tables
 from cda.settings import load_settings
 
 COLUMNS = [
@@ -353,3 +354,50 @@ def test_a_table_of_nothing_is_refused(tree, change, told):
     tree.write("experiments/tiny.yaml", yaml.safe_dump(declared))
     with pytest.raises(ConfigError, match=told):
         tree.experiments().cells("tiny")
+
+
+# Contrasts ------------------------------------------------------------------------------------------------------------
+
+
+def contrasted(tree: Any, contrast: dict[str, Any]) -> str:
+    tree.experiment("tiny", contrasts=[contrast])
+    made(tree)
+    return CSV.with_suffix(".md").read_text(encoding="utf-8")
+
+
+BETTER = {"claim": "CDA against real images", "of": {"method": "cda"}, "against": {"method": "random"}}
+
+
+def test_a_contrast_shows_the_difference_and_its_interval(tree):
+    """Means 40 and 37, variances 4 and 1 over three seeds: Welch's interval, t = 3.219 at 2.94 degrees of freedom."""
+    tree.experiment("tiny")
+    tree.edit("config.yaml", "seeds: 2", "seeds: 3")
+    measure(tree, "cda", 1, 38.0, 40.0, 42.0)
+    measure(tree, "random", 1, 36.0, 37.0, 38.0)
+    measure(tree, "cda", 2, 50.0)
+    measure(tree, "random", 2, 44.0)
+    lines = [" ".join(line.split()) for line in contrasted(tree, BETTER).splitlines()]
+    assert "| CDA against real images | 1 | +3.00 | -1.16 to +7.16 | 3 against 3 |" in lines
+    assert "| CDA against real images | 2 | +6.00 | too few seeds | 1 against 1 |" in lines
+
+
+def test_a_contrast_waits_for_both_of_its_cells(tree):
+    tree.experiment("tiny")
+    measure(tree, "cda", 1, 38.0, 40.0)
+    assert "against" not in contrasted(tree, BETTER)
+
+
+@pytest.mark.parametrize("wrong", [{"of": {"method": "cdaa"}}, {"against": {"method": "nobody"}}])
+def test_a_contrast_of_no_cells_is_refused(tree, wrong):
+    with pytest.raises(ConfigError) as caught:
+        contrasted(tree, BETTER | wrong)
+    assert str(caught.value).startswith(
+        "config/experiments/tiny.yaml: contrasts: 'CDA against real images' finds no two"
+    )
+
+
+def test_an_interval_is_scipys():
+    ours, theirs = [1.0, 2.5, 4.0, 3.0], [0.5, 0.7, 1.4]
+    wanted = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    assert contrasts.interval(ours, theirs) == pytest.approx((wanted.low, wanted.high))
+    assert contrasts.interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)

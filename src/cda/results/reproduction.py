@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cda.experiments import ExperimentSet
+from cda.results import contrasts
 from cda.results.tables import aligned, table
 from cda.settings import load_settings, merged
 
@@ -72,7 +73,9 @@ def _counts(frame: pd.DataFrame) -> list[str]:
 
 
 def _readings(experiments: ExperimentSet) -> Iterator[str]:
-    """What people read in the tables, from the experiments' files."""
+    """Differences between cells, and what people read in the tables, from the experiments' files."""
     for name, one in experiments.tables.items():
+        if differences := contrasts.rows(experiments, name):
+            yield f"### {one.title}\n\n{contrasts.TOLD}\n\n{aligned(differences)}\n"
         if text := one.reading.get(experiments.settings.scale):
             yield f"**{one.title}** ({name}). {text.strip()}\n"

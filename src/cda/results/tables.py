@@ -11,11 +11,11 @@ import pandas as pd
 
 from cda.catalog import label, method_label
 from cda.declared import KEYS, Experiment
-from cda.errors import ArtifactError, ConfigError
+from cda.errors import ConfigError
 from cda.experiments import Cell, ExperimentSet
-from cda.files import read_json, write_text
-from cda.results import sizes
-from cda.runs import Run
+from cda.files import write_text
+from cda.results import contrasts, sizes
+from cda.results.measured import measurements
 
 COLUMNS = (
     "table",
@@ -33,43 +33,6 @@ COLUMNS = (
     "note",
 )
 SIZES = ("label_bytes", "label_ratio")  # of tables that ask for label_sizes
-
-
-def measurements(experiments: ExperimentSet, cell: Cell) -> tuple[Run | None, list[float]]:
-    """The cell's metric for each seed whose run JSON exists, and the run it is of: the best mean of several runs.
-
-    Raises ArtifactError for a JSON of another run.
-    """
-    found = [(run, _of_run(experiments, run, str(cell.key["metric"]), cell.entry)) for run in cell.runs]
-    measured = [(run, values) for run, values in found if values]
-    if len(measured) < len(found):  # the best of several is known only when all are
-        measured = measured if len(found) == 1 else []
-    return max(measured, key=lambda one: statistics.fmean(one[1])) if measured else (cell.run, [])
-
-
-def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> list[float]:
-    found = []
-    for seed in experiments.seeds(run):
-        path = Path(experiments.layout.run_json(run, seed))
-        if not path.is_file():
-            continue
-        told = read_json(path, "a run's measurements")
-        value = told.get(metric)
-        if entry:
-            value = value.get(entry) if isinstance(value, dict) else None
-        own = (told.get("run"), told.get("seed")) == (run.id, seed)
-        percent = _percent(value)
-        if not own or percent is None:
-            what = f"{metric}{f' of {entry} classes' if entry else ''} of run {run.id}, seed {seed}"
-            raise ArtifactError(f"{path}: does not hold {what}; delete it and run the cell again")
-        found.append(percent)
-    return found
-
-
-def _percent(value: Any) -> float | None:
-    """A number from 0 to 100; None for anything else that a JSON may hold."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
-    return float(value) if fits else None
 
 
 def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
@@ -194,6 +157,8 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
         further = [key for key in further if _tells(frame, controls, key, [*rows, *columns])]
         across = list(dict.fromkeys([*columns, *further]))
         lines += ["", "Controls, ours and not the paper's:", "", aligned(_pivot(frame[controls], rows, across))]
+    if differences := contrasts.rows(experiments, name):
+        lines += ["", contrasts.TOLD, "", aligned(differences)]
     lines += ["", f"{experiment.caption}{reported}{scaled}"]
     return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
 
