@@ -457,3 +457,22 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         listing.stdout.close()
         assert listing.stderr.read() == ""
     assert listing.returncode == 128 + signal.SIGPIPE
+
+
+def test_an_ipc_that_a_scale_runs_as_another_of_its_table_is_shown_once(tree):
+    tree.scale("small", ipc={1: 1, 2: 1})
+    tree.experiment("tiny", scales=["paper", "small"])
+    cells = [cell for cell in tree.experiments(scale="small").cells("tiny") if cell.run]
+    assert [(cell.key["method"], cell.key["ipc"], cell.reported) for cell in cells] == [
+        ("cda", 1, "40.0"),
+        ("sre2l", 1, ""),
+        ("random", 1, ""),
+    ]
+
+
+def test_an_ipc_that_stands_for_another_shows_no_number_of_the_papers(tree):
+    tree.scale("small", ipc={1: 1, 2: 1})
+    tree.experiment("tiny", {"ipc": [2]}, scales=["paper", "small"])
+    assert "60.0" in [cell.reported for cell in tree.experiments().cells("tiny")]
+    cells = [cell for cell in tree.experiments(scale="small").cells("tiny") if cell.run]
+    assert [(cell.key["ipc"], cell.reported) for cell in cells] == [(1, "")] * 3
