@@ -122,7 +122,7 @@ def test_a_first_block_that_does_not_fit_ends_in_one_line_too(tree, monkeypatch)
     machine.device = torch.device("meta")
     monkeypatch.setattr(packing, "measured", hungry)
     monkeypatch.setattr(Job, "_objective", lambda *_: None)
-    job = Job(context, machine, torch.nn.Identity(), Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
+    job = Job(context, machine, torch.nn.Identity(), [], Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"a class block of 5 does not fit into memory; lower recover\.block_size"):
         job._together(None)  # type: ignore[arg-type]
 
@@ -160,7 +160,7 @@ def test_a_number_that_was_measured_is_kept_for_the_next_start(tree, monkeypatch
     monkeypatch.setattr(packing, "measured", lambda *_: asked.append(1) or Memory(base=0, block=10))
     monkeypatch.setattr(packing, "room", lambda: 40)
     monkeypatch.setattr(Job, "_objective", lambda *_: None)
-    job = Job(context, machine, torch.nn.Identity(), Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
+    job = Job(context, machine, torch.nn.Identity(), [], Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
     assert (job._together(None), job._together(None)) == (3, 3)  # type: ignore[arg-type]
     assert json.loads(Path("work/packed.json").read_text()) == {"together": 3}
     assert len(asked) == 1
