@@ -337,9 +337,12 @@ def _ipc_of(point: Point, shrunk: DatasetScale) -> int | None:
 
 
 def _repeats(point: Point, group: Group, shrunk: DatasetScale | None) -> bool:
-    """Whether a scale runs a point as another of its own group, which is there already."""
-    run = _ipc_of(point, shrunk) if shrunk else point.ipc
-    return run != point.ipc and run in group.ipc
+    """Whether a scale runs a point as another of its own group: one IPC stands for all that run as it does."""
+    if shrunk is None or not point.ipc:
+        return False
+    run = _ipc_of(point, shrunk)
+    same = [ipc for ipc in group.ipc if shrunk.ipc.get(ipc, ipc) == run]
+    return point.ipc != (run if run in same else same[0])
 
 
 def _natural(path: Path) -> tuple[str, int]:

@@ -6,6 +6,7 @@ batch; rank 0 leads: it alone holds the lease, writes and tells. What they have 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import os
@@ -15,7 +16,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -37,6 +38,7 @@ from cda.progress import say
 F = TypeVar("F", bound=Callable[..., Any])
 Index = TypeVar("Index", NDArray[np.int64], Tensor)
 PAYS = 1000  # steps: compiling takes as long as hundreds of them, and the compiler's cache serves the next job
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PATIENCE = timedelta(hours=2)  # how long a rank waits for the others: one of them may be slow to list a data set
 
 
@@ -191,6 +193,8 @@ def start(runtime: Runtime) -> Machine:
     if runtime.device == "cuda" and not available:
         raise ConfigError("config key runtime.device: cuda, but torch sees no GPU; use auto or cpu, or mend the driver")
     device = torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
+    if device.type == "cpu":
+        _keep_memory()
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -198,6 +202,14 @@ def start(runtime: Runtime) -> Machine:
     if world == 1:
         return Machine(runtime, device, _half(runtime, device))
     return _joined(runtime, device, world)
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what a step freed for the next, which would otherwise fault the same pages in again."""
+    with suppress(AttributeError, OSError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _joined(runtime: Runtime, device: torch.device, world: int) -> Machine:

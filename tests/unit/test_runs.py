@@ -476,3 +476,13 @@ def test_an_ipc_that_stands_for_another_shows_no_number_of_the_papers(tree):
     assert "60.0" in [cell.reported for cell in tree.experiments().cells("tiny")]
     cells = [cell for cell in tree.experiments(scale="small").cells("tiny") if cell.run]
     assert [(cell.key["ipc"], cell.reported) for cell in cells] == [(1, "")] * 3
+
+
+def test_two_ipcs_that_a_scale_runs_as_a_third_are_one_cell(tree):
+    tree.scale("small", ipc={3: 2, 4: 2})
+    tree.experiment("tiny", {"methods": ["cda"], "ipc": [3, 4]}, scales=["paper", "small"])
+
+    def shown(**scale):
+        return [cell.key["ipc"] for cell in tree.experiments(**scale).cells("tiny") if cell.run]
+
+    assert (shown(), shown(scale="small")) == ([3, 4], [2])

@@ -66,6 +66,16 @@ def test_a_measured_cell_has_mean_sample_deviation_and_difference(tree):
     assert (row["recovery_iterations"], row["scale"], row["table"]) == ("6", "paper", "tiny")
 
 
+def test_a_row_tells_the_devices_of_its_seeds(tree):
+    measure(tree, "cda", 1, 38.0, 41.0, provenance={"device": "NVIDIA H100"})
+    measure(tree, "cda", 2, 38.0, 41.0)
+    path = measure(tree, "random", 1, 30.0, provenance={"device": "a CPU"})
+    path.with_name("seed-1.json").write_text(path.read_text().replace('"seed": 0', '"seed": 1').replace("a CPU", "b"))
+    rows = made(tree)
+    devices = [rows[key]["device"] for key in (("cda", 1), ("cda", 2), ("random", 1), ("random", 2))]
+    assert devices == ["NVIDIA H100", "", "a CPU; b", ""]
+
+
 def test_one_seed_has_no_deviation(tree):
     measure(tree, "cda", 2, 38.0)
     row = made(tree)["cda", 2]
@@ -356,6 +366,24 @@ def test_a_table_of_nothing_is_refused(tree, change, told):
         tree.experiments().cells("tiny")
 
 
+def test_what_a_scale_has_no_place_for_is_in_the_csv_and_the_notes_alone(tree):
+    tree.scale("small", models={"resnet34": None})
+    tree.experiment(
+        "tiny",
+        {"methods": ["cda"]},
+        {"methods": ["cda"], "validation_models": ["resnet34"]},
+        scales=["paper", "small"],
+        layout={"rows": ["ipc"], "columns": ["method", "validation_model"]},
+    )
+    path = Path("results/small/tiny.csv")
+    tables.write(tree.experiments(scale="small"), "tiny", path)
+    assert [row["validation_model"] for row in rows_of(path)] == ["convnet3"] + ["resnet18"] * 2 + ["resnet34"] * 2
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "ResNet-18" in text
+    assert "ResNet-34" not in text
+    assert "Not run: scale small has no place for resnet34." in text
+
+
 # Contrasts ------------------------------------------------------------------------------------------------------------
 
 
@@ -377,8 +405,8 @@ def test_a_contrast_shows_the_difference_and_its_interval(tree):
     measure(tree, "cda", 2, 50.0)
     measure(tree, "random", 2, 44.0)
     lines = [" ".join(line.split()) for line in contrasted(tree, BETTER).splitlines()]
-    assert "| CDA against real images | 1 | +3.00 | -1.16 to +7.16 | 3 against 3 |" in lines
-    assert "| CDA against real images | 2 | +6.00 | too few seeds | 1 against 1 |" in lines
+    assert "| CDA against real images | digits | 1 | +3.00 | -1.16 to +7.16 | 3 against 3 |" in lines
+    assert "| CDA against real images | digits | 2 | +6.00 | too few seeds | 1 against 1 |" in lines
 
 
 def test_a_contrast_waits_for_both_of_its_cells(tree):

@@ -41,8 +41,8 @@ def planned(told):
 SMALL = {"squeeze": 2, "recover": 5 + 20, "given": 5 + 10, "relabel": 9 + 10, "validate": 9 + 36, "table": 2}
 
 
-# At scale mini IPC 50 is IPC 10, one part of ten shards.
-MINI = {"recover": 1 + 20, "given": 1 + 10, "relabel": 6 + 10, "validate": 3 * (6 + 12)}
+# At scale mini IPC 50 and 100 are IPC 10, one part of ten shards.
+MINI = {"recover": 1 + 2, "given": 1 + 1, "relabel": 6 + 5, "validate": 3 * (6 + 6)}
 
 
 @pytest.mark.parametrize(("scale", "changes"), [("paper", {}), ("mini", MINI), ("smoke", {}), ("demo", None)])

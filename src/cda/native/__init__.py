@@ -6,7 +6,6 @@ cache. Without a C compiler that knows OpenMP torch does the work, less than hal
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import os
@@ -22,7 +21,6 @@ from torch import Tensor
 from cda.progress import say
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.c", "batch_norm.c"))
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -34,9 +32,7 @@ def library() -> ctypes.CDLL | None:
         say("no C compiler found: recovery without its own kernels (same results up to rounding, slower)")
         return None
     try:
-        kernels = ctypes.CDLL(str(_compiled(compiler)))
-        _keep_memory()
-        return kernels
+        return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         say(f"{compiler} cannot compile recovery's kernels ({lines[0] if lines else error}): running without them")
@@ -61,14 +57,6 @@ def _compiled(compiler: str) -> Path:
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.rename(path)
     return path
-
-
-def _keep_memory() -> None:
-    """Let glibc keep what a step freed for the next, which would otherwise fault the same pages in again."""
-    with contextlib.suppress(AttributeError, OSError):
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
-        allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _features() -> str:

@@ -13,7 +13,7 @@ from cda.errors import ConfigError
 from cda.experiments import Cell, ExperimentSet
 from cda.results.measured import measurements
 
-HEAD = ["", "ipc", "difference", "95 % interval", "seeds"]
+HEAD = ["", "data set", "ipc", "difference", "95 % interval", "seeds"]
 TOLD = "Differences in points, with Welch's 95 % confidence interval over the validation seeds:"
 SHARED = tuple(key for key in KEYS if key != "recovery_iterations")  # real images know none
 
@@ -58,10 +58,11 @@ def rows(experiments: ExperimentSet, name: str) -> list[list[str]]:
     """The contrasts of which both cells are measured, for people, under their heading; nothing if there are none."""
     found = []
     for claim, cell, other in pairs(experiments, name):
-        (_, ours), (_, theirs) = measurements(experiments, cell), measurements(experiments, other)
+        ours, theirs = measurements(experiments, cell).values, measurements(experiments, other).values
         if ours and theirs:
             ends = interval(ours, theirs)
             told = f"{ends[0]:+.2f} to {ends[1]:+.2f}" if ends else "too few seeds"
             difference = f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}"
-            found.append([claim, str(cell.key["ipc"]), difference, told, f"{len(ours)} against {len(theirs)}"])
+            where = [str(cell.key["dataset"]), str(cell.key["ipc"])]
+            found.append([claim, *where, difference, told, f"{len(ours)} against {len(theirs)}"])
     return [HEAD, *found] if found else []

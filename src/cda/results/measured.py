@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cda.errors import ArtifactError
 from cda.experiments import Cell, ExperimentSet
@@ -12,20 +12,28 @@ from cda.files import read_json
 from cda.runs import Run
 
 
-def measurements(experiments: ExperimentSet, cell: Cell) -> tuple[Run | None, list[float]]:
-    """The cell's metric for each seed whose run JSON exists, and the run it is of: the best mean of several runs.
+class Measured(NamedTuple):
+    """Of a cell: the run that counts, its metric for every seed that was run, and the devices that these ran on."""
+
+    run: Run | None
+    values: list[float]
+    devices: list[str]
+
+
+def measurements(experiments: ExperimentSet, cell: Cell) -> Measured:
+    """What the cell's run JSONs say; of several runs, the one with the best mean, once all are measured.
 
     Raises ArtifactError for a JSON of another run.
     """
-    found = [(run, _of_run(experiments, run, str(cell.key["metric"]), cell.entry)) for run in cell.runs]
-    measured = [(run, values) for run, values in found if values]
+    found = [_of_run(experiments, run, str(cell.key["metric"]), cell.entry) for run in cell.runs]
+    measured = [one for one in found if one.values]
     if len(measured) < len(found):  # the best of several is known only when all are
         measured = measured if len(found) == 1 else []
-    return max(measured, key=lambda one: statistics.fmean(one[1])) if measured else (cell.run, [])
+    return max(measured, key=lambda one: statistics.fmean(one.values)) if measured else Measured(cell.run, [], [])
 
 
-def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> list[float]:
-    found = []
+def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> Measured:
+    found, devices = [], set()
     for seed in experiments.seeds(run):
         path = Path(experiments.layout.run_json(run, seed))
         if not path.is_file():
@@ -40,7 +48,15 @@ def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> li
             what = f"{metric}{f' of {entry} classes' if entry else ''} of run {run.id}, seed {seed}"
             raise ArtifactError(f"{path}: does not hold {what}; delete it and run the cell again")
         found.append(percent)
-    return found
+        devices.add(_device(told))
+    return Measured(run, found, sorted(devices - {""}))
+
+
+def _device(told: dict[str, Any]) -> str:
+    """What a run JSON says of its device; nothing where it says nothing that one could read."""
+    provenance = told.get("provenance")
+    device = provenance.get("device") if isinstance(provenance, dict) else None
+    return device if isinstance(device, str) else ""
 
 
 def _percent(value: Any) -> float | None:

@@ -31,13 +31,14 @@ COLUMNS = (
     "run",
     "role",
     "note",
+    "device",
 )
 SIZES = ("label_bytes", "label_ratio")  # of tables that ask for label_sizes
 
 
 def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
     """One row of the tidy table."""
-    run, values = measurements(experiments, cell)
+    run, values, devices = measurements(experiments, cell)
     mean = round(statistics.fmean(values), 2) if values else None
     reported = float(cell.reported) if cell.reported else None
     status = "measured" if values else "quoted" if cell.quoted else "not_run"
@@ -55,6 +56,7 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "run": run.id if run else "",
         "role": "control" if cell.control else "paper" if cell.reported else "ours",
         "note": cell.note,
+        "device": "; ".join(devices),
         **dict(zip(SIZES, sizes.of_cell(run), strict=True)),
         "varied": cell.varied,
     }
@@ -144,8 +146,10 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     if scaled and (frame["setting"] != "").any():
         named = "as in the paper" if experiment.reported else "as declared"
         scaled += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
-    reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
+    if scaled and (able := (frame["run"] != "") | (frame["status"] == "quoted")).any():
+        frame = frame[able]  # what the scale has no place for is in the notes, and in the CSV
+    reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
     controls = frame["role"] == "control"
     rows: list[str] = [*experiment.layout.rows]
     if experiment.label_sizes:
