@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from benchmarks.harness import Setting
-from cda.config import Augmentation, Dataset
+from cda.config import Dataset
 from cda.method.augment import generator
+from cda.recipe import Augmentation
 
 
 def synthetic(count: int, data: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -15,9 +15,10 @@ from torchvision.transforms import v2
 from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.precision import as_torch_ships_it
 from cda import models
-from cda.config import Architecture, Dataset, Recover
+from cda.config import Dataset
 from cda.method.curriculum import image_lr, min_crop
 from cda.method.recovery import Block, Objective, Recovery
+from cda.recipe import Architecture, Recover
 from cda.results.costs import RECOVERY, multiply_adds
 from cda.runtime import Machine, seed_everything
 

@@ -13,8 +13,9 @@ from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.pictures import Pictures, loader_of, synthetic, transform_of
 from benchmarks.precision import as_torch_ships_it
 from cda import models
-from cda.config import Architecture, Dataset, Squeeze
+from cda.config import Dataset
 from cda.data.loaders import Images, SqueezeBatches
+from cda.recipe import Architecture, Squeeze
 from cda.results.costs import TRAINING, multiply_adds
 from cda.runtime import Machine, seed_everything
 from cda.stages.squeeze import smoothed_ce

@@ -24,12 +24,12 @@ from benchmarks.harness import Case, Setting, Work
 from benchmarks.pictures import Pictures, loader_of, synthetic, transform_of
 from benchmarks.precision import as_torch_ships_it
 from benchmarks.squeeze import EPOCHS, PlainTraining, Problem, problems, sides
-from cda.config import Relabel, Validate
 from cda.data.codecs import Codec
 from cda.data.labels import FORMAT, LabelStore, LabelWriter
 from cda.data.loaders import DistilledBatches, Images
 from cda.files import write_json
 from cda.method.augment import generator
+from cda.recipe import Relabel, Validate
 from cda.runtime import Machine
 from cda.stages.validate import LabelledBatches, loss_of
 from cda.training import Trainer

@@ -7,7 +7,6 @@ reported is joined from `config/reported.csv` by key.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from cda.declared import KEYS, DatasetScale, Experiment, Figure, Group
 from cda.errors import ConfigError
 from cda.grids import comparison, controls_of, points
 from cda.paths import CONFIG, Layout
+from cda.reported import Reported
 from cda.resolve import Point, Resolver
 from cda.runs import Run, decode_run, images_of, seeds_of
 from cda.schema import parse
@@ -74,6 +74,7 @@ class ExperimentSet:
         self._paper = self.resolver if settings.scale == "paper" else Resolver(config, "paper")
         self._scale = None if settings.scale == "paper" else read_scale(config, settings.scale)
         self._declared = declared(config)
+        self._reported = Reported(config / "reported.csv")
         self._cells_of: dict[str, list[Cell]] = {}
         there = ", ".join(self._declared)
         for name in settings.data_paths:
@@ -155,10 +156,9 @@ class ExperimentSet:
     def _quoted(self, experiment: Experiment, table: str) -> Iterator[Cell]:
         if self._stands_in:
             return
-        for row in self._reported:
-            if row["table"] == str(experiment.reported) and row["setting"] == "quoted":
-                key = {key: row[key] for key in KEYS}
-                yield Cell(table, row["dataset"], key, row["value"], row["std"], None, QUOTED)
+        for row in self._reported.quoted(experiment.reported):
+            key = {key: row[key] for key in KEYS}
+            yield Cell(table, row["dataset"], key, row["value"], row["std"], None, QUOTED)
 
     def _measured(self, experiment: Experiment, table: str) -> Iterator[Cell]:
         asked = self.settings.controls
@@ -189,7 +189,7 @@ class ExperimentSet:
                 key |= {"recovery_iterations": asked, "metric": metric}
                 key |= {"setting": group.setting.replace("{}", label)}
                 other = stand_in or (shrunk is not None and _ipc_of(point, shrunk) != point.ipc)
-                row = {} if group.control or other else self._row(experiment, key)
+                row = {} if group.control or other else self._reported.row(experiment.reported, key)
                 entry = str((index + 1) * runs[0].data.classes // len(group.classes)) if seen and runs else ""
                 if runs:
                     key |= self._shown(group, point, shrunk or AS_DECLARED, runs[0], entry)
@@ -227,7 +227,7 @@ class ExperimentSet:
         if group.quoted or group.dataset not in self._declared:
             key = {"dataset": group.dataset, "method": point.method, "ipc": point.ipc or ""}
             key |= {"recovery_model": point.recovery_model, "validation_model": point.validation_model}
-            return self._row(self.tables[table], key).get("recovery_iterations", "")
+            return self._reported.row(self.tables[table].reported, key).get("recovery_iterations", "")
         if not point.recovery_model:
             return ""
         return _iterations(self._paper.images(table, group, point, AS_DECLARED))
@@ -244,19 +244,6 @@ class ExperimentSet:
         if entry:
             shown["setting"] = group.setting.replace("{}", entry)
         return shown
-
-    def _row(self, experiment: Experiment, key: Mapping[str, Any]) -> dict[str, str]:
-        """What the paper reported under `key`; empty if nothing."""
-        return next((row for row in self._reported if _matches(row, experiment.reported, key)), {})
-
-    @cached_property
-    def _reported(self) -> list[dict[str, str]]:
-        try:
-            with (self.config / "reported.csv").open(encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
-        except OSError as error:
-            where = self.config / "reported.csv"
-            raise ConfigError(f"{where}: cannot be read ({error.strerror}); take it from the repository") from None
 
     def pictured(self, figure: str) -> list[tuple[dict[str, Any], Run]]:
         """The recover runs whose images a figure shows, with what tells them apart, in declared order."""
@@ -349,9 +336,3 @@ def _natural(path: Path) -> tuple[str, int]:
     """table2 before table10."""
     stem = path.stem.rstrip("0123456789")
     return stem, int(path.stem[len(stem) :] or 0)
-
-
-def _matches(row: Mapping[str, str], table: int | None, key: Mapping[str, Any]) -> bool:
-    if table is None or row["table"] != str(table):
-        return False
-    return all(row[name] == str(key[name]) for name in KEYS if name in key)

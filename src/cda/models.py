@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cda.catalog import NETWORKS, Network, find
-from cda.config import Architecture
 from cda.errors import ArtifactError, ConfigError
+from cda.recipe import Architecture
 
 RESNETS = {"resnet18": (False, (2, 2, 2, 2)), "resnet34": (False, (3, 4, 6, 3)), "resnet50": (True, (3, 4, 6, 3)),
            "resnet101": (True, (3, 4, 23, 3)), "resnet152": (True, (3, 8, 36, 3))}  # fmt: skip

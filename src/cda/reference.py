@@ -9,13 +9,14 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from cda.campaign.steps import Campaign, Step
-from cda.config import Dataset, Recipe, Settings
+from cda.config import Dataset, Settings
 from cda.declared import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
+from cda.recipe import Recipe
 from cda.schema import Strict
 
 HEAD = """# Configuration
 
-Made from `src/cda/config.py` by `make docs`; `cda config schema` prints the same as JSON schema.
+Made by `make docs` from `config.py` and `recipe.py` in `src/cda/`; `cda config schema` prints the same as JSON schema.
 An unknown key, a wrong type or a value out of range ends in one line that names the file, the key and what is allowed.
 
 A recipe has, besides the stages' values below, three sections of named changes to them, each a mapping of names to the

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cda.catalog import require_bn
-from cda.config import Dataset, Recipe
+from cda.config import Dataset
 from cda.declared import DatasetScale, Group
 from cda.errors import ConfigError
+from cda.recipe import Recipe
 from cda.runs import Run, continual_run, recover_run, relabel_run, score_run, squeeze_run, validate_run
 from cda.schema import parse
 from cda.settings import scale_file

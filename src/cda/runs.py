@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cda.config import Dataset, Recipe, Relabel
+from cda.config import Dataset
 from cda.errors import ConfigError
+from cda.recipe import Recipe, Relabel
 from cda.records import record
 from cda.sourced import Layer
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from cda.checkpoint import Checkpoint, Stop
-from cda.config import Optimisation
 from cda.errors import ArtifactError
 from cda.models import load_state
 from cda.progress import Progress, say
+from cda.recipe import Optimisation
 from cda.runtime import Machine, enough_memory, seed_everything
 
 Loss = Callable[[Tensor, Any], Tensor]

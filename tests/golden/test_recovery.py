@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from cda.checkpoint import Checkpoint
-from cda.config import Dataset, Recover, Runtime
+from cda.config import Dataset, Runtime
 from cda.errors import ArtifactError
 from cda.method.recovery import Block, Objective, Recovery, blocks_of, start_images, step_views
+from cda.recipe import Recover
 from cda.runtime import Machine
 
 torch.set_num_threads(1)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from cda import models
 from cda.checkpoint import Checkpoint, Stop
-from cda.config import Architecture, Dataset, Relabel, Runtime, Squeeze
+from cda.config import Dataset, Runtime
 from cda.data.loaders import DistilledBatches, Images, SqueezeBatches
 from cda.errors import Interrupted
+from cda.recipe import Architecture, Relabel, Squeeze
 from cda.runtime import Machine, start
 from cda.stages.squeeze import smoothed_ce
 from cda.training import Trainer, fit

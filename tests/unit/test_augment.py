@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from cda.config import Dataset, Relabel, Runtime, Squeeze
+from cda.config import Dataset, Runtime
 from cda.data.labels import epoch_plan
 from cda.data.loaders import DistilledBatches, Images, SqueezeBatches
 from cda.method import augment
@@ -26,6 +26,7 @@ from cda.method.augment import (
     mixing_boxes,
     mixup,
 )
+from cda.recipe import Relabel, Squeeze
 from cda.runtime import Machine
 
 torch.set_num_threads(1)

@@ -16,11 +16,11 @@ from benchmarks.pictures import Pictures, synthetic, transform_of
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from cda.config import Augmentation
 from cda.data.loaders import Images
 from cda.method.augment import mixup
 from cda.method.kd import kd_loss
 from cda.method.recovery import Block, Objective, Recovery, step_views
+from cda.recipe import Augmentation
 from cda.stages.squeeze import smoothed_ce
 from cda.training import Trainer
 

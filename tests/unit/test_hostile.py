@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cda.config import Architecture, Dataset
+from cda.config import Dataset
 from cda.data import sources
 from cda.data.codecs import Codec
 from cda.data.decoded import described, description_of, read_decoded
@@ -35,6 +35,7 @@ from cda.errors import ArtifactError, CdaError, ConfigError, DataError
 from cda.experiments import ExperimentSet
 from cda.files import read_json, write_json
 from cda.models import build, load_weights
+from cda.recipe import Architecture
 from cda.settings import load_settings
 from cda.stages.networks import described_squeeze
 from cda.workflow import Plan

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from cda.config import Dataset, Relabel, Runtime
+from cda.config import Dataset, Runtime
 from cda.data.codecs import Codec
 from cda.data.labels import FORMAT, EpochPlan, LabelStore, LabelWriter, epoch_plan
 from cda.data.loaders import DistilledBatches, Images
 from cda.errors import ArtifactError
 from cda.files import file_digest
+from cda.recipe import Relabel
 from cda.runtime import Machine
 from cda.stages.validate import LabelledBatches
 

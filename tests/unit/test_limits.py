@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cda.config import Architecture
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
+from cda.recipe import Architecture
 from cda.results.costs import multiply_adds
 from cda.results.limits import MARGIN, START, TimeLimits, roughly
 from cda.settings import load_settings

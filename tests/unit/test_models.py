@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision import models as torchvisions
 
 from cda.catalog import NETWORKS, find, label, require_bn
-from cda.config import Architecture
 from cda.errors import ArtifactError, ConfigError
 from cda.method.bn_matching import BatchNorm
 from cda.models import build, load_weights
+from cda.recipe import Architecture
 
 torch.set_num_threads(1)
 

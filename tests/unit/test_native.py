@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from cda import native
-from cda.config import Architecture, Recover, Runtime
+from cda.config import Runtime
 from cda.method.bn_matching import BNMatching
 from cda.method.recovery import Objective
 from cda.models import build
 from cda.native import batch_norm, winograd
+from cda.recipe import Architecture, Recover
 from cda.runtime import Machine
 from cda.stages.networks import faster
 

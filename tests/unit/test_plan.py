@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from cda.config import Architecture, Dataset
+from cda.config import Dataset
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
+from cda.recipe import Architecture
 from cda.results import costs
 from cda.results.estimate import Estimate, Line, estimate, outputs
 from cda.results.plan import plan
@@ -142,7 +143,7 @@ def test_what_costs_nothing(devices):
 
 
 def test_operations_of_score_and_continual(devices):
-    from cda.config import Continual
+    from cda.recipe import Continual
     from cda.runs import continual_run, score_run
 
     runs = devices.runs(ipc=2)

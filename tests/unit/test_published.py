@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cda.catalog import NETWORKS
-from cda.config import Architecture
 from cda.errors import ConfigError
 from cda.models import build, load_state
+from cda.recipe import Architecture
 from cda.runtime import start
 from cda.stages import squeeze
 from cda.stages.context import Context

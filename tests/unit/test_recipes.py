@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cda.config import Dataset, Recipe
+from cda.config import Dataset
+from cda.recipe import Recipe
 from cda.schema import parse
 from cda.sourced import Layer, below, nested, places, read_layer, read_plain
 

@@ -13,11 +13,12 @@ from torch import nn
 from torchvision.transforms import functional as transforms
 
 from cda import models
-from cda.config import Dataset, Runtime, Score
+from cda.config import Dataset, Runtime
 from cda.data.loaders import Images
 from cda.data.shards import write_shard
 from cda.errors import ArtifactError
 from cda.method.augment import draw_views, generator
+from cda.recipe import Score
 from cda.runs import score_run
 from cda.runtime import start
 from cda.stages import score, squeeze

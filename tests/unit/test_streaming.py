@@ -13,13 +13,14 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cda.checkpoint import Stop
-from cda.config import Dataset, Runtime, Squeeze
+from cda.config import Dataset, Runtime
 from cda.data import loaders, sources
 from cda.data.decoded import read_decoded
 from cda.data.loaders import Images
 from cda.data.streaming import StreamedBatches
 from cda.errors import ArtifactError, ConfigError, DataError, Interrupted
 from cda.method.augment import draw_cutouts, generator
+from cda.recipe import Squeeze
 from cda.runs import decode_run
 from cda.runtime import Machine
 from cda.stages import decode, squeeze

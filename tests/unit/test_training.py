@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as torchs
 
 from cda.checkpoint import Checkpoint, Stop
-from cda.config import Dataset, Optimisation, Runtime
+from cda.config import Dataset, Runtime
 from cda.data.loaders import Images
 from cda.errors import ArtifactError, ConfigError, Interrupted
+from cda.recipe import Optimisation
 from cda.runtime import Machine
 from cda.training import History, Trainer, fit, lr_at, optimizer_of
 

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cda.config import Relabel
 from cda.data.arrays import mapped, room, written
 from cda.data.codecs import Codec
 from cda.errors import ArtifactError, ConfigError
 from cda.files import file_digest, read_json, write_json
 from cda.method.augment import Cutouts, Views, draw_cutouts, draw_views, generator, mixing_boxes
+from cda.recipe import Relabel
 from cda.schema import parse
 
 FORMAT = "cda-labels/1"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cda.config import Dataset, Relabel, Squeeze
+from cda.config import Dataset
 from cda.data.labels import EpochPlan, epoch_plan
 from cda.data.sources import ImageSet
 from cda.method.augment import (
@@ -31,6 +31,7 @@ from cda.method.augment import (
     resample,
 )
 from cda.progress import say
+from cda.recipe import Relabel, Squeeze
 from cda.runtime import Machine, out_of_memory
 
 F = TypeVar("F", bound=Callable[..., Any])

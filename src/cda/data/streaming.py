@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from cda.config import Squeeze
 from cda.data.folders import Folders
 from cda.data.layout import fit
 from cda.data.loaders import Normalisation
 from cda.errors import DataError
 from cda.method.augment import draw_cutouts, generator
+from cda.recipe import Squeeze
 from cda.runtime import Machine
 
 MAGNITUDE = 9  # of RandAugment's operations, of 31

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cda.config import Dataset, Recover
+from cda.config import Dataset
 from cda.errors import ArtifactError
 from cda.method.augment import Views, draw_views, generator, resample, resampling
 from cda.method.bn_matching import BNMatching
 from cda.method.curriculum import image_lr, min_crop
 from cda.native.winograd import Convolutions
+from cda.recipe import Recover
 from cda.runtime import Machine
 
 

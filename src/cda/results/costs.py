@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from cda.config import Architecture, Dataset, Optimisation
+from cda.config import Dataset
 from cda.errors import ConfigError
+from cda.recipe import Architecture, Optimisation
 from cda.runs import Run, label_epochs, label_mode
 
 TRAINING, RECOVERY = 3, 2  # forward passes' worth of a step on one image

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from cda.config import Architecture, Dataset
+from cda.config import Dataset
 from cda.experiments import ExperimentSet
 from cda.needs import processes
+from cda.recipe import Architecture
 from cda.results.costs import decoded_images
 from cda.results.estimate import hours_of
 from cda.results.rates import Rates, measure, rates_of

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from cda.config import Relabel
 from cda.declared import Experiment
 from cda.experiments import ExperimentSet
 from cda.grids import points
+from cda.recipe import Relabel
 from cda.records import record
 from cda.runs import Run, fp16_bytes, label_bytes, served_epochs
 from cda.schema import parse

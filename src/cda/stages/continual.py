@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cda.checkpoint import Checkpoint, Stop, working
-from cda.config import Continual
 from cda.data.loaders import Images, channels_last, unit
 from cda.data.shards import load_distilled
 from cda.errors import ArtifactError, ConfigError, DataError
@@ -27,6 +26,7 @@ from cda.files import read_json, write_json
 from cda.method import dsa
 from cda.method.augment import generator
 from cda.method.kd import kd_loss
+from cda.recipe import Continual
 from cda.runs import Run
 from cda.runtime import Machine
 from cda.stages.context import Context

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cda.config import Dataset, Recover
+from cda.config import Dataset
 from cda.method.recovery import Block, Objective, Recovery
+from cda.recipe import Recover
 
 FILLED = 0.85  # of the free memory: a prediction may be wrong by 15 % (what we aim at; not measured on a GPU yet)
 

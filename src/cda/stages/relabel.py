@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from cda.checkpoint import Stop, working
-from cda.config import Relabel
 from cda.data.codecs import Codec
 from cda.data.labels import FORMAT, LabelWriter
 from cda.data.loaders import DistilledBatches, Images
 from cda.data.shards import load_distilled
 from cda.files import publish, read_json, write_json
 from cda.progress import Progress, say
+from cda.recipe import Relabel
 from cda.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
 from cda.runtime import Machine
 from cda.stages.context import Context

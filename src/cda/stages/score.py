@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from cda.config import Score
 from cda.data.loaders import Images
 from cda.data.shards import load_distilled
 from cda.errors import ArtifactError
 from cda.files import write_json
 from cda.method.augment import draw_views, generator, resample, resampling
 from cda.progress import Progress, say
+from cda.recipe import Score
 from cda.stages.context import Context
 from cda.stages.networks import described_squeeze, load_squeezed, outputs_of
 

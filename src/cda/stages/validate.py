@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cda.checkpoint import Checkpoint, working
-from cda.config import Validate
 from cda.data.labels import LabelStore
 from cda.data.loaders import DistilledBatches, Images, Placed
 from cda.data.shards import load_distilled
 from cda.errors import ConfigError, DataError
 from cda.files import write_json
 from cda.method.kd import kd_loss, mixed_ce
+from cda.recipe import Validate
 from cda.runtime import Machine
 from cda.stages.context import Context
 from cda.stages.networks import fresh_model, load_squeezed
