@@ -16,7 +16,7 @@ from cda import __version__, commands
 from cda.artifacts import commands as travel
 from cda.errors import CdaError, Finished, Interrupted
 
-Function = Callable[[argparse.Namespace], None]
+Function = Callable[[argparse.Namespace], int | None]
 
 
 def _command(subcommands: Any, name: str, text: str, function: Function) -> argparse.ArgumentParser:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line and exit status 1, a signal ends with 128 + its number."""
     arguments = parser().parse_args(argv)
     try:
-        arguments.function(arguments)
+        status = arguments.function(arguments)
         sys.stdout.flush()
     except Interrupted as error:
         print(f"cda: {error}", file=sys.stderr)
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough: cda runs table4 | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

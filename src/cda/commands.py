@@ -222,12 +222,14 @@ def campaign(arguments: Arguments) -> None:
     )
 
 
-def check(arguments: Arguments) -> None:
-    """Say what is at hand and what to do about the rest."""
+def check(arguments: Arguments) -> int:
+    """Say what is at hand and what to do about the rest; exit status 1 if something is missing."""
     from cda.results import check
 
     experiments = experiments_of(arguments)
-    print(check.check(experiments, [experiments.table_of(target) for target in arguments.targets])[0])
+    text, whole = check.check(experiments, [experiments.table_of(target) for target in arguments.targets])
+    print(text)
+    return int(not whole)
 
 
 def unlock(_arguments: Arguments) -> None:

@@ -43,6 +43,7 @@ def test_a_bare_machine_has_what_the_digits_need(tree):
     assert whole
     assert text.splitlines()[0].startswith("ok       data set digits: ")
     assert text.endswith("For tiny: everything needed is there.")
+    assert tree.cda("check", "tiny") == 0
 
 
 @pytest.mark.usefixtures("bare")
@@ -67,6 +68,7 @@ def test_a_missing_data_set_tells_how_to_get_it(tree):
     assert first.endswith("ask your neighbour")
     assert not whole
     assert text.endswith("For the tables of scale paper: 1 missing.")
+    assert tree.cda("check") == 1
 
 
 @pytest.mark.usefixtures("bare")
