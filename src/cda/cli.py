@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cda import __version__, commands
-from cda.artifacts import commands as travel
+from cda.artifacts import commands as moving
 from cda.errors import CdaError, Finished, Interrupted
 
 Function = Callable[[argparse.Namespace], int | None]
@@ -85,29 +85,29 @@ def _sizes(command: argparse.ArgumentParser, megabytes: int) -> None:
 
 def _travel(subcommands: Any) -> None:
     """What travels as a few files: docs/artifacts.md."""
-    pack = _command(subcommands, "pack", "pack a data set into a few files that are read as they are", travel.pack)
+    pack = _command(subcommands, "pack", "pack a data set into a few files that are read as they are", moving.pack)
     pack.add_argument("dataset", metavar="DATASET", help="for instance cifar100")
     _sizes(pack, 56)
     text = "pack run JSONs, squeezed models and distilled shards, as many as fit into a few files"
-    parcel = _command(subcommands, "parcel", text, travel.parcel)
+    parcel = _command(subcommands, "parcel", text, moving.parcel)
     parcel.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
     _sizes(parcel, 16)
     parcel.add_argument("--files", type=int, default=8, help="the most files (default 8; 0: any number)")
-    unpack = _command(subcommands, "unpack", "put what came in parcels in place", travel.unpack)
+    unpack = _command(subcommands, "unpack", "put what came in parcels in place", moving.unpack)
     unpack.add_argument("folder", metavar="FOLDER", help="where parcel-000.zip and the others lie")
 
 
 def _artifacts(subcommands: Any) -> None:
     """What travels by DVC: docs/artifacts.md."""
-    track = _command(subcommands, "track", "hand finished runs to DVC, after a run", travel.track)
+    track = _command(subcommands, "track", "hand finished runs to DVC, after a run", moving.track)
     track.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
-    pull = _command(subcommands, "pull", "bring what a table's or figure's missing cells need", travel.pull)
+    pull = _command(subcommands, "pull", "bring what a table's or figure's missing cells need", moving.pull)
     pull.add_argument("targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png …")
     pull.add_argument("--all", action="store_true", help="all that its cells were made from, finished ones too")
     pull.add_argument("--dry-run", "-n", action="store_true", help="only say how much")
     text = "hash what DVC's cache has of it first, and bring again what is damaged"
     pull.add_argument("--verify", action="store_true", help=text)
-    _command(subcommands, "order", "put the times of what is here in order, after a plain dvc pull", travel.order)
+    _command(subcommands, "order", "put the times of what is here in order, after a plain dvc pull", moving.order)
     metrics = _command(subcommands, "metrics", "every measured number as one JSON file", commands.metrics)
     metrics.add_argument("--out", metavar="JSON", help="default: results/metrics.json")
 

@@ -58,10 +58,10 @@ class Cell:
     @property
     def quoted(self) -> bool:
         """Whether its number is another paper's, which this one quotes."""
-        return self.note == QUOTED
+        return self.note == QUOTED_NOTE
 
 
-QUOTED = "quoted in the paper"
+QUOTED_NOTE = "quoted in the paper"
 
 
 class ExperimentSet:
@@ -158,7 +158,7 @@ class ExperimentSet:
             return
         for row in self._reported.quoted(experiment.reported):
             key = {key: row[key] for key in KEYS}
-            yield Cell(table, row["dataset"], key, row["value"], row["std"], None, QUOTED)
+            yield Cell(table, row["dataset"], key, row["value"], row["std"], None, QUOTED_NOTE)
 
     def _measured(self, experiment: Experiment, table: str) -> Iterator[Cell]:
         asked = self.settings.controls
@@ -177,9 +177,9 @@ class ExperimentSet:
         shrunk, note = self._shrunk(group.dataset)
         stand_in = shrunk is not None and shrunk.stand_in is not None
         for point in points(group):
-            if _repeats(point, group, shrunk):
-                continue
             left_out = note or self._left_out(point, group, shrunk)
+            if not (left_out or group.quoted) and _repeats(point, group, shrunk):
+                continue
             runs = () if left_out or group.quoted else self.resolver.runs(table, group, point, shrunk or AS_DECLARED)
             asked = self._asked_iterations(table, group, point)
             for metric, (index, seen) in itertools.product(group.metrics, enumerate(group.classes or (None,))):
@@ -188,12 +188,12 @@ class ExperimentSet:
                 key |= {"recovery_model": point.recovery_model, "validation_model": point.validation_model}
                 key |= {"recovery_iterations": asked, "metric": metric}
                 key |= {"setting": group.setting.replace("{}", label)}
-                other = stand_in or (shrunk is not None and _ipc_of(point, shrunk) != point.ipc)
+                other = stand_in or (shrunk is not None and bool(runs) and _ipc_of(point, shrunk) != point.ipc)
                 row = {} if group.control or other else self._reported.row(experiment.reported, key)
                 entry = str((index + 1) * runs[0].data.classes // len(group.classes)) if seen and runs else ""
                 if runs:
                     key |= self._shown(group, point, shrunk or AS_DECLARED, runs[0], entry)
-                told = QUOTED if group.quoted else left_out
+                told = QUOTED_NOTE if group.quoted else left_out
                 cell = (
                     table,
                     group.dataset,

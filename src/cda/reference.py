@@ -1,4 +1,4 @@
-"""The reference page of the configuration, and its JSON schema: both come from `config.py` and nothing else."""
+"""The reference page of the configuration, and its JSON schema: both come from the typed fields and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cda.schema import Strict
 
 HEAD = """# Configuration
 
-Made by `make docs` from `config.py` and `recipe.py` in `src/cda/`; `cda config schema` prints the same as JSON schema.
+Made by `make docs` from the typed fields in `src/cda/`; `cda config schema` prints the same as JSON schema.
 An unknown key, a wrong type or a value out of range ends in one line that names the file, the key and what is allowed.
 
 A recipe has, besides the stages' values below, three sections of named changes to them, each a mapping of names to the

@@ -486,3 +486,14 @@ def test_two_ipcs_that_a_scale_runs_as_a_third_are_one_cell(tree):
         return [cell.key["ipc"] for cell in tree.experiments(**scale).cells("tiny") if cell.run]
 
     assert (shown(), shown(scale="small")) == ([3, 4], [2])
+
+
+def test_what_a_scale_has_no_place_for_keeps_its_ipcs_and_what_was_reported(tree):
+    tree.scale("small", ipc={1: 1, 2: 1}, models={"resnet18": None})
+    tree.experiment("tiny", scales=["paper", "small"])
+    cells = [cell for cell in tree.experiments(scale="small").cells("tiny") if not cell.quoted]
+    assert [(cell.key["method"], cell.key["ipc"], cell.reported) for cell in cells if cell.reported] == [
+        ("cda", 1, "40.0"),
+        ("sre2l", 2, "60.0"),
+    ]
+    assert len(cells) == 6

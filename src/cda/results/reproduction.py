@@ -21,7 +21,10 @@ INTRODUCTION = """\
 Made by `make docs` from the run JSONs in `results/`. Deltas are measured minus reported, in points. Numbers that the
 paper quotes from other papers are not counted; cells that it does not report, controls among them, are ours.
 """
-SCALED = "{} A delta to the paper then tells what the scale costs, and nothing about the paper."
+SCALED = (
+    "{} A delta to the paper then tells what the scale costs, and nothing about the paper. Settings are named as the "
+    "tables declare them; `cda config show RUN` tells the values that ran."
+)
 KEYS = ("dataset", "method", "ipc", "recovery_model", "validation_model", "setting")
 
 
