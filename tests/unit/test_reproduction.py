@@ -1,11 +1,16 @@
 """docs/reproduction.md counts what was measured, and nothing else."""
 
+import csv
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from cda.experiments import ExperimentSet
 from cda.results import reproduction
 from cda.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
 
 
 def frame(*cells):
@@ -61,3 +66,18 @@ def test_a_reading_stands_below_its_scale(scale):
     experiments = ExperimentSet(load_settings({"scale": scale}))
     experiments.tables["table1"] = experiments.tables["table1"].model_copy(update={"reading": {"mini": "Seen by eye."}})
     assert ("Seen by eye." in reproduction._scale(experiments)) == (scale == "mini")
+
+
+def test_the_readme_shows_what_was_measured():
+    with (ROOT / "results/mini/claims.csv").open(encoding="utf-8", newline="") as file:
+        cells = {
+            (row["dataset"], row["method"], f"{float(row['measured']):.2f} ± {float(row['measured_std']):.2f}")
+            for row in csv.DictReader(file)
+            if row["measured_std"] and row["ipc"] == "10"
+        }
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("| scale mini, IPC 10 |")[1].splitlines()[2:5]
+    for line in lines:
+        what, *shown = (cell.strip() for cell in line.strip("|").split("|"))
+        dataset = "cifar100" if what.startswith("CIFAR-100") else "tiny_imagenet"
+        assert {(dataset, method, value) for method, value in zip(("cda", "sre2l", "random"), shown[:3], strict=True)} <= cells
+    assert len(lines) == 3
