@@ -79,5 +79,7 @@ def test_the_readme_shows_what_was_measured():
     for line in lines:
         what, *shown = (cell.strip() for cell in line.strip("|").split("|"))
         dataset = "cifar100" if what.startswith("CIFAR-100") else "tiny_imagenet"
-        assert {(dataset, method, value) for method, value in zip(("cda", "sre2l", "random"), shown[:3], strict=True)} <= cells
+        assert {
+            (dataset, method, value) for method, value in zip(("cda", "sre2l", "random"), shown[:3], strict=True)
+        } <= cells
     assert len(lines) == 3
