@@ -17,7 +17,7 @@ import pytest
 
 from cda.artifacts import parcels
 from cda.artifacts.needs import made
-from cda.artifacts.order import _as_input, _as_output
+from cda.artifacts.order import _as_input, _as_output, order
 from cda.artifacts.parcels import unpack, write_parcels
 from cda.errors import ArtifactError, CdaError, ConfigError
 from cda.needs import inputs, outputs
@@ -191,6 +191,19 @@ def test_times_are_put_in_order(done, elsewhere):
                 assert _as_output(path) >= _as_input(read)
                 seen += 1
     assert seen > 10
+
+
+def test_a_measurement_is_no_older_than_the_model_behind_inputs_that_are_not_here(done, elsewhere):
+    """As of real images: neither they nor their labels came, but the model that made the labels did."""
+    unpack(done, OUT)
+    run = next(run for run in done.runs().values() if run.stage == "validate" and run.slug.startswith("random-ipc1"))
+    labels = run.upstream["labels"]
+    shutil.rmtree(done.layout.run_folder(labels.upstream["images"]))
+    assert not made(done, labels)
+    model, measured = done.layout.model(labels.upstream["model"]), done.layout.run_json(run, 0)
+    os.utime(measured, ns=(1, 1))
+    order(done)
+    assert _as_output(measured) >= _as_input(model) > 1
 
 
 def test_what_is_lacking_is_added_to_what_is_there(done, elsewhere):

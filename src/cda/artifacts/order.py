@@ -44,11 +44,15 @@ def order(experiments: ExperimentSet) -> int:
 
 
 def _read(experiments: ExperimentSet, run: Run) -> list[str]:
-    """What is here of what a run's jobs read; nothing for a squeezed model, which the workflow leaves as it is."""
+    """What is here of what a run was made from: of an input that is not here, what that was made from.
+
+    Snakemake looks through a missing input in the same way. Nothing for a squeezed model, which the workflow leaves as
+    it is.
+    """
     if run.stage == "squeeze":
         return []
     needed = inputs(run, experiments.settings.labels.max_gb)
-    return [path for one in needed for path in made(experiments, one)]
+    return [path for one in needed for path in made(experiments, one) or _read(experiments, one)]
 
 
 def _foreign(experiments: ExperimentSet, runs: list[Run]) -> set[str]:
