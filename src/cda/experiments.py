@@ -35,7 +35,8 @@ class Cell:
     """One number of a table: its key, what was reported, and the run that measures it (None: it cannot be run).
 
     `others` are further runs of the same cell, of which the best counts; `entry` is where in a run's measurements the
-    number stands, of those that hold several; `varied` what the table varies, as its Markdown writes it.
+    number stands, of those that hold several; `varied` what the table varies, as its Markdown writes it, and `common`
+    the setting without that.
     """
 
     table: str
@@ -49,6 +50,7 @@ class Cell:
     others: tuple[Run, ...] = ()
     entry: str = ""
     varied: str = ""
+    common: str = ""
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -204,7 +206,8 @@ class ExperimentSet:
                     told,
                 )
                 varied = experiment.layout.varied.replace("{}", entry or label) if label else ""
-                yield Cell(*cell, group.control, runs[1:], entry, varied)
+                common = ";".join(part for part in group.setting.split(";") if "{}" not in part)
+                yield Cell(*cell, group.control, runs[1:], entry, varied, common)
 
     def _shrunk(self, dataset: str) -> tuple[DatasetScale | None, str]:
         """How the scale shrinks a data set, or why its cells cannot be run."""

@@ -230,6 +230,17 @@ def test_controls_stand_apart_from_the_paper_s_rows(tree):
     assert body(ours)[2:] == [["1", "–"], ["2", "20.00"]]
 
 
+def test_what_sets_controls_apart_stands_before_them_without_the_value_that_varies(tree):
+    varied = {"methods": ["cda"], "ipc": [2], "vary": {"recover.min_crop": [0.2, 0.5]}}
+    layout = {"rows": ["ipc"], "columns": ["varied"], "varied": "β_l = {}"}
+    other = {"control": True, "set": {"validate.lr": 0.5}, "setting": "beta_l={};lr=0.5"}
+    tree.experiment("tiny", varied | {"setting": "beta_l={}"}, varied | other, reported=None, layout=layout)
+    made(tree)
+    theirs, ours = CSV.with_suffix(".md").read_text(encoding="utf-8").split("Controls, ours and not the paper's:")
+    assert body(theirs)[::2] == [["ipc", "β_l = 0.2", "β_l = 0.5"], ["2", "–", "–"]]
+    assert body(ours)[::2] == [["ipc", "setting", "β_l = 0.2", "β_l = 0.5"], ["2", "lr=0.5", "–", "–"]]
+
+
 def test_cells_that_the_layout_cannot_tell_apart_are_refused_rather_than_lost(tree, capsys):
     tree.experiment("tiny", {"methods": ["cda"]}, {"methods": ["cda"], "setting": "labels=hard", "ipc": [1, 2]})
     measure(tree, "cda", 1, 38.0)

@@ -33,6 +33,7 @@ COLUMNS = (
     "note",
     "device",
 )
+UNTOLD = ("varied", "common")
 SIZES = ("label_bytes", "label_ratio")  # of tables that ask for label_sizes
 
 
@@ -58,18 +59,18 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "note": cell.note,
         "device": "; ".join(devices),
         **dict(zip(SIZES, sizes.of_cell(run), strict=True)),
-        "varied": cell.varied,
+        **{key: getattr(cell, key) for key in UNTOLD},
     }
 
 
 def table(experiments: ExperimentSet, name: str) -> pd.DataFrame:
-    """The tidy table `name`, cells in declared order; `varied` is for the Markdown and no column of the CSV."""
+    """The tidy table `name`, cells in declared order; what is UNTOLD is for the Markdown and no column of the CSV."""
     cells = experiments.cells(name)  # refuses a name that there is not
     if experiments.tables[name].sizes_of:
         return sizes.sizes(experiments, name)
     rows = [row_of(experiments, cell) for cell in cells]
     further = SIZES if experiments.tables[name].label_sizes else ()
-    return pd.DataFrame(rows, columns=[*COLUMNS, *further, "varied"])
+    return pd.DataFrame(rows, columns=[*COLUMNS, *further, *UNTOLD])
 
 
 def _shown(row: pd.Series[Any]) -> str:
@@ -127,12 +128,10 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join(drawn)
 
 
-def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str, shown: list[str]) -> bool:
-    """Whether `key` sets controls apart from each other or from the table's own cells, beyond what is shown."""
+def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str) -> bool:
+    """Whether `key` sets controls apart from each other or from the table's own cells."""
     values = frame[key][controls]
-    if key == "setting" and "varied" in shown:
-        return bool(values.groupby(frame["varied"][controls]).nunique().max() > 1)
-    return values.nunique() > 1 or set(values) != set(frame[key][~controls])
+    return values.nunique() > 1 or set(values) != set(frame[key][~controls & (frame["status"] != "quoted")])
 
 
 def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
@@ -157,10 +156,13 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
-        further = [key for key in ("method", "setting", "metric") if key not in rows]
-        further = [key for key in further if _tells(frame, controls, key, [*rows, *columns])]
-        across = list(dict.fromkeys([*columns, *further]))
-        lines += ["", "Controls, ours and not the paper's:", "", aligned(_pivot(frame[controls], rows, across))]
+        if "varied" in (*rows, *columns):
+            frame = frame.assign(setting=frame["common"])  # what varies is shown as it is
+        further = [key for key in ("method", "setting", "metric") if key not in (*rows, *columns)]
+        apart = [key for key in further if _tells(frame, controls, key)]
+        down = [*rows, *(key for key in apart if key == "setting")]
+        across = [*columns, *(key for key in apart if key != "setting")]
+        lines += ["", "Controls, ours and not the paper's:", "", aligned(_pivot(frame[controls], down, across))]
     if differences := contrasts.rows(experiments, name):
         lines += ["", contrasts.TOLD, "", aligned(differences)]
     lines += ["", f"{experiment.caption}{reported}{scaled}"]
@@ -178,7 +180,7 @@ def _computed(experiment: Experiment, frame: pd.DataFrame) -> str:
 def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
     """Write the tidy table at `csv` and the Markdown table beside it."""
     frame = table(experiments, name)
-    write_text(csv, frame.drop(columns="varied", errors="ignore").to_csv(index=False, lineterminator="\n"))
+    write_text(csv, frame.drop(columns=[*UNTOLD], errors="ignore").to_csv(index=False, lineterminator="\n"))
     write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
 
 
