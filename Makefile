@@ -63,6 +63,7 @@ lint-generated: $(INSTALLED)
 	$(BIN)/python tools/environment.py --check
 	$(BIN)/cda config reference | diff docs/configuration.md - || { echo "docs/configuration.md is old: make docs"; exit 1; }
 	$(BIN)/cda reproduction | diff docs/reproduction.md - || { echo "docs/reproduction.md is old: make docs"; exit 1; }
+	$(BIN)/dvc status --quiet results || { echo "results/ are old: dvc repro"; exit 1; }
 
 format: $(INSTALLED) ## Lay out code and workflow the way lint asks for
 	$(BIN)/ruff check --fix

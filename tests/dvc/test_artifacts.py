@@ -102,6 +102,7 @@ def origin(tmp_path_factory, config_tree):
                 Path(path).write_text(json.dumps({"run": run.id, "seed": seed, "top1": 40.0 + seed}), encoding="utf-8")
     for name in (".dvcignore", ".gitignore", "dvc.yaml", "workflow"):
         Path(name).symlink_to(ROOT / name) if name == "workflow" else shutil.copy(ROOT / name, name)
+    shutil.copytree(ROOT / "src/cda/results", "src/cda/results", ignore=shutil.ignore_patterns("__pycache__"))
     git("init", "-q")
     Path(".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", ".dvc/config")
