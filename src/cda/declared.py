@@ -13,7 +13,7 @@ Key = Literal[
 ]
 KEYS: tuple[str, ...] = get_args(Key)
 Metric = Literal["top1", "top5", "top1_global", "top1_10crop", "top1_masked"]
-PLOTS = ("bars", "lines", "continual", "crops", "schedulers")
+PLOTS = ("bars", "lines", "continual", "bounds", "crops", "schedulers")
 
 T = TypeVar("T")
 Several = Annotated[tuple[T, ...], Field(min_length=1)]
@@ -104,8 +104,8 @@ class Figure(Strict):
 
     title: str = Field(description="its heading")
     caption: str = Field("", description="what the report says below it")
-    kind: Literal["bars", "lines", "continual", "crops", "schedulers", "progress", "grid"] = Field(
-        description="bars, lines, continual: of tables; crops, schedulers: of the method; progress, grid: images"
+    kind: Literal["bars", "lines", "continual", "bounds", "crops", "schedulers", "progress", "grid"] = Field(
+        description="bars, lines, continual, bounds: of tables; crops, schedulers: of the method; progress, grid: images"
     )
     scales: tuple[str, ...] = Field(description="scales at which it exists")
     tables: tuple[str, ...] = Field((), description="plots: the tables whose cells are drawn")

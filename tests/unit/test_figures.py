@@ -31,6 +31,7 @@ KINDS = {
     "bars": {"tables": ["tiny"]},
     "lines": {"tables": ["milestones"]},
     "continual": {"tables": ["five", "two"]},
+    "bounds": {"tables": ["bound"]},
     "crops": {},
     "schedulers": {},
     "grid": {"groups": [PICTURES]},
@@ -77,7 +78,7 @@ def frame(*cells: dict[str, Any]) -> pd.DataFrame:
         "setting": "",
         "role": "paper",
     }
-    usual |= {"reported": "", "measured": None, "measured_std": None, "seeds": 0}
+    usual |= {"reported": "", "measured": None, "measured_std": None, "seeds": 0, "varied": "", "common": ""}
     return pd.DataFrame([usual | cell for cell in cells], columns=list(usual))
 
 
@@ -94,6 +95,17 @@ BARS = frame(
     {"recovery_iterations": 4000, "reported": "53.45", "measured": 55.0, "measured_std": 0.5, "seeds": 3},
     {"validation_model": "resnet50", "measured": 60.0, "seeds": 1},
     {"validation_model": "resnet50", "measured": 99.0, "seeds": 1, "role": "control", "setting": "labels=hard"},
+)
+
+
+SWEPT = [{"setting": f"beta_l={low};epochs=8", "varied": f"β_l = {low}", "common": "epochs=8"} for low in (0.4, 1.0)]
+OTHER = {"role": "control", "common": "epochs=8;post-train-crop"}
+BOUNDS = frame(
+    SWEPT[0] | {"reported": "64.4", "measured": 60.0, "seeds": 1},
+    SWEPT[1] | {"reported": "54.43"},
+    SWEPT[0] | OTHER | {"measured": 66.0, "measured_std": 0.5, "seeds": 3},
+    SWEPT[1] | OTHER | {"measured": 50.0, "seeds": 1},
+    {"method": "random", "setting": "epochs=8", "common": "epochs=8", "measured": 99.0, "seeds": 1, "role": "control"},
 )
 
 
@@ -149,7 +161,7 @@ def measure(tree: Any, name: str, *values: float) -> None:
 @pytest.fixture
 def any_kind(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tree with tables that need no run behind them and images, for figures of any kind."""
-    made = {"five": CONTINUAL, "two": CONTINUAL, "tiny": BARS}
+    made = {"five": CONTINUAL, "two": CONTINUAL, "bound": BOUNDS, "tiny": BARS}
     monkeypatch.setattr(figures, "table", lambda set, name: made[name] if name in made else table(set, name))
     drawn.declare(kind="grid")
     shards(drawn)
@@ -281,6 +293,19 @@ def test_with_neither_number_nothing_is_drawn():
 def test_controls_are_left_out():
     assert plots.continual({"t": CONTINUAL}).axes[0].get_ylim()[1] < 60
     assert plots.bars({"t": BARS}).axes[0].get_ylim()[1] < 70
+
+
+def test_controls_that_vary_the_lower_bound_too_have_a_panel_of_their_own():
+    figure = plots.bounds({"t": BOUNDS})
+    found = [
+        {line.get_label(): line.get_xydata().tolist() for line in axis.lines if line.get_label()[0] != "_"}
+        for axis in figure.axes
+    ]
+    assert found == [
+        {"CDA measured": [[0.4, 60.0]], "CDA reported in the paper": [[0.4, 64.4], [1.0, 54.43]]},
+        {"CDA measured": [[0.4, 66.0], [1.0, 50.0]]},
+    ]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["t", "crop"]
 
 
 def test_the_legend_names_each_method_and_what_is_measured():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 DPI = 200
-OF_TABLES = {"bars": plots.bars, "lines": plots.lines, "continual": plots.continual}
+OF_TABLES = {"bars": plots.bars, "lines": plots.lines, "continual": plots.continual, "bounds": plots.bounds}
 OF_METHOD = {"crops": plots.crops, "schedulers": plots.schedulers}
 OF_IMAGES = {"grid": pictures.grid, "progress": pictures.progress}
 STYLE: dict[RcKeyType, Any] = {

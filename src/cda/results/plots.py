@@ -1,4 +1,4 @@
-"""Plots: of tables (Figures 1, 5, 7), and of the method alone (Figures 2, 4).
+"""Plots: of tables (Figures 1, 5, 7, and Table 11 as one), and of the method alone (Figures 2, 4).
 
 What was measured is solid and filled, with error bars over seeds; what the paper reported is hollow, dashed and
 lighter. A method has one colour in every figure.
@@ -132,6 +132,19 @@ def continual(frames: Mapping[str, pd.DataFrame]) -> Figure:
     steps = [frame.loc[frame["role"] != "control", "setting"].nunique() for frame in frames.values()]
     titles = [f"{count} steps" if count else name for count, name in zip(steps, frames, strict=True)]
     return _curves(frames, "classes", "Number of classes", 2.8, titles)
+
+
+def bounds(frames: Mapping[str, pd.DataFrame]) -> Figure:
+    """Accuracy over β_l, a line a method; a panel a table, and one a setting of its controls that vary β_l too."""
+    panels: dict[str, pd.DataFrame] = {}
+    for name, frame in frames.items():
+        control = frame["role"] == "control"
+        panels[name] = frame[~control]
+        for setting, own in frame[control & frame["varied"].ne("")].groupby("common", sort=False):
+            apart = set(str(setting).split(";")) - set(";".join(panels[name]["common"]).split(";"))
+            panels[";".join(sorted(apart))] = own.assign(role="ours")
+    titles = [name.removeprefix("post-train-") for name in panels]
+    return _curves(panels, "beta_l", r"Lower bound $\beta_l$ of the crops' area ratio", 2.8, titles)
 
 
 def _curves(frames: Mapping[str, pd.DataFrame], key: str, label: str, height: float, titles: Sequence[str]) -> Figure:
