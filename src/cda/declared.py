@@ -105,7 +105,7 @@ class Figure(Strict):
     title: str = Field(description="its heading")
     caption: str = Field("", description="what the report says below it")
     kind: Literal["bars", "lines", "continual", "bounds", "crops", "schedulers", "progress", "grid"] = Field(
-        description="bars, lines, continual, bounds: of tables; crops, schedulers: of the method; progress, grid: images"
+        description="bars, lines, continual, bounds: of tables; crops, schedulers: of the method; others: images"
     )
     scales: tuple[str, ...] = Field(description="scales at which it exists")
     tables: tuple[str, ...] = Field((), description="plots: the tables whose cells are drawn")
