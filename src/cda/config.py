@@ -117,7 +117,7 @@ class Settings(Strict):
     cells: Literal["all", "present"] = Field("all", description="present: make tables from the run JSONs that exist")
     controls: Literal["default", "all", "none"] = Field(
         "default",
-        description="random real images and hard labels beside distilled: default in Tables 1 and 4, all everywhere",
+        description="cells of ours beside the paper's: those a table declares; all: more, as random images, everywhere",
     )
     data: str = Field("data", description="folder of the real data sets; $CDA_DATA wins")
     data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")

@@ -150,6 +150,14 @@ class ExperimentSet:
         instead = f" {', '.join(others)} in place of the paper's data," if others else ""
         return f"Scaled down: scale {self.settings.scale},{instead} not comparable with the paper."
 
+    def replaced_ipc(self, table: str) -> dict[int, int]:
+        """A table's IPCs that the scale runs as others: {50: 10}."""
+        found: dict[int, int] = {}
+        for group in self.tables[table].groups:
+            shrunk, _ = self._shrunk(group.dataset)
+            found |= {ipc: shrunk.ipc.get(ipc, ipc) for ipc in group.ipc if shrunk and not group.quoted}
+        return {ipc: run for ipc, run in sorted(found.items()) if run != ipc}
+
     @property
     def _stands_in(self) -> bool:
         """Whether other data sets stand in for the paper's, so that others' numbers have no place here."""

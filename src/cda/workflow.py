@@ -8,19 +8,20 @@ import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
-from cda.needs import gpus, inputs, processes
+from cda.needs import gpus, inputs, outputs, processes
 from cda.paths import Layout
 from cda.results.estimate import works_of
 from cda.results.limits import TimeLimits
 from cda.runs import MEASURING, Run, parts
 from cda.settings import from_environment, load_settings, merged
 
+FORCED = re.compile(r"-[nkpqrfFR]*[fFR].*|--force(all|run)?(=.*)?")  # snakemake's words for making again what is there
 ARRAY = "--slurm-jobstep-array-execs"
 
 
@@ -47,6 +48,8 @@ class Plan:
         exported = f"export CDA_CONFIG={shlex.quote(json.dumps(given, sort_keys=True))}; "
         self.prefix = exported.replace("{", "{{").replace("}", "}}")  # snakemake formats it
         self.threads = self.settings.runtime.cpu_threads
+        self._forced = any(map(FORCED.fullmatch, arguments))
+        self._complete = cache(self._all_there)
         self._check_targets(arguments)
         self._limits = TimeLimits(self.experiments)
         self._asked = tuple(name for name in self.experiments.tables if self.layout.table(name) in arguments)
@@ -101,8 +104,9 @@ class Plan:
         return [name for name in self.experiments.figures if name not in self.plots()]
 
     def figures(self) -> list[str]:
-        """Every figure of the scale; of pictures those that have images among the settings' data sets."""
-        names = [name for name in self.experiments.figures if name in self.plots() or self.experiments.pictured(name)]
+        """Every figure of the scale; of pictures those that have images among the settings' data sets, or here."""
+        pictured = [name for name in self.pictures() if self._pictured(name)]
+        names = [name for name in self.experiments.figures if name in self.plots() or name in pictured]
         return [self.layout.figure(name) for name in names]
 
     def gpus(self, wildcards: Wildcards) -> int:
@@ -157,8 +161,27 @@ class Plan:
         """Whether a model is there: a pulled one comes without what it was trained on, and is not trained again."""
         return run.stage == "squeeze" and Path(self.layout.model(run)).is_file()
 
+    def _all_there(self, run: Run) -> bool:
+        """Whether all that a run was made from is here, down to the models."""
+        needed = list(inputs(run, self.settings.labels.max_gb))
+        paths = [path for one in needed for path in outputs(one, run.ipc or 0, self.layout, 0)]
+        return all(Path(path).exists() for path in paths) and all(
+            one.stage == "squeeze" or self._complete(one) for one in needed
+        )
+
+    def _kept(self, run: Run, wildcards: Wildcards) -> bool:
+        """Whether a run JSON is there and not all that it was made from.
+
+        It is not made again then: making its inputs for other seeds must cost no number that was measured.
+        """
+        if self._forced or run.stage not in MEASURING or self._complete(run):
+            return False
+        return Path(self.layout.run_json(run, int(wildcards.seed))).is_file()
+
     def _inputs(self, wildcards: Wildcards, stage: str) -> list[Run]:
         run = self._of(wildcards)
+        if self._kept(run, wildcards):
+            return []
         return [needed for needed in inputs(run, self.settings.labels.max_gb) if needed.stage == stage]
 
     def decoded(self, wildcards: Wildcards) -> list[str]:
@@ -214,7 +237,10 @@ class Plan:
 
     def pictured(self, wildcards: Wildcards) -> list[str]:
         """The first part of each recover run that a figure shows."""
-        return self._wanted(self.layout.part(run, 0) for _, run in self.experiments.pictured(wildcards.figure))
+        return self._pictured(wildcards.figure)
+
+    def _pictured(self, name: str) -> list[str]:
+        return self._wanted(self.layout.part(run, 0) for _, run in self.experiments.pictured(name))
 
     def demo(self) -> list[str]:
         """The demo's table and pictures, where there is one."""

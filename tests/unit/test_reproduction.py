@@ -22,6 +22,8 @@ def frame(*cells):
             "reported": reported,
             "delta": measured - float(reported) if reported and measured is not None else None,
             "status": status,
+            "run": "" if status == "quoted" else f"run-{index}",
+            "scale": "mini",
         }
         for index, (reported, measured, status) in enumerate(cells)
     ]
@@ -41,6 +43,12 @@ SOME = frame(
 def test_a_headline_counts_reported_cells_and_averages_their_deltas():
     told = reproduction.headline({"one": SOME, "two": frame(("10.0", None, "not_run"))})
     assert told == "2 of 4 reported cells are measured; deltas are -1.00 points on average, 2.00 without their signs."
+
+
+def test_cells_that_a_scale_has_no_run_for_count_at_the_paper_s_alone():
+    nobody = SOME.assign(run=SOME["run"].where(SOME["status"] == "measured", ""))
+    assert reproduction._counts(nobody) == ["2", "2", "-1.00", "-3.00", "IPC 1", "1", "1"]
+    assert reproduction._counts(nobody.assign(scale="paper")) == reproduction._counts(SOME)
 
 
 def test_nothing_measured_is_said_so():

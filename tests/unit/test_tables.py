@@ -258,6 +258,20 @@ def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
     assert "(40.0 ± 0.5)" in Path("results/small/tiny.md").read_text(encoding="utf-8")
 
 
+def test_a_table_says_which_ipc_ran_in_place_of_another_and_what_one_seed_is(tree):
+    tree.scale("small", ipc={2: 1})
+    tree.experiment("tiny", {"methods": ["cda"], "ipc": [2]}, scales=["paper", "small"], reported=None)
+    measure(tree, "cda", 2, 38.0)
+    made(tree)
+    text = CSV.with_suffix(".md").read_text(encoding="utf-8")
+    assert "A measured number without ± is of one seed." in text
+    assert "runs as" not in text
+    made(tree, scale="small")
+    text = CSV.with_suffix(".md").read_text(encoding="utf-8")
+    assert "IPC 2 runs as 1." in text
+    assert "one seed" not in text
+
+
 def test_a_measurement_of_another_scale_is_not_shown(tree):
     tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])

@@ -36,13 +36,14 @@ def planned(told):
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)", table[1], re.MULTILINE)} if table else {}
 
 
-# Table 1: cda and random at IPC 50 (5 parts each). Table 4 on Tiny-ImageNet: sre2l, cda, random at IPC 100 (10 parts
-# each). Hard labels need no recovery of their own, and SRe2L at CDA's batch size shares everything but the last stage.
-SMALL = {"squeeze": 2, "recover": 5 + 20, "given": 5 + 10, "relabel": 9 + 10, "validate": 9 + 36, "table": 2}
+# Table 1: cda, sre2l and random at IPC 50 (5 parts each) under two augmentations, and hard labels. Table 4 on
+# Tiny-ImageNet: sre2l, cda, random at IPC 100 (10 parts each). Hard labels need no recovery of their own, and SRe2L at
+# CDA's batch size shares everything but the last stage.
+SMALL = {"squeeze": 2, "recover": 10 + 20, "given": 5 + 10, "relabel": 21 + 10, "validate": 21 + 36, "table": 2}
 
 
 # At scale mini IPC 50 and 100 are IPC 10, one part of ten shards.
-MINI = {"recover": 1 + 2, "given": 1 + 1, "relabel": 6 + 5, "validate": 3 * (6 + 6)}
+MINI = {"recover": 2 + 2, "given": 1 + 1, "relabel": 14 + 5, "validate": 3 * (14 + 6)}
 
 
 @pytest.mark.parametrize(("scale", "changes"), [("paper", {}), ("mini", MINI), ("smoke", {}), ("demo", None)])
@@ -59,7 +60,7 @@ def test_everything_the_paper_reports_is_planned_within_a_minute_and_two_gigabyt
     start = time.monotonic()
     jobs = planned(snakemake("-n", "-F", "all"))
     spent = time.monotonic() - start
-    assert (jobs["table"], jobs["plot"], jobs["picture"]) == (17 + 1, 5, 5)  # and the computed sizes of label stores
+    assert (jobs["table"], jobs["plot"], jobs["picture"]) == (17 + 1, 5 + 1, 5)  # ours: label stores' sizes, β_l
     # Three scores of Table 9, four of Table 5; two methods in two numbers of steps; test images of 1K and 21K.
     assert (jobs["score"], jobs["continual"], jobs["decode"], jobs["published"]) == (7, 4, 2, 3)
     assert spent < 60
@@ -84,7 +85,7 @@ def test_controls_are_a_switch():
         told = snakemake("-n", "-F", f"results/{table}.csv", "--config", f"controls={controls}")
         return planned(told)["validate"]
 
-    assert (asked("table1", "none"), asked("table1", "default")) == (3, 9)
+    assert (asked("table1", "none"), asked("table1", "default")) == (3, 21)
     assert (asked("table3", "default"), asked("table3", "all")) == (4, 4 + 1 + 4)
 
 
@@ -272,6 +273,16 @@ def test_a_lost_cell_is_computed_again_and_equal(copy):
     told = snakemake("--cores", "1", "results/tiny.csv", cwd=copy)
     assert planned(told) == {"validate": 1, "table": 1}
     assert re.sub(r'"provenance".*', "", victim.read_text(encoding="utf-8"), flags=re.DOTALL) == before
+
+
+@pytest.mark.parametrize("lost", ["artifacts/relabel", "artifacts/recover", "artifacts"])
+def test_a_further_seed_makes_what_is_lost_and_no_measured_number_again(lost, copy):
+    shutil.rmtree(copy / lost)
+    told = snakemake("-n", "results/tiny.csv", "--config", "seeds=2", cwd=copy)
+    assert planned(told)["validate"] == 2
+    assert all("seed-1.json" in path for path in re.findall(r"output: (results/runs/\S+)", told))
+    forced = planned(snakemake("-n", "-F", "results/tiny.csv", "--config", "seeds=2", cwd=copy))
+    assert (forced["squeeze"], forced["relabel"], forced["validate"]) == (1, 2, 4)
 
 
 def test_a_failing_cell_leaves_the_others_and_says_why(copy):

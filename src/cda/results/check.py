@@ -71,10 +71,10 @@ def _weights(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Findin
         library, _, name = published.partition(":")
         try:
             file = {"torchvision": _torchvision, "timm": _timm, "package": _package}[library](model, name)
+        except ConfigError as problem:  # a ValueError too
+            file, mend = None, str(problem)
         except (KeyError, ValueError):
             file, mend = None, f"{library} has no weights of this name; mend it in config/recipes/"
-        except ConfigError as problem:
-            file, mend = None, str(problem)
         yield Finding(f"weights {published}", file is not None, str(file or mend), needed=True)
 
 

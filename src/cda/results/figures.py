@@ -75,6 +75,11 @@ def _drawn(experiments: ExperimentSet, name: str) -> Figure:
     if declared.kind in OF_TABLES:
         if not declared.tables:
             raise ConfigError(f"figure {name}: tables is missing; name the tables whose cells it draws")
+        for own in declared.tables:
+            if own in experiments.tables and experiments.tables[own].sizes_of:
+                raise ConfigError(
+                    f"figure {name}: table {own} holds sizes and no accuracies; name another under tables"
+                )
         figure = OF_TABLES[declared.kind]({own: table(experiments, own) for own in declared.tables})
     else:
         figure = OF_IMAGES[declared.kind](experiments, name)

@@ -157,6 +157,10 @@ def _curves(frames: Mapping[str, pd.DataFrame], key: str, label: str, height: fl
             handles |= _curve(axis, frame[frame["method"] == method].sort_values("x"), look(method))
         ticks = sorted(set(frame["x"]))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        if len(ticks) > 1:
+            axis.set_xlim(
+                ticks[0] - (room := (ticks[-1] - ticks[0]) / 22), ticks[-1] + room
+            )  # matplotlib's own margins
         axis.set_xlabel(label)
         axis.grid()
         _title(axis, frame, title if len(tidy) > 1 else "")

@@ -60,12 +60,17 @@ def headline(frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _asked(frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells whose numbers the paper reports as its own."""
-    return frame[(frame["reported"] != "") & (frame["status"] != "quoted")]
+    """The cells whose numbers the paper reports as its own, those that the scale has a run for."""
+    return frame[(frame["reported"] != "") & (frame["status"] != "quoted") & _runs(frame)]
+
+
+def _runs(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Cells that a run measures; where none is scaled down, also those of data sets that are not declared."""
+    return (frame["run"] != "") | (frame["scale"] == "paper")
 
 
 def _counts(frame: pd.DataFrame) -> list[str]:
-    asked, ours = _asked(frame), frame[frame["reported"] == ""]
+    asked, ours = _asked(frame), frame[(frame["reported"] == "") & _runs(frame)]
     deltas = asked["delta"].dropna().astype(float)
     told = ["", "", ""]
     if not deltas.empty:

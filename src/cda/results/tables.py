@@ -145,6 +145,7 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     if scaled and (frame["setting"] != "").any():
         named = "as in the paper" if experiment.reported else "as declared"
         scaled += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
+    scaled += "".join(f" IPC {ipc} runs as {run}." for ipc, run in experiments.replaced_ipc(name).items())
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
     if scaled and (able := (frame["run"] != "") | (frame["status"] == "quoted")).any():
         frame = frame[able]  # what the scale has no place for is in the notes, and in the CSV
@@ -165,7 +166,8 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
         lines += ["", "Controls, ours and not the paper's:", "", aligned(_pivot(frame[controls], down, across))]
     if differences := contrasts.rows(experiments, name):
         lines += ["", contrasts.TOLD, "", aligned(differences)]
-    lines += ["", f"{experiment.caption}{reported}{scaled}"]
+    once = " A measured number without ± is of one seed." if (frame["seeds"] == 1).any() else ""
+    lines += ["", f"{experiment.caption}{reported}{once}{scaled}"]
     return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
 
 
