@@ -440,6 +440,16 @@ def test_a_contrast_waits_for_both_of_its_cells(tree):
     assert "against" not in contrasted(tree, BETTER)
 
 
+def test_a_contrast_with_controls_that_nobody_asked_for_is_left_out(tree):
+    tree.experiment("tiny", {"methods": ["cda"]}, {"methods": ["random"], "control": True}, contrasts=[BETTER])
+    measure(tree, "cda", 1, 38.0, 40.0)
+    measure(tree, "random", 1, 36.0, 37.0)
+    made(tree)
+    assert "CDA against real images" in CSV.with_suffix(".md").read_text(encoding="utf-8")
+    made(tree, controls="none")
+    assert "CDA against real images" not in CSV.with_suffix(".md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("wrong", [{"of": {"method": "cdaa"}}, {"against": {"method": "nobody"}}])
 def test_a_contrast_of_no_cells_is_refused(tree, wrong):
     with pytest.raises(ConfigError) as caught:
