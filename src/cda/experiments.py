@@ -150,13 +150,14 @@ class ExperimentSet:
         instead = f" {', '.join(others)} in place of the paper's data," if others else ""
         return f"Scaled down: scale {self.settings.scale},{instead} not comparable with the paper."
 
-    def replaced_ipc(self, table: str) -> dict[int, int]:
-        """A table's IPCs that the scale runs as others: {50: 10}."""
+    def replaced_ipc(self, *tables: str) -> str:
+        """Which of the tables' IPCs the scale runs as others: " IPC 50 runs as 10."; empty if none."""
         found: dict[int, int] = {}
-        for group in self.tables[table].groups:
-            shrunk, _ = self._shrunk(group.dataset)
-            found |= {ipc: shrunk.ipc.get(ipc, ipc) for ipc in group.ipc if shrunk and not group.quoted}
-        return {ipc: run for ipc, run in sorted(found.items()) if run != ipc}
+        declared = [group for table in tables if table in self.tables for group in self.tables[table].groups]
+        for group in declared:
+            shrunk = None if group.quoted else self._shrunk(group.dataset)[0]
+            found |= {ipc: shrunk.ipc.get(ipc, ipc) for ipc in group.ipc if shrunk}
+        return "".join(f" IPC {ipc} runs as {run}." for ipc, run in sorted(found.items()) if run != ipc)
 
     @property
     def _stands_in(self) -> bool:

@@ -85,7 +85,7 @@ def _drawn(experiments: ExperimentSet, name: str) -> Figure:
         figure = OF_IMAGES[declared.kind](experiments, name)
     figure.suptitle(declared.title)
     if experiments.scaled_down:
-        _note(figure, experiments.scaled_down)
+        _note(figure, experiments.scaled_down + experiments.replaced_ipc(*declared.tables))
     return figure
 
 

@@ -145,7 +145,7 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     if scaled and (frame["setting"] != "").any():
         named = "as in the paper" if experiment.reported else "as declared"
         scaled += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
-    scaled += "".join(f" IPC {ipc} runs as {run}." for ipc, run in experiments.replaced_ipc(name).items())
+    scaled += experiments.replaced_ipc(name)
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
     if scaled and (able := (frame["run"] != "") | (frame["status"] == "quoted")).any():
         frame = frame[able]  # what the scale has no place for is in the notes, and in the CSV
