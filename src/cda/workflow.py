@@ -8,20 +8,21 @@ import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.errors import ConfigError
 from cda.experiments import ExperimentSet
-from cda.needs import gpus, inputs, outputs, processes
+from cda.needs import gpus, inputs, processes
 from cda.paths import Layout
 from cda.results.estimate import works_of
 from cda.results.limits import TimeLimits
 from cda.runs import MEASURING, Run, parts
 from cda.settings import from_environment, load_settings, merged
 
-FORCED = re.compile(r"-[nkpqrfFR]*[fFR].*|--force(all|run)?(=.*)?")  # snakemake's words for making again what is there
+# snakemake's words for making again what is there, and for showing all that a result was made from
+WHOLE = re.compile(r"-[nkpqrfFR]*[fFR].*|--(force(all|run)?|report|rulegraph|dag|filegraph)(=.*)?")
 ARRAY = "--slurm-jobstep-array-execs"
 
 
@@ -48,8 +49,7 @@ class Plan:
         exported = f"export CDA_CONFIG={shlex.quote(json.dumps(given, sort_keys=True))}; "
         self.prefix = exported.replace("{", "{{").replace("}", "}}")  # snakemake formats it
         self.threads = self.settings.runtime.cpu_threads
-        self._forced = any(map(FORCED.fullmatch, arguments))
-        self._complete = cache(self._all_there)
+        self._whole = any(map(WHOLE.fullmatch, arguments))
         self._check_targets(arguments)
         self._limits = TimeLimits(self.experiments)
         self._asked = tuple(name for name in self.experiments.tables if self.layout.table(name) in arguments)
@@ -161,20 +161,12 @@ class Plan:
         """Whether a model is there: a pulled one comes without what it was trained on, and is not trained again."""
         return run.stage == "squeeze" and Path(self.layout.model(run)).is_file()
 
-    def _all_there(self, run: Run) -> bool:
-        """Whether all that a run was made from is here, down to the models."""
-        needed = list(inputs(run, self.settings.labels.max_gb))
-        paths = [path for one in needed for path in outputs(one, run.ipc or 0, self.layout, 0)]
-        return all(Path(path).exists() for path in paths) and all(
-            one.stage == "squeeze" or self._complete(one) for one in needed
-        )
-
     def _kept(self, run: Run, wildcards: Wildcards) -> bool:
-        """Whether a run JSON is there and not all that it was made from.
+        """Whether a run JSON is there, and so is not made again, whatever became of what it was made from.
 
-        It is not made again then: making its inputs for other seeds must cost no number that was measured.
+        No measured number is deleted because its labels are newer, or are made again for another seed.
         """
-        if self._forced or run.stage not in MEASURING or self._complete(run):
+        if self._whole or run.stage not in MEASURING:
             return False
         return Path(self.layout.run_json(run, int(wildcards.seed))).is_file()
 

@@ -226,11 +226,14 @@ def test_whatever_the_times_are_order_lets_nothing_be_made_again(link, clone, or
         assert cda("order") == 0
         assert in_order(declared)
     shuffle("worst")
+    assert planned() == {"table": 1}  # what is measured stays, whatever the times
+    for path in Path("results/runs").rglob("seed-1.json"):
+        path.unlink()
     if link == "hardlink":
         assert set(planned()) == {"recover", "relabel", "validate", "table"}
     assert cda("order") == 0
-    assert planned() == {"table": 1}
-    assert dvc("data", "status") == NOTHING
+    assert planned() == {"validate": 4, "table": 1}
+    assert dvc("data", "status").startswith(NOTHING)  # git knows of the JSONs that are gone
 
 
 def test_times_in_the_future_are_lowered(copy, declared):

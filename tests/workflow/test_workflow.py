@@ -281,6 +281,9 @@ def test_a_further_seed_makes_what_is_lost_and_no_measured_number_again(lost, co
     told = snakemake("-n", "results/tiny.csv", "--config", "seeds=2", cwd=copy)
     assert planned(told)["validate"] == 2
     assert all("seed-1.json" in path for path in re.findall(r"output: (results/runs/\S+)", told))
+    for path in (copy / "artifacts").rglob("*"):
+        path.touch()  # as if the first of two calls had made them
+    assert planned(snakemake("-n", "results/tiny.csv", cwd=copy)) == {"table": 1}
     forced = planned(snakemake("-n", "-F", "results/tiny.csv", "--config", "seeds=2", cwd=copy))
     assert (forced["squeeze"], forced["relabel"], forced["validate"]) == (1, 2, 4)
 
