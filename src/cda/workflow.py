@@ -21,8 +21,9 @@ from cda.results.limits import TimeLimits
 from cda.runs import MEASURING, Run, parts
 from cda.settings import from_environment, load_settings, merged
 
-# snakemake's words for making again what is there, and for showing all that a result was made from
-WHOLE = re.compile(r"-[nkpqrfFR]*[fFR].*|--(force(all|run)?|report|rulegraph|dag|filegraph)(=.*)?")
+# snakemake's words for making all or a rule again and for showing what results came from; and for what is named alone
+WHOLE = re.compile(r"-[nkpqrf]*[FR].*|--(forceall|forcerun|report|rulegraph|dag|filegraph)(=.*)?")
+FORCE = re.compile(r"-[nkpqr]*f|--force")
 ARRAY = "--slurm-jobstep-array-execs"
 
 
@@ -50,6 +51,7 @@ class Plan:
         self.prefix = exported.replace("{", "{{").replace("}", "}}")  # snakemake formats it
         self.threads = self.settings.runtime.cpu_threads
         self._whole = any(map(WHOLE.fullmatch, arguments))
+        self._forced = set(arguments if any(map(FORCE.fullmatch, arguments)) else ())
         self._check_targets(arguments)
         self._limits = TimeLimits(self.experiments)
         self._asked = tuple(name for name in self.experiments.tables if self.layout.table(name) in arguments)
@@ -168,7 +170,8 @@ class Plan:
         """
         if self._whole or run.stage not in MEASURING:
             return False
-        return Path(self.layout.run_json(run, int(wildcards.seed))).is_file()
+        path = self.layout.run_json(run, int(wildcards.seed))
+        return path not in self._forced and Path(path).is_file()
 
     def _inputs(self, wildcards: Wildcards, stage: str) -> list[Run]:
         run = self._of(wildcards)

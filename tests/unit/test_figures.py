@@ -351,6 +351,20 @@ def test_the_plots_of_a_declared_table_show_its_measurements(drawn):
     assert {bar.get_height() for bar in bodies(drawn.figure().axes[0]).values()} == {30.0}
 
 
+def test_a_figure_of_sizes_is_refused(drawn):
+    about = {"title": "Sizes", "scales": ["paper"], "sizes_of": "tiny"}
+    drawn.write("experiments/sizes.yaml", yaml.safe_dump(about))
+    drawn.declare(kind="bars", tables=["sizes"])
+    with pytest.raises(ConfigError, match="figure drawn: table sizes holds sizes and no accuracies"):
+        drawn.figure()
+
+
+def test_panels_reach_as_far_with_a_measured_value_as_without():
+    two = plots.continual({"t": CONTINUAL, "u": CONTINUAL.assign(measured=np.nan, reported="", measured_std=np.nan)})
+    first, second = (axis.get_xlim() for axis in two.axes)
+    assert first == second == pytest.approx((40 - 80 / 22, 120 + 80 / 22))
+
+
 def test_a_setting_without_its_number_and_cells_that_are_one_are_refused():
     for setting in ("", "milestone=soon", "classes=4"):
         with pytest.raises(ConfigError, match=r"table t: .*milestone"):

@@ -266,6 +266,15 @@ def test_present_cells_plan_no_stage(copy):
     assert (table.count(",measured,paper,"), table.count(",not_run,paper,")) == (1, 1)
 
 
+def test_present_cells_draw_no_picture_of_images_that_are_not_here(copy):
+    about = "{title: What, kind: grid, scales: [paper], groups: [{dataset: digits, methods: [cda, random], "
+    (copy / "config/experiments/seen.yaml").write_text(about + "recovery_models: [resnet18], ipc: [2]}]}\n")
+    told = snakemake("-n", "figures", "--config", "cells=present", cwd=copy)
+    assert planned(told)["picture"] == 1
+    shutil.rmtree(copy / "artifacts/recover")
+    assert "picture" not in planned(snakemake("-n", "figures", "--config", "cells=present", cwd=copy))
+
+
 def test_a_lost_cell_is_computed_again_and_equal(copy):
     victim = next((copy / "results/runs").rglob("seed-0.json"))
     before = re.sub(r'"provenance".*', "", victim.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -284,6 +293,9 @@ def test_a_further_seed_makes_what_is_lost_and_no_measured_number_again(lost, co
     for path in (copy / "artifacts").rglob("*"):
         path.touch()  # as if the first of two calls had made them
     assert planned(snakemake("-n", "results/tiny.csv", cwd=copy)) == {"table": 1}
+    assert "validate" not in planned(snakemake("-n", "-f", "results/tiny.csv", cwd=copy))
+    named = next((copy / "results/runs").rglob("seed-0.json")).relative_to(copy).as_posix()
+    assert planned(snakemake("-n", "-f", named, cwd=copy))["validate"] == 1
     forced = planned(snakemake("-n", "-F", "results/tiny.csv", "--config", "seeds=2", cwd=copy))
     assert (forced["squeeze"], forced["relabel"], forced["validate"]) == (1, 2, 4)
 

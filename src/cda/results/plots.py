@@ -137,13 +137,15 @@ def continual(frames: Mapping[str, pd.DataFrame]) -> Figure:
 def bounds(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Accuracy over β_l, a line a method; a panel a table, and one a setting of its controls that vary β_l too."""
     panels: dict[str, pd.DataFrame] = {}
+    titles = []
     for name, frame in frames.items():
         control = frame["role"] == "control"
         panels[name] = frame[~control]
+        titles.append(name)
         for setting, own in frame[control & frame["varied"].ne("")].groupby("common", sort=False):
             apart = set(str(setting).split(";")) - set(";".join(panels[name]["common"]).split(";"))
-            panels[";".join(sorted(apart))] = own.assign(role="ours")
-    titles = [name.removeprefix("post-train-") for name in panels]
+            panels[f"{name}, {setting}"] = own.assign(role="ours")
+            titles.append(";".join(sorted(apart)).removeprefix("post-train-"))
     return _curves(panels, "beta_l", r"Lower bound $\beta_l$ of the crops' area ratio", 2.8, titles)
 
 
@@ -158,9 +160,8 @@ def _curves(frames: Mapping[str, pd.DataFrame], key: str, label: str, height: fl
         ticks = sorted(set(frame["x"]))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if len(ticks) > 1:
-            axis.set_xlim(
-                ticks[0] - (room := (ticks[-1] - ticks[0]) / 22), ticks[-1] + room
-            )  # matplotlib's own margins
+            room = (ticks[-1] - ticks[0]) / 22  # matplotlib's own margins, for panels without a value too
+            axis.set_xlim(ticks[0] - room, ticks[-1] + room)
         axis.set_xlabel(label)
         axis.grid()
         _title(axis, frame, title if len(tidy) > 1 else "")
