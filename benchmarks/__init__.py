@@ -1,1 +1,4 @@
-"""How fast the engines are, beside plain code that does the same: `python -m benchmarks`, or `make bench`."""
+"""How fast the engines are, beside plain code that does the same.
+
+`python -m benchmarks`, or `make bench`.
+"""

@@ -17,9 +17,9 @@ import torch
 
 from benchmarks import table
 from benchmarks.harness import Case, Row, Setting, grown, measure, peak_elsewhere, rows
-from cda.paths import CONFIG
+from cda.config.load import CONFIG
+from cda.pipeline.rates import read_devices
 from cda.progress import Progress, say
-from cda.results.rates import read_devices
 
 HOST = ("label_store", "dag")  # what no GPU has a part in
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
@@ -31,10 +31,17 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=table.BENCHMARKS, default=list(table.BENCHMARKS), metavar="NAME",
                         help=f"some of {', '.join(table.BENCHMARKS)}")  # fmt: skip
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: the GPU if there is one",
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? Its rates mean nothing")
-    parser.add_argument("--out", type=Path, help="the CSV (results/benchmarks.csv; with --quick none)")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: does it run? Its rates mean nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the CSV (results/benchmarks.csv; with --quick none)"
+    )
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -42,7 +49,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what was asked for; each benchmark is written when it is done."""
     asked = parsed(arguments)
-    device = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = (
+        asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    )
     setting = Setting(device, asked.quick)
     if asked.peak:
         name, what, index = asked.peak
@@ -53,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with nullcontext() if asked.quick else _nothing_compiled():
         for name in asked.only:
             told = _told(Setting("cpu", asked.quick) if name in HOST else setting)
-            found = table.merged(found, [told | row for row in _rows(name, setting)], told["device"], [name])
+            found = table.merged(
+                found, [told | row for row in _rows(name, setting)], told["device"], [name]
+            )
             if out:
                 table.write(out, found)
     print(f"{out} and {out.with_suffix('.md')} are written" if out else table.markdown(found))
@@ -113,11 +124,18 @@ def _peak(name: str, what: str, index: int, setting: Setting) -> int:
 
 
 def _peak_flops(setting: Setting) -> float | None:
-    """What the GPU's data sheet says of bf16, in operations a second; None for a CPU and a GPU without an entry."""
+    """What the GPU's data sheet says of bf16, in operations a second.
+
+    None for a CPU and a GPU without an entry.
+    """
     if not setting.cuda:
         return None
     name = torch.cuda.get_device_name().lower()
-    known = [device for device in read_devices(CONFIG).devices.values() if any(n.lower() in name for n in device.names)]
+    known = [
+        device
+        for device in read_devices(CONFIG).devices.values()
+        if any(n.lower() in name for n in device.names)
+    ]
     return known[0].tflops * 1e12 if known else None
 
 

@@ -1,4 +1,6 @@
-"""Building the DAG: what the workflow imports, resolving every run, and Snakemake's dry runs, each a fresh process."""
+"""Building the DAG: what the workflow imports, resolving every run, and Snakemake's dry runs, each
+a fresh process.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,20 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.harness import Case, Setting, Side, Work
 
-PLAN = "from cda.workflow import Plan; print(len(Plan({}).experiments.runs()))"
+PLAN = "from cda.pipeline.rules import Plan; print(len(Plan({}).experiments.runs()))"
 DRY_RUNS = {"one table": "results/table1.csv", "every table": "tables", "everything": "all"}
 
 
 def process(command: Sequence[str], count: Callable[[str], float]) -> Callable[[], Work]:
-    """Work that is a process of its own; `count` takes what it prints and says how many units that was."""
+    """Work that is a process of its own.
+
+    `count` takes what it prints and says how many units that was.
+    """
 
     def work() -> float:
-        done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *command], check=True, capture_output=True, text=True
+        )
         return count(done.stdout)
 
     return lambda: work
@@ -35,15 +42,35 @@ def jobs_of(told: str) -> float:
 def cases(setting: Setting) -> list[Case]:
     """Nothing here is compared: there is no plain way."""
 
-    def case(what: str, unit: str, build: Callable[[], Work], parameters: dict[str, object]) -> Case:
+    def case(
+        what: str, unit: str, build: Callable[[], Work], parameters: dict[str, object]
+    ) -> Case:
         quick = 1 if setting.quick else 3
-        return Case("dag", what, unit, (Side("ours", build),), parameters, rounds=quick, seconds=0.0, memory=False)
+        return Case(
+            "dag",
+            what,
+            unit,
+            (Side("ours", build),),
+            parameters,
+            rounds=quick,
+            seconds=0.0,
+            memory=False,
+        )
 
-    found = [case("import", "s", process(["-c", "import cda.workflow"], lambda _: 1.0), {"module": "cda.workflow"})]
+    found = [
+        case(
+            "import",
+            "s",
+            process(["-c", "import cda.pipeline.rules"], lambda _: 1.0),
+            {"module": "cda.pipeline.rules"},
+        )
+    ]
     if setting.quick:
         return found
     found.append(case("runs", "runs/s", process(["-c", PLAN], float), {"scale": "paper"}))
     for name, target in DRY_RUNS.items():
         command = ["-m", "snakemake", "-n", "-F", "--nolock", target]
-        found.append(case(f"dry run of {name}", "jobs/s", process(command, jobs_of), {"target": target}))
+        found.append(
+            case(f"dry run of {name}", "jobs/s", process(command, jobs_of), {"target": target})
+        )
     return found

@@ -1,7 +1,8 @@
-"""Ways of doing the same work, measured in one process and in turn, so that a noisy machine hits all of them.
+"""Ways of doing the same work, measured in one process and in turn, so that a noisy machine hits
+all of them.
 
-What is reported is the median of some rounds, and as spread (max − min) / median. Building a side, and its first calls
-(compilation, the choice of kernels), are start-up and no part of a round.
+What is reported is the median of some rounds, and as spread (max − min) / median. Building a side,
+and its first calls (compilation, the choice of kernels), are start-up and no part of a round.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 
-from cda.config import Runtime
-from cda.runtime import Machine, start
+from cda.config.settings import Runtime
+from cda.engine.device import Machine, start
 
 Work = Callable[[], float]  # does a repeat's work; returns how many units that was
 Row = dict[str, Any]
@@ -27,7 +28,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """The device to measure on; `quick` asks for tiny sizes, which show that a benchmark runs and nothing else."""
+    """The device to measure on; `quick` asks for tiny sizes, which show that a benchmark runs and
+    nothing else.
+    """
 
     device: str
     quick: bool = False
@@ -44,7 +47,10 @@ class Setting:
         return start(Runtime.model_validate(values))
 
     def reference(self) -> Machine:
-        """The machine that the fast path is tested against: fp32 throughout, nothing compiled, block by block."""
+        """The machine that the fast path is tested against.
+
+        Fp32 throughout, nothing compiled, block by block.
+        """
         return self.machine(precision="fp32", compile="never", blocks=1)
 
     def synchronise(self) -> None:
@@ -84,7 +90,9 @@ class Timed:
 
     side: Side
     rates: list[float] = field(default_factory=list)
-    started: float = 0.0  # seconds of building and of the first calls, less what these calls take later
+    started: float = (
+        0.0  # seconds of building and of the first calls, less what these calls take later
+    )
     work: float = 0.0  # units of a call
     peak: int | None = None  # bytes
 
@@ -105,7 +113,10 @@ def measure(
     tell: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timed]:
-    """Build and warm up every side of `case`, then measure them in turn; `tell` is called after every call's end."""
+    """Build and warm up every side of `case`, then measure them in turn.
+
+    `tell` is called after every call's end.
+    """
     found, works, begun = [], [], []
     for side in case.sides:
         timed, before = Timed(side), _allocated(setting)
@@ -115,7 +126,9 @@ def measure(
             timed.work = work()
         setting.synchronise()
         begun.append(clock() - began)
-        timed.peak = torch.cuda.max_memory_allocated() - before if setting.cuda and case.memory else None
+        timed.peak = (
+            torch.cuda.max_memory_allocated() - before if setting.cuda and case.memory else None
+        )
         found.append(timed)
         works.append(work)
         tell()
@@ -140,7 +153,9 @@ def _allocated(setting: Setting) -> int:
 
 
 def _rate(work: Work, case: Case, setting: Setting, clock: Callable[[], float]) -> float:
-    """Units a second (or seconds a unit) of as many calls as `case.seconds` take, and of one at least."""
+    """Units a second (or seconds a unit) of as many calls as `case.seconds` take, and of one at
+    least.
+    """
     setting.synchronise()
     units, began, now = 0.0, clock(), -1.0
     while now < 0 or now - began < case.seconds:
@@ -159,13 +174,18 @@ def ratio(case: Case, found: list[Timed], timed: Timed) -> float | None:
 
 
 def rows(case: Case, found: list[Timed], peak_flops: float | None = None) -> list[Row]:
-    """What is written of a measured case; `peak_flops` is the device's peak, in operations a second."""
+    """What is written of a measured case.
+
+    `peak_flops` is the device's peak, in operations a second.
+    """
     return [
         {
             "benchmark": case.benchmark,
             "what": case.what,
             "side": timed.side.name,
-            "parameters": " ".join(f"{k}={v}" for k, v in {**case.parameters, **timed.side.parameters}.items()),
+            "parameters": " ".join(
+                f"{k}={v}" for k, v in {**case.parameters, **timed.side.parameters}.items()
+            ),
             "rate": timed.rate,
             "unit": case.unit,
             "ratio": ratio(case, found, timed),
@@ -180,7 +200,8 @@ def rows(case: Case, found: list[Timed], peak_flops: float | None = None) -> lis
     ]
 
 
-# Memory of the CPU: the kernel remembers a process's most once and for all, so that every side has a process of its own
+# Memory of the CPU: the kernel remembers a process's most once and for all, so that every side has
+# a process of its own
 
 
 def grown(side: Side, calls: int) -> int:

@@ -1,8 +1,9 @@
-"""Label stores: rows a second in and out by codec, bytes a row, and the memory that writing 4 GB takes.
+"""Label stores: rows a second in and out by codec, bytes a row, and the memory that writing 4 GB
+takes.
 
-Logits are synthetic, of 1,000 classes; writing encodes and reading decodes on the CPU. `plain` is fp16, the paper's.
-Stores are written below `artifacts/`, on the disk that real ones use; they stay in its cache, so that rates are those
-of the program and not of the disk.
+Logits are synthetic, of 1,000 classes; writing encodes and reading decodes on the CPU. `plain` is
+fp16, the paper's. Stores are written below `artifacts/`, on the disk that real ones use; they stay
+in its cache, so that rates are those of the program and not of the disk.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Case, Setting, Side, Work, measure, rows
-from cda.data.codecs import Codec
-from cda.data.labels import LabelWriter
-from cda.data.labels import logits_file as file_of
+from cda.data.label_codec import Codec
+from cda.data.label_store import LabelWriter
+from cda.data.label_store import logits_file as file_of
 
 CLASSES, IMAGES, EPOCHS = 1000, 10_000, 200  # 4 GB of fp16
 CODECS = ((16, 0), (8, 0), (4, 0), (8, 50), (8, 10), (4, 10))  # bits, top_k
@@ -40,13 +41,19 @@ def named(codec: Codec) -> str:
 
 
 def anonymous() -> int:
-    """Bytes of this process's memory that no file backs: a memory map's pages are the disk's cache."""
+    """Bytes of this process's memory that no file backs.
+
+    A memory map's pages are the disk's cache.
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
 
 
 def streamed(folder: Path, epochs: int = EPOCHS, images: int = IMAGES) -> tuple[int, int]:
-    """Write an fp16 store of so many epochs; its bytes, and by how much anonymous memory grew at the most."""
+    """Write an fp16 store of so many epochs.
+
+    Its bytes, and by how much anonymous memory grew at the most.
+    """
     logits = synthetic(WRITTEN)
     before = most = anonymous()
     writer = LabelWriter(folder, Codec(CLASSES), epochs, images)
@@ -120,9 +127,14 @@ def sizes() -> list[dict[str, Any]]:
     """Bytes a row, and fp16's over them."""
     plain, found = Codec(CLASSES).record.bytes, []
     for codec in (Codec(CLASSES, bits, top_k) for bits, top_k in CODECS):
-        told = {"side": "plain" if codec.plain else "ours", "parameters": f"classes={CLASSES} codec={named(codec)}"}
+        told = {
+            "side": "plain" if codec.plain else "ours",
+            "parameters": f"classes={CLASSES} codec={named(codec)}",
+        }
         size = codec.record.bytes
-        found.append({"what": "size of a row", **told, "rate": size, "unit": "bytes", "ratio": plain / size})
+        found.append(
+            {"what": "size of a row", **told, "rate": size, "unit": "bytes", "ratio": plain / size}
+        )
     return found
 
 
@@ -146,5 +158,7 @@ def run() -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     for row in run():
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+        shown = {
+            key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()
+        }
         print(*(f"{key}: {value}" for key, value in shown.items() if value is not None), sep=", ")

@@ -1,4 +1,7 @@
-"""The plain way to feed a network: a Dataset of PIL images, torchvision's transforms, a DataLoader of processes."""
+"""The plain way to feed a network.
+
+A Dataset of PIL images, torchvision's transforms, a DataLoader of processes.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from benchmarks.harness import Setting
-from cda.config import Dataset
-from cda.method.augment import generator
-from cda.recipe import Augmentation
+from cda.config.recipe import Augmentation
+from cda.config.settings import Dataset
+from cda.rng import generator
 
 
 def synthetic(count: int, data: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -27,10 +30,15 @@ def synthetic(count: int, data: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
-    """(transformed image, label, index) of images that are kept as uint8, as torchvision's CIFAR classes do."""
+    """(transformed image, label, index) of images that are kept as uint8, as torchvision's CIFAR
+    classes do.
+    """
 
     def __init__(
-        self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform: Callable[[Any], Tensor]
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        transform: Callable[[Any], Tensor],
     ) -> None:
         self.images, self.labels, self.transform = images, labels, transform
 
@@ -49,14 +57,19 @@ def transform_of(recipe: Augmentation, data: Dataset) -> Callable[[Any], Tensor]
         "random_resized_crop": [transforms.RandomResizedCrop(size, scale=recipe.crop_scale)],
         "none": [],
     }
-    flip, normalise = transforms.RandomHorizontalFlip(recipe.flip), transforms.Normalize(data.mean, data.std)
+    flip, normalise = (
+        transforms.RandomHorizontalFlip(recipe.flip),
+        transforms.Normalize(data.mean, data.std),
+    )
     chain: Callable[[Any], Tensor] = transforms.Compose(
         [*crops[recipe.augment], flip, transforms.ToTensor(), normalise]
     )
     return chain
 
 
-def loader_of(pictures: Pictures, batch_size: int, setting: Setting) -> DataLoader[tuple[Tensor, int, int]]:
+def loader_of(
+    pictures: Pictures, batch_size: int, setting: Setting
+) -> DataLoader[tuple[Tensor, int, int]]:
     """Shuffled batches from as many processes as suit the machine, which stay alive between epochs."""
     workers = 0 if setting.quick else 8 if setting.cuda else 2
     return DataLoader(

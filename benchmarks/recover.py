@@ -1,4 +1,7 @@
-"""Recover: image-iterations a second, against the loop as one writes it from the paper (Eq. 6 and 7, Algorithm 1)."""
+"""Recover: image-iterations a second, against the loop as one writes it from the paper (Eq.
+
+6 and 7, Algorithm 1).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from torchvision.transforms import v2
 
 from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.precision import as_torch_ships_it
-from cda import models
-from cda.config import Dataset
+from cda.config.recipe import Architecture, Recover
+from cda.config.settings import Dataset
+from cda.engine.device import Machine, seed_everything
+from cda.engine.recovery import Block, Objective, Recovery
+from cda.method import networks
 from cda.method.curriculum import image_lr, min_crop
-from cda.method.recovery import Block, Objective, Recovery
-from cda.recipe import Architecture, Recover
-from cda.results.costs import RECOVERY, multiply_adds
-from cda.runtime import Machine, seed_everything
+from cda.pipeline.costs import RECOVERY, multiply_adds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,18 +53,29 @@ class Problem:
 
     @property
     def recipe(self) -> Recover:
-        """The paper's values; the roll is an eighth of the image in each direction, as on CIFAR-100 and at 224 px."""
+        """The paper's values; the roll is an eighth of the image in each direction, as on CIFAR-100
+        and at 224 px.
+        """
         return Recover(mode="curriculum", block_size=self.images, jitter=self.resolution // 8)
 
     def network(self) -> nn.Module:
         """The recovery model; its weights are of no account for speed."""
         seed_everything("benchmark", "weights")
-        return models.build("resnet18", self.classes, self.resolution, self.architecture).eval().requires_grad_(False)
+        return (
+            networks.build("resnet18", self.classes, self.resolution, self.architecture)
+            .eval()
+            .requires_grad_(False)
+        )
 
     @property
     def parameters(self) -> dict[str, object]:
         """What the rows say of it."""
-        return {"px": self.resolution, "width": self.width, "block": self.images, "classes": self.classes}
+        return {
+            "px": self.resolution,
+            "width": self.width,
+            "block": self.images,
+            "classes": self.classes,
+        }
 
     @property
     def operations(self) -> float:
@@ -75,7 +89,11 @@ class MatchedBN:
     def __init__(self, layer: nn.BatchNorm2d) -> None:
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        self.mean, self.var, self.distance = layer.running_mean, layer.running_var, layer.running_mean.sum()
+        self.mean, self.var, self.distance = (
+            layer.running_mean,
+            layer.running_var,
+            layer.running_mean.sum(),
+        )
         layer.register_forward_hook(self.hook)
 
     def hook(self, _layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -89,11 +107,15 @@ class MatchedBN:
 class PlainRecovery:
     """One class block, from noise to images, eagerly and in the images' own precision."""
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, recipe: Recover, data: Dataset) -> None:
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, recipe: Recover, data: Dataset
+    ) -> None:
         self.model, self.labels, self.recipe, self.data = model, labels, recipe, data
         self.images, self.done = images.requires_grad_(), 0
         self.optimizer = torch.optim.Adam([self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8)
-        self.layers = [MatchedBN(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.layers = [
+            MatchedBN(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)
+        ]
 
     def augmented(self, images: Tensor, step: int) -> Tensor:
         """One random resized crop, flip and roll for the whole batch."""
@@ -118,7 +140,9 @@ class PlainRecovery:
         self.optimizer.step()
         with torch.no_grad():
             for channel, (mean, std) in enumerate(zip(self.data.mean, self.data.std, strict=True)):
-                self.images[:, channel] = torch.clamp(self.images[:, channel], -mean / std, (1 - mean) / std)
+                self.images[:, channel] = torch.clamp(
+                    self.images[:, channel], -mean / std, (1 - mean) / std
+                )
         self.done += 1
         return float(loss.item())
 
@@ -167,9 +191,13 @@ def _sides(
 
     sides = [side("plain", lambda: plain(problem, setting), blocks=1)]
     if setting.cuda and reference:
-        sides.append(side("plain without TF32", lambda: plain(problem, setting, tf32=False), blocks=1))
+        sides.append(
+            side("plain without TF32", lambda: plain(problem, setting, tf32=False), blocks=1)
+        )
     for count in blocks:
-        sides.append(side("ours", lambda count=count: ours(problem, setting.machine, count), blocks=count))  # type: ignore[misc]
+        sides.append(
+            side("ours", lambda count=count: ours(problem, setting.machine, count), blocks=count)
+        )  # type: ignore[misc]
     if reference:
         sides.append(side("reference", lambda: ours(problem, setting.reference, 1), blocks=1))
     return tuple(sides)
@@ -184,7 +212,13 @@ def cases(setting: Setting) -> list[Case]:
     for resolution in (32, 64, 224) if setting.cuda else (32,):
         headline = Problem(resolution, steps=10 if setting.cuda else 1)
         blocks = (1, PACKED[resolution]) if setting.cuda else (1,)
-        found.append(_case(f"block at {resolution} px", headline, _sides(headline, setting, blocks, reference=True)))
+        found.append(
+            _case(
+                f"block at {resolution} px",
+                headline,
+                _sides(headline, setting, blocks, reference=True),
+            )
+        )
     width, steps = (1.0, 10) if setting.cuda else (0.25, 1)
     growing = Problem(32, width=width, steps=steps)
     found.append(_case("blocks packed", growing, _sides(growing, setting, (1, 2, 4, 8)), 3))
@@ -194,9 +228,24 @@ def cases(setting: Setting) -> list[Case]:
     return found
 
 
-PACKED = {32: 8, 64: 8, 224: 4}  # blocks that the headline packs on a GPU, beside one; `auto` packs as many as fit
+PACKED = {
+    32: 8,
+    64: 8,
+    224: 4,
+}  # blocks that the headline packs on a GPU, beside one; `auto` packs as many as fit
 
 
-def _case(what: str, problem: Problem, sides: tuple[Side, ...], rounds: int = 5, seconds: float = 1.0) -> Case:
+def _case(
+    what: str, problem: Problem, sides: tuple[Side, ...], rounds: int = 5, seconds: float = 1.0
+) -> Case:
     unit = "image-iterations/s"
-    return Case("recover", what, unit, sides, problem.parameters, rounds=rounds, seconds=seconds, warm_calls=2)
+    return Case(
+        "recover",
+        what,
+        unit,
+        sides,
+        problem.parameters,
+        rounds=rounds,
+        seconds=seconds,
+        warm_calls=2,
+    )

@@ -1,4 +1,6 @@
-"""Squeeze: images a second of whole training steps, against a DataLoader of PIL images and an eager fp32 step."""
+"""Squeeze: images a second of whole training steps, against a DataLoader of PIL images and an eager
+fp32 step.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.pictures import Pictures, loader_of, synthetic, transform_of
 from benchmarks.precision import as_torch_ships_it
-from cda import models
-from cda.config import Dataset
-from cda.data.loaders import Images, SqueezeBatches
-from cda.recipe import Architecture, Squeeze
-from cda.results.costs import TRAINING, multiply_adds
-from cda.runtime import Machine, seed_everything
+from cda.config.recipe import Architecture, Squeeze
+from cda.config.settings import Dataset
+from cda.engine.batches import SqueezeBatches
+from cda.engine.device import Machine, seed_everything
+from cda.engine.images import Images
+from cda.engine.trainer import Trainer
+from cda.method import networks
+from cda.pipeline.costs import TRAINING, multiply_adds
 from cda.stages.squeeze import smoothed_ce
-from cda.training import Trainer
 
 EPOCHS = 1_000_000  # of a training that nobody ends: its learning rate stays
 
@@ -58,12 +61,17 @@ class Problem:
     def network(self) -> nn.Module:
         """A fresh network, the same for every side."""
         seed_everything("benchmark", "weights")
-        return models.build("resnet18", self.classes, self.resolution, self.architecture)
+        return networks.build("resnet18", self.classes, self.resolution, self.architecture)
 
     @property
     def parameters(self) -> dict[str, object]:
         """What the rows say of it."""
-        own = {"px": self.resolution, "width": self.width, "batch": self.batch_size, "classes": self.classes}
+        own = {
+            "px": self.resolution,
+            "width": self.width,
+            "batch": self.batch_size,
+            "classes": self.classes,
+        }
         return {**own, "images": self.images}
 
     @property
@@ -88,7 +96,9 @@ class PlainTraining:
 
 
 def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
-    """DataLoader and eager step; on a GPU with TF32 convolutions, as torch ships it, or in true fp32."""
+    """DataLoader and eager step; on a GPU with TF32 convolutions, as torch ships it, or in true
+    fp32.
+    """
     setting.reference()
     data, recipe = problem.data, problem.recipe
     pictures = Pictures(*synthetic(problem.images, data), transform_of(recipe, data))
@@ -114,7 +124,9 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
 def ours(problem: Problem, machine: Callable[[], Machine]) -> Work:
     """The engine: resident images, batched augmentation, the one training loop's step."""
     own, recipe = machine(), problem.recipe
-    batches = SqueezeBatches(Images(*synthetic(problem.images, problem.data), problem.data, own), recipe)
+    batches = SqueezeBatches(
+        Images(*synthetic(problem.images, problem.data), problem.data, own), recipe
+    )
     trainer = Trainer(own.place(problem.network()), recipe, own, ("benchmark",))
     loss, epochs = smoothed_ce(recipe.label_smoothing), itertools.count()
 
@@ -128,7 +140,10 @@ def ours(problem: Problem, machine: Callable[[], Machine]) -> Work:
 
 
 def sides(
-    problem: Problem, setting: Setting, plainly: Callable[[bool], Work], own: Callable[[Callable[[], Machine]], Work]
+    problem: Problem,
+    setting: Setting,
+    plainly: Callable[[bool], Work],
+    own: Callable[[Callable[[], Machine]], Work],
 ) -> tuple[Side, ...]:
     """The plain loop (`plainly`, with TF32 or without), ours, and ours in fp32 without compilation."""
     found = [Side("plain", lambda: plainly(True), {}, problem.operations)]
@@ -146,7 +161,10 @@ def problems(setting: Setting) -> list[Problem]:
     if not setting.cuda:
         return [Problem(images=1280)]
     usual = Problem(images=5000)
-    return [*(replace(usual, batch_size=size) for size in (8, 64, 128, 256)), replace(usual, resolution=64)]
+    return [
+        *(replace(usual, batch_size=size) for size in (8, 64, 128, 256)),
+        replace(usual, resolution=64),
+    ]
 
 
 def cases(setting: Setting) -> list[Case]:

@@ -46,12 +46,18 @@ def read(path: Path) -> list[dict[str, str]]:
 def merged(
     old: list[dict[str, str]], new: Iterable[dict[str, Any]], device: str, measured: Collection[str]
 ) -> list[dict[str, str]]:
-    """`new` in the place of what `old` says of the `measured` benchmarks on this device; other rows stay."""
+    """`new` in the place of what `old` says of the `measured` benchmarks on this device.
+
+    Other rows stay.
+    """
     stay = [row for row in old if row["device"] != device or row["benchmark"] not in measured]
     fresh = [{key: _text(row.get(key)) for key in COLUMNS} for row in new]
     devices = list(dict.fromkeys(row["device"] for row in [*old, *fresh]))
     names = list(dict.fromkeys([*BENCHMARKS, *(row["benchmark"] for row in [*stay, *fresh])]))
-    return sorted([*stay, *fresh], key=lambda row: (devices.index(row["device"]), names.index(row["benchmark"])))
+    return sorted(
+        [*stay, *fresh],
+        key=lambda row: (devices.index(row["device"]), names.index(row["benchmark"])),
+    )
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -83,7 +89,9 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
     body = [[_shown(key, row[key]) for key in keys] for row in rows]
     table = [[SHOWN[key] for key in keys], *body]
     widths = [max(len(line[i]) for line in table) for i in range(len(keys))]
-    filled = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table]
+    filled = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table
+    ]
     drawn = [f"| {' | '.join(line)} |" for line in filled]
     return [drawn[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *drawn[1:]]
 

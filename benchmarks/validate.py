@@ -1,7 +1,9 @@
-"""Validate: images a second of whole post-training steps with mixing and soft labels, against the plain way.
+"""Validate: images a second of whole post-training steps with mixing and soft labels, against the
+plain way.
 
-The plain way reads fp16 soft labels a batch at a time and mixes the batch with its own permutation (MixUp, as the
-authors' CIFAR-100 code does); its labels are not those of the augmentation, which changes no time.
+The plain way reads fp16 soft labels a batch at a time and mixes the batch with its own permutation
+(MixUp, as the authors' CIFAR-100 code does); its labels are not those of the augmentation, which
+changes no time.
 """
 
 from __future__ import annotations
@@ -24,30 +26,37 @@ from benchmarks.harness import Case, Setting, Work
 from benchmarks.pictures import Pictures, loader_of, synthetic, transform_of
 from benchmarks.precision import as_torch_ships_it
 from benchmarks.squeeze import EPOCHS, PlainTraining, Problem, problems, sides
-from cda.data.codecs import Codec
-from cda.data.labels import FORMAT, LabelStore, LabelWriter
-from cda.data.loaders import DistilledBatches, Images
+from cda.config.recipe import Relabel, Validate
+from cda.data.label_codec import Codec
+from cda.data.label_store import FORMAT, LabelStore, LabelWriter
+from cda.engine.batches import DistilledBatches
+from cda.engine.device import Machine
+from cda.engine.images import Images
+from cda.engine.trainer import Trainer
 from cda.files import write_json
-from cda.method.augment import generator
-from cda.recipe import Relabel, Validate
-from cda.runtime import Machine
+from cda.rng import generator
 from cda.stages.validate import LabelledBatches, loss_of
-from cda.training import Trainer
 
 LABEL_EPOCHS = 4  # that are kept: a training that goes on longer sees them again
-POST = Validate(epochs=EPOCHS, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="constant")
+POST = Validate(
+    epochs=EPOCHS, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="constant"
+)
 
 
 def relabel_of(problem: Problem) -> Relabel:
     """CIFAR-100's values at 32 px, Tiny-ImageNet's crop above."""
     crop = "pad_crop" if problem.resolution <= 32 else "random_resized_crop"
-    return Relabel.model_validate({"epochs": LABEL_EPOCHS, "mixing": "mixup", "mixing_alpha": 0.8, "augment": crop})
+    return Relabel.model_validate(
+        {"epochs": LABEL_EPOCHS, "mixing": "mixup", "mixing_alpha": 0.8, "augment": crop}
+    )
 
 
 def logits_of(problem: Problem) -> NDArray[np.float16]:
     """Random soft labels [epochs, images, classes]."""
     draws = generator("benchmark", "logits")
-    return draws.standard_normal((LABEL_EPOCHS, problem.images, problem.classes), dtype=np.float32).astype(np.float16)
+    return draws.standard_normal(
+        (LABEL_EPOCHS, problem.images, problem.classes), dtype=np.float32
+    ).astype(np.float16)
 
 
 def mixed(images: Tensor, order: Tensor, share: float) -> Tensor:
@@ -62,7 +71,10 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
-    """DataLoader, mixing and eager step; on a GPU with TF32 convolutions, as torch ships it, or in true fp32."""
+    """DataLoader, mixing and eager step.
+
+    On a GPU with TF32 convolutions, as torch ships it, or in true fp32.
+    """
     setting.reference()
     data, recipe = problem.data, relabel_of(problem)
     pictures = Pictures(*synthetic(problem.images, data), transform_of(recipe, data))
@@ -80,7 +92,10 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
                 teacher = torch.from_numpy(stored[now, index.numpy()]).to(setting.device).float()
                 share = float(np.random.beta(recipe.mixing_alpha, recipe.mixing_alpha))
                 images = mixed(images, torch.randperm(len(images), device=setting.device), share)
-                training.step(images, lambda logits, soft=teacher: distillation(logits, soft, POST.temperature))  # type: ignore[misc]
+                training.step(
+                    images,
+                    lambda logits, soft=teacher: distillation(logits, soft, POST.temperature),
+                )  # type: ignore[misc]
         return problem.images
 
     return epoch
@@ -88,18 +103,35 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
 
 def store_of(problem: Problem, folder: Path) -> LabelStore:
     """A label store of random fp16 logits in `folder`."""
-    logits, recipe, every = torch.from_numpy(logits_of(problem)), relabel_of(problem), np.arange(problem.images)
+    logits, recipe, every = (
+        torch.from_numpy(logits_of(problem)),
+        relabel_of(problem),
+        np.arange(problem.images),
+    )
     writer = LabelWriter(folder, Codec(problem.classes), LABEL_EPOCHS, problem.images)
     for epoch in range(LABEL_EPOCHS):
         writer.write(epoch, every, logits[epoch])
-    header = {"format": FORMAT, "run": "benchmark", "labels": "stored", "epochs": LABEL_EPOCHS, "images_digest": ""}
-    header |= {"classes": [str(label) for label in range(problem.classes)], "temperature": POST.temperature}
-    write_json(folder / "header.json", header | writer.close() | {"recipe": recipe.model_dump(mode="json")})
+    header = {
+        "format": FORMAT,
+        "run": "benchmark",
+        "labels": "stored",
+        "epochs": LABEL_EPOCHS,
+        "images_digest": "",
+    }
+    header |= {
+        "classes": [str(label) for label in range(problem.classes)],
+        "temperature": POST.temperature,
+    }
+    write_json(
+        folder / "header.json", header | writer.close() | {"recipe": recipe.model_dump(mode="json")}
+    )
     return LabelStore(folder)
 
 
 def ours(problem: Problem, machine: Callable[[], Machine]) -> Work:
-    """The engine: resident images, a memory-mapped label store, batched augmentation and mixing, the one loop."""
+    """The engine: resident images, a memory-mapped label store, batched augmentation and mixing,
+    the one loop.
+    """
     own, recipe = machine(), POST.model_copy(update={"batch_size": problem.batch_size})
     folder = tempfile.mkdtemp(prefix="cda-benchmark-")
     store = store_of(problem, Path(folder) / "labels")
@@ -125,16 +157,31 @@ def cases(setting: Setting) -> list[Case]:
     found = [_case(f"batch {p.batch_size} at {p.resolution} px", p, setting) for p in usual]
     if not setting.quick:
         few = 5000 if setting.cuda else 320
-        growing = [replace(usual[0], batch_size=64, images=few, classes=classes) for classes in (10, 100, 1000)]
-        found += [_case(f"{problem.classes} classes", problem, setting, growing=True) for problem in growing]
+        growing = [
+            replace(usual[0], batch_size=64, images=few, classes=classes)
+            for classes in (10, 100, 1000)
+        ]
+        found += [
+            _case(f"{problem.classes} classes", problem, setting, growing=True)
+            for problem in growing
+        ]
     return found
 
 
 def _case(what: str, problem: Problem, setting: Setting, growing: bool = False) -> Case:
-    measured = sides(problem, setting, lambda tf32: plain(problem, setting, tf32), lambda own: ours(problem, own))
+    measured = sides(
+        problem, setting, lambda tf32: plain(problem, setting, tf32), lambda own: ours(problem, own)
+    )
     if growing:
         measured = tuple(side for side in measured if side.name in ("plain", "ours"))
     seconds, rounds = (0.0, 2) if setting.quick else (1.0, 3 if growing else 5)
     return Case(
-        "validate", what, "images/s", measured, problem.parameters, rounds=rounds, seconds=seconds, memory=not growing
+        "validate",
+        what,
+        "images/s",
+        measured,
+        problem.parameters,
+        rounds=rounds,
+        seconds=seconds,
+        memory=not growing,
     )

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from cda import sourced
 from cda.cli import main
+from cda.config import yaml_source
+from cda.config.load import load_settings
 from cda.data import sources
-from cda.experiments import ExperimentSet
-from cda.runs import Run
-from cda.settings import load_settings
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.runs import Run
 from cda.stages.context import Context
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +111,9 @@ table,dataset,method,recovery_model,ipc,recovery_iterations,setting,validation_m
 
 
 class ConfigTree:
-    """The folder, by default with one table `tiny` of six cells on the digits, and what tests do with it."""
+    """The folder, by default with one table `tiny` of six cells on the digits, and what tests do
+    with it.
+    """
 
     def __init__(self) -> None:
         self.folder = Path("config")
@@ -126,8 +128,8 @@ class ConfigTree:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        sourced._layer.cache_clear()
-        sourced._plain.cache_clear()
+        yaml_source._layer.cache_clear()
+        yaml_source._plain.cache_clear()
 
     def edit(self, name: str, old: str, new: str) -> int:
         """Replace `old`, which must be there once; returns its line."""
@@ -138,19 +140,28 @@ class ConfigTree:
 
     def experiment(self, name: str, *changes: Mapping[str, Any], **top: Any) -> None:
         """Declare a table of a group for each of `changes` to the usual one."""
-        declared = {"title": f"Table {name}", "caption": "What it shows.", "reported": 9, "scales": ["paper"]}
+        declared = {
+            "title": f"Table {name}",
+            "caption": "What it shows.",
+            "reported": 9,
+            "scales": ["paper"],
+        }
         declared |= {"layout": {"rows": ["ipc"], "columns": ["method"]}, **top}
         declared["groups"] = [GROUP | dict(change) for change in changes or ({},)]
         self.write(f"experiments/{name}.yaml", yaml.safe_dump(declared, sort_keys=False))
 
     def scale(self, name: str, **digits: Any) -> None:
         """Declare a scale that shrinks the digits so: `recipe`, `ipc`, `instead` …"""
-        self.write(f"scales/{name}.yaml", yaml.safe_dump({"datasets": {"digits": digits}}, sort_keys=False))
+        self.write(
+            f"scales/{name}.yaml", yaml.safe_dump({"datasets": {"digits": digits}}, sort_keys=False)
+        )
 
     def experiments(self, **overrides: Any) -> ExperimentSet:
         return ExperimentSet(load_settings(overrides, self.folder), self.folder)
 
-    def runs(self, method: str = "cda", ipc: int = 1, table: str = "tiny", **overrides: Any) -> dict[str, Run]:
+    def runs(
+        self, method: str = "cda", ipc: int = 1, table: str = "tiny", **overrides: Any
+    ) -> dict[str, Run]:
         """The runs behind one cell, by stage."""
         for cell in self.experiments(**overrides).cells(table):
             if cell.run and (cell.key["method"], cell.key["ipc"]) == (method, ipc):
@@ -162,7 +173,10 @@ class ConfigTree:
         return Context(run, experiments.settings, experiments.layout)
 
     def few_images(self, train: int = 6, val: int = 4) -> None:
-        """Make the data set a few real digits of every class, in folders: a stage then takes a fraction of a second."""
+        """Make the data set a few real digits of every class, in folders.
+
+        A stage then takes a fraction of a second.
+        """
         declared = self.experiments().dataset("digits")
         for split, count in (("train", train), ("val", val)):
             real = sources.load(declared, split, Path("data"))

@@ -1,6 +1,8 @@
-"""Draw the workflow's rules as a picture: reads `snakemake --rulegraph mermaid-js` on stdin, writes an SVG.
+"""Draw the workflow's rules as a picture: reads `snakemake --rulegraph mermaid-js` on stdin, writes
+an SVG.
 
-Rules stand in columns by how far they are from the first input; an arrow is what a rule's outputs feed.
+Rules stand in columns by how far they are from the first input; an arrow is what a rule's outputs
+feed.
 """
 
 import re
@@ -35,18 +37,28 @@ def plain(names: dict[str, str], edges: list[tuple[str, str]]) -> list[tuple[str
     """The edges without those to tables, pictures and the like that a longer path implies."""
     reach = {node: {target for source, target in edges if source == node} for node in names}
     for _ in names:
-        reach = {node: near | {far for step in near for far in reach[step]} for node, near in reach.items()}
+        reach = {
+            node: near | {far for step in near for far in reach[step]}
+            for node, near in reach.items()
+        }
     steps = {
-        (source, target): {step for first, step in edges if first == source} - {target} for source, target in edges
+        (source, target): {step for first, step in edges if first == source} - {target}
+        for source, target in edges
     }
-    return [e for e in edges if names[e[1]] in STAGES or not any(e[1] in reach[step] for step in steps[e])]
+    return [
+        e
+        for e in edges
+        if names[e[1]] in STAGES or not any(e[1] in reach[step] for step in steps[e])
+    ]
 
 
 def places(names: dict[str, str], depth: dict[str, int]) -> dict[str, tuple[float, float]]:
     """Where each node stands: column by depth, the stages on one line and the rest around it."""
     spots = {}
     for column in sorted(set(depth.values())):
-        here = sorted((n for n in names if depth[n] == column), key=lambda n: (names[n] not in LINE, names[n]))
+        here = sorted(
+            (n for n in names if depth[n] == column), key=lambda n: (names[n] not in LINE, names[n])
+        )
         for index, node in enumerate(here):
             side = 1 if index % 2 else -1
             spots[node] = (column * 1.9, side * ((index + 1) // 2) * 0.9)
@@ -59,7 +71,9 @@ def draw(names: dict[str, str], edges: list[tuple[str, str]], out: str) -> None:
     edges = plain(names, edges)
     columns = max(x for x, _ in spots.values())
     low, high = min(y for _, y in spots.values()) - 1.0, max(y for _, y in spots.values()) + 1.0
-    figure, axis = plt.subplots(figsize=(1.1 * columns + 1.6, 0.75 * (high - low)), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(1.1 * columns + 1.6, 0.75 * (high - low)), layout="constrained"
+    )
     for source, target in edges:
         far = abs(spots[source][0] - spots[target][0]) > 2
         bend = 0.0 if not far else 0.16 if spots[source][1] < 0 else -0.16
@@ -74,7 +88,9 @@ def draw(names: dict[str, str], edges: list[tuple[str, str]], out: str) -> None:
     for node, (x, y) in spots.items():
         colour = "#cfe3f5" if names[node] in STAGES else "#f3ead3"
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "0.35"}
-        axis.text(x, y, names[node].replace("_page", ""), ha="center", va="center", fontsize=10, bbox=box)
+        axis.text(
+            x, y, names[node].replace("_page", ""), ha="center", va="center", fontsize=10, bbox=box
+        )
     axis.set_xlim(-0.9, columns + 0.9)
     axis.set_ylim(low, high)
     axis.axis("off")

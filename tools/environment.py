@@ -1,8 +1,9 @@
 """Write environment.yml, the conda user's view of requirements.lock.
 
-The lock is the one source of pins. Conda brings Python and pip, and pip installs every pin of the lock with its
-environment marker: the tools of the `dev` extra too, so that a conda environment can run what `make test` and
-`make lint` run. Hashes stay in the lock: pip would then refuse this package, installed editable beside them.
+The lock is the one source of pins. Conda brings Python and pip, and pip installs every pin of the
+lock with its environment marker: the tools of the `dev` extra too, so that a conda environment can
+run what `make test` and `make lint` run. Hashes stay in the lock: pip would then refuse this
+package, installed editable beside them.
 
 Usage: python tools/environment.py [--check]
 """
@@ -33,7 +34,9 @@ dependencies:
 def pins(lock: str) -> list[str]:
     r"""Every requirement of a lock's text, with its marker and without its hashes.
 
-    >>> pins("a==1 \\\n    --hash=sha256:00\nb==2 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n")
+    >>> pins(
+    ...     "a==1 \\\n    --hash=sha256:00\nb==2 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
+    ... )
     ['a==1', "b==2 ; sys_platform == 'win32'"]
     """
     return re.findall(r"^([\w.-]+(?:\[.*\])?==.*?) *\\?$", lock, flags=re.MULTILINE)
@@ -53,7 +56,10 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         ENVIRONMENT.write_text(text, encoding="utf-8")
     elif not ENVIRONMENT.exists() or ENVIRONMENT.read_text(encoding="utf-8") != text:
-        print("environment.yml does not follow from requirements.lock: run tools/environment.py", file=sys.stderr)
+        print(
+            "environment.yml does not follow from requirements.lock: run tools/environment.py",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

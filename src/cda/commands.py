@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cda.config.load import from_environment, load_settings, merged
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet
-from cda.needs import outputs, processes
-from cda.runs import Run, images_of
-from cda.settings import from_environment, load_settings, merged
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import outputs, processes
+from cda.experiments.runs import Run, images_of
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -41,7 +41,9 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
                 branch = branch.setdefault(parent, {})
             branch[last] = yaml.safe_load(text)
         except (yaml.YAMLError, TypeError, AttributeError):
-            raise ConfigError(f"--config {pair}: cannot be read; must be KEY=VALUE, for instance scale=demo") from None
+            raise ConfigError(
+                f"--config {pair}: cannot be read; must be KEY=VALUE, for instance scale=demo"
+            ) from None
     return values
 
 
@@ -86,12 +88,19 @@ def squeeze(arguments: Arguments) -> None:
     gpus = arguments.gpus or processes(run, experiments.settings)
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
         if experiments.settings.runtime.device != "cpu":
-            from cda.gpus import keep, take
+            from cda.engine.gpus import keep, take
 
             take(gpus)
             keep()
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-        launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+        launched = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(gpus),
+        ]
         os.execv(sys.executable, [*launched, "-m", "--", "cda", *sys.argv[1:]])
     recovered = any(
         other.stage == "recover" and other.upstream.get("model", other).id == run.id
@@ -106,9 +115,11 @@ def squeeze(arguments: Arguments) -> None:
 
 def fetch(arguments: Arguments) -> None:
     """Download published weights into their library's cache."""
-    from cda.stages import published
+    from cda.engine import pretrained
 
-    published.fetch(arguments.weights, arguments.model, Path(arguments.out) if arguments.out else None)
+    pretrained.fetch(
+        arguments.weights, arguments.model, Path(arguments.out) if arguments.out else None
+    )
 
 
 def recover(arguments: Arguments) -> None:
@@ -117,7 +128,9 @@ def recover(arguments: Arguments) -> None:
     from cda.stages import recover
 
     out = Path(arguments.out or context.layout.part(context.run, arguments.part))
-    recover.run(context, arguments.part, _model(arguments, context, context.run.upstream.get("model")), out)
+    recover.run(
+        context, arguments.part, _model(arguments, context, context.run.upstream.get("model")), out
+    )
 
 
 def relabel(arguments: Arguments) -> None:
@@ -164,7 +177,10 @@ def continual(arguments: Arguments) -> None:
     context = _context(arguments, "continual")
     from cda.stages import continual
 
-    model, images = _model(arguments, context, context.run.upstream["model"]), _images(arguments, context)
+    model, images = (
+        _model(arguments, context, context.run.upstream["model"]),
+        _images(arguments, context),
+    )
     assert model is not None
     assert images is not None
     out = Path(arguments.out or context.layout.run_json(context.run, arguments.seed))
@@ -191,18 +207,29 @@ def figure(arguments: Arguments) -> None:
     if arguments.name not in experiments.figures:
         there = ", ".join(experiments.figures)
         raise ConfigError(
-            f"there is no figure {arguments.name!r} at scale {experiments.settings.scale}; there is {there}"
+            f"there is no figure {arguments.name!r} at scale {experiments.settings.scale}; "
+            f"there is {there}"
         )
-    figures.draw(experiments, arguments.name, Path(arguments.out or experiments.layout.figure(arguments.name)))
+    figures.draw(
+        experiments,
+        arguments.name,
+        Path(arguments.out or experiments.layout.figure(arguments.name)),
+    )
 
 
 def plan(arguments: Arguments) -> None:
     """Say what tables would cost."""
-    from cda.results import plan
+    from cda.pipeline import plan
 
     experiments = experiments_of(arguments)
-    names = [experiments.table_of(target) for target in arguments.targets] or list(experiments.tables)
-    print(plan.plan(experiments, names, arguments.gpu or experiments.settings.runtime.gpu, arguments.gpus))
+    names = [experiments.table_of(target) for target in arguments.targets] or list(
+        experiments.tables
+    )
+    print(
+        plan.plan(
+            experiments, names, arguments.gpu or experiments.settings.runtime.gpu, arguments.gpus
+        )
+    )
 
 
 def campaign(arguments: Arguments) -> None:
@@ -224,17 +251,19 @@ def campaign(arguments: Arguments) -> None:
 
 def check(arguments: Arguments) -> int:
     """Say what is at hand and what to do about the rest; exit status 1 if something is missing."""
-    from cda.results import check
+    from cda.pipeline import check
 
     experiments = experiments_of(arguments)
-    text, whole = check.check(experiments, [experiments.table_of(target) for target in arguments.targets])
+    text, whole = check.check(
+        experiments, [experiments.table_of(target) for target in arguments.targets]
+    )
     print(text)
     return int(not whole)
 
 
 def unlock(_arguments: Arguments) -> None:
     """Make this folder ready for another snakemake after one was killed."""
-    from cda.unlock import unlock
+    from cda.pipeline.unlock import unlock
 
     print(unlock(Path.cwd()))
 

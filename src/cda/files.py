@@ -25,7 +25,8 @@ def _sync(path: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> ArtifactError:
     return ArtifactError(
-        f"{path}: cannot be written ({error.strerror}); make room or allow writing, then start again: it goes on"
+        f"{path}: cannot be written ({error.strerror}); make room or allow writing, then "
+        "start again: it goes on"
     )
 
 
@@ -69,11 +70,17 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ArtifactError(f"{path}: {what} cannot be read ({error.strerror}); make or pull it first") from None
+        raise ArtifactError(
+            f"{path}: {what} cannot be read ({error.strerror}); make or pull it first"
+        ) from None
     except (ValueError, RecursionError):
-        raise ArtifactError(f"{path}: {what} is damaged (not JSON); delete it and make it again") from None
+        raise ArtifactError(
+            f"{path}: {what} is damaged (not JSON); delete it and make it again"
+        ) from None
     if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: {what} is not what it should be (no JSON object); delete it and make it again")
+        raise ArtifactError(
+            f"{path}: {what} is not what it should be (no JSON object); delete it and make it again"
+        )
     return value
 
 
@@ -86,7 +93,9 @@ def publish(folder: Path, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         _clear(output)
         aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-        shutil.move(folder, aside)  # across file systems this copies, so the rename below is what makes it appear
+        shutil.move(
+            folder, aside
+        )  # across file systems this copies, so the rename below is what makes it appear
         if output.exists():
             shutil.rmtree(output)
         os.rename(aside, output)

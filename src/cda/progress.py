@@ -26,14 +26,19 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """A counter of `total` things; `update` counts, `note` is shown beside (a loss, an accuracy)."""
+    """A counter of `total` things.
+
+    `update` counts, `note` is shown beside (a loss, an accuracy).
+    """
 
     def __init__(self, total: int, label: str, unit: str = "it", done: int = 0) -> None:
         self.total, self.label, self.unit, self.done = total, label, unit, done
         self.note = ""
         self._first, self._start, self._last = done, time.monotonic(), 0.0
         self._bar = (
-            tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=True) if sys.stderr.isatty() else None
+            tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=True)
+            if sys.stderr.isatty()
+            else None
         )
 
     def update(self, count: int = 1) -> None:

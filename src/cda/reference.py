@@ -1,4 +1,7 @@
-"""The reference page of the configuration, and its JSON schema: both come from the typed fields and nothing else."""
+"""The reference page of the configuration, and its JSON schema.
+
+Both come from the typed fields and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from cda.campaign.steps import Campaign, Step
-from cda.config import Dataset, Settings
-from cda.declared import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
-from cda.recipe import Recipe
-from cda.schema import Strict
+from cda.config.experiment import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
+from cda.config.recipe import Recipe
+from cda.config.settings import Dataset, Settings
+from cda.config.types import Strict
 
 HEAD = """# Configuration
 
@@ -35,9 +38,17 @@ def _type(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if "$ref" in schema:
         return "mapping"
-    kind = {"integer": "whole number", "array": "list", "object": "mapping", "string": "text", "null": "nothing"}
+    kind = {
+        "integer": "whole number",
+        "array": "list",
+        "object": "mapping",
+        "string": "text",
+        "null": "nothing",
+    }
     bounds = {"minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMinimum": "> {}"}
-    limits = ", ".join(text.format(f"{schema[key]:g}") for key, text in bounds.items() if key in schema)
+    limits = ", ".join(
+        text.format(f"{schema[key]:g}") for key, text in bounds.items() if key in schema
+    )
     name = kind.get(schema.get("type", ""), schema.get("type", "any"))
     return f"{name} {limits}".strip()
 
@@ -54,34 +65,71 @@ def _default(field: Any) -> str:
 def _section(title: str, model: type[Strict]) -> list[str]:
     properties = model.model_json_schema()["properties"]
     about = re.sub(r"\s+", " ", model.__doc__ or "")
-    lines = [f"## {title}", "", about, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        f"## {title}",
+        "",
+        about,
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     for name, field in model.model_fields.items():
         key = field.alias or name
-        lines.append(f"| `{key}` | {_type(properties[key])} | {_default(field)} | {field.description or ''} |")
+        lines.append(
+            f"| `{key}` | {_type(properties[key])} | {_default(field)} | "
+            f"{field.description or ''} |"
+        )
     return [*lines, ""]
 
 
 def page() -> str:
     """The whole reference as Markdown."""
-    sections: list[tuple[str, type[Strict]]] = [("`config/config.yaml`, and `settings` of a scale", Settings)]
+    sections: list[tuple[str, type[Strict]]] = [
+        ("`config/config.yaml`, and `settings` of a scale", Settings)
+    ]
     sections += [(f"`{key}` in it", model) for key, model in _models_in(Settings)]
-    sections += [("`config/datasets/<name>.yaml`", Dataset), ("`config/experiments/<table>.yaml`", Experiment)]
+    sections += [
+        ("`config/datasets/<name>.yaml`", Dataset),
+        ("`config/experiments/<table>.yaml`", Experiment),
+    ]
     sections += [("its `layout`", Layout2D), ("one of its `groups`", Group)]
-    sections += [("`config/experiments/<figure>.yaml`", Figure), ("`config/scales/<name>.yaml`", Scale)]
+    sections += [
+        ("`config/experiments/<figure>.yaml`", Figure),
+        ("`config/scales/<name>.yaml`", Scale),
+    ]
     sections += [("one of its `datasets`", DatasetScale)]
     sections += [("`config/campaign.yaml`", Campaign), ("one of its `steps`", Step)]
-    sections += [(f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)]
-    return "\n".join([HEAD, *(line for title, model in sections for line in _section(title, model))]).rstrip() + "\n"
+    sections += [
+        (f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)
+    ]
+    return (
+        "\n".join(
+            [HEAD, *(line for title, model in sections for line in _section(title, model))]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _models_in(model: type[Strict]) -> list[tuple[str, type[Strict]]]:
     """The fields of a model that are models themselves, by key."""
     fields = [(field.alias or name, field.annotation) for name, field in model.model_fields.items()]
-    kinds = [(key, option) for key, kind in fields for option in (kind, *getattr(kind, "__args__", ()))]
-    return [(key, kind) for key, kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)]
+    kinds = [
+        (key, option) for key, kind in fields for option in (kind, *getattr(kind, "__args__", ()))
+    ]
+    return [
+        (key, kind) for key, kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)
+    ]
 
 
 def schema() -> str:
     """JSON schemas of every kind of file in `config/`."""
-    models: tuple[type[Strict], ...] = (Settings, Dataset, Experiment, Figure, Scale, Campaign, Recipe)
+    models: tuple[type[Strict], ...] = (
+        Settings,
+        Dataset,
+        Experiment,
+        Figure,
+        Scale,
+        Campaign,
+        Recipe,
+    )
     return json.dumps([model.model_json_schema() for model in models], indent=1)

@@ -1,4 +1,5 @@
-"""Artifacts that travel: tracked, pushed, pulled on another machine, put in order, on a folder and on S3.
+"""Artifacts that travel: tracked, pushed, pulled on another machine, put in order, on a folder and
+on S3.
 
 The runs are those of a small table; their files are made up, since nobody here looks into them.
 """
@@ -21,22 +22,30 @@ import yaml
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from cda.artifacts import dvc as cda_dvc
-from cda.experiments import ExperimentSet
-from cda.needs import inputs, outputs
-from cda.runs import MEASURING
-from cda.settings import load_settings
-from cda.workflow import Plan
+from cda.config.load import load_settings
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import inputs, outputs
+from cda.experiments.runs import MEASURING
+from cda.pipeline import dvc as cda_dvc
+from cda.pipeline.rules import Plan
 
 ROOT = Path(__file__).parents[2]
 TABLE = "results/tiny.csv"
 NOTHING = "No changes.\n"
-KEYS = {"AWS_ACCESS_KEY_ID": "made-up", "AWS_SECRET_ACCESS_KEY": "made-up", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "made-up",
+    "AWS_SECRET_ACCESS_KEY": "made-up",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 def program(*command, cwd=None, ok=True):
-    environment = os.environ | KEYS | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    environment = (
+        os.environ | KEYS | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    )
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     told = done.stdout + done.stderr
     assert (done.returncode == 0) == ok, told
     return told
@@ -53,8 +62,12 @@ def git(*arguments, **more):
 def planned():
     """Jobs per rule of a dry run for the table."""
     told = program(sys.executable, "-m", "snakemake", "-n", TABLE, "--config", "datasets=[digits]")
-    table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", told, re.MULTILINE | re.DOTALL)
-    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)", table[1], re.MULTILINE)}
+    table = re.search(
+        r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", told, re.MULTILINE | re.DOTALL
+    )
+    return {
+        name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)", table[1], re.MULTILINE)
+    }
 
 
 def make(paths):
@@ -99,10 +112,14 @@ def origin(tmp_path_factory, config_tree):
         if run.stage in MEASURING:
             for seed, path in enumerate(outputs(run, 0, experiments.layout, 2)):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).write_text(json.dumps({"run": run.id, "seed": seed, "top1": 40.0 + seed}), encoding="utf-8")
+                Path(path).write_text(
+                    json.dumps({"run": run.id, "seed": seed, "top1": 40.0 + seed}), encoding="utf-8"
+                )
     for name in (".dvcignore", ".gitignore", "dvc.yaml", "workflow"):
         Path(name).symlink_to(ROOT / name) if name == "workflow" else shutil.copy(ROOT / name, name)
-    shutil.copytree(ROOT / "src/cda/results", "src/cda/results", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "src/cda/results", "src/cda/results", ignore=shutil.ignore_patterns("__pycache__")
+    )
     git("init", "-q")
     Path(".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", ".dvc/config")
@@ -152,7 +169,11 @@ def cda(*arguments):
 
 def artifacts_here():
     files = (path for path in Path("artifacts").rglob("*") if path.is_file())
-    return {str(path): path.read_bytes() for path in files if path.suffix != ".dvc" and not path.name.startswith(".")}
+    return {
+        str(path): path.read_bytes()
+        for path in files
+        if path.suffix != ".dvc" and not path.name.startswith(".")
+    }
 
 
 def damage(file):
@@ -183,7 +204,11 @@ def in_order(experiments):
 
     for run in experiments.runs().values():
         made = [moment(path) for path in outputs(run, run.ipc or 4, experiments.layout, 2)]
-        read = [path for one in inputs(run, 30.0) for path in outputs(one, run.ipc, experiments.layout, 0)]
+        read = [
+            path
+            for one in inputs(run, 30.0)
+            for path in outputs(one, run.ipc, experiments.layout, 0)
+        ]
         if min(made) < max(map(moment, read), default=0):
             return False
     return True
@@ -206,8 +231,12 @@ def test_pull_brings_what_missing_cells_need_and_nothing_is_made_again(clone, ca
     assert not artifacts_here()
     assert cda("pull", TABLE) == 0
     # Two parts and two label stores of either method; no model, which no validate job reads.
-    assert capsys.readouterr().out.count(f"{TABLE}: 8 outputs to bring, 72.0 kB; 0 here already.") == 2
-    assert not Path("artifacts/squeeze/digits").is_dir() or not list(Path("artifacts/squeeze/digits").glob("*/*"))
+    assert (
+        capsys.readouterr().out.count(f"{TABLE}: 8 outputs to bring, 72.0 kB; 0 here already.") == 2
+    )
+    assert not Path("artifacts/squeeze/digits").is_dir() or not list(
+        Path("artifacts/squeeze/digits").glob("*/*")
+    )
     assert planned() == {"validate": 4, "table": 1}
     assert cda("pull", TABLE, "--dry-run") == 0
     assert f"{TABLE}: 0 outputs to bring, 0 B; 8 here already." in capsys.readouterr().out
@@ -219,7 +248,9 @@ def test_whatever_the_times_are_order_lets_nothing_be_made_again(link, clone, or
     dvc("pull")
     model = next(Path("artifacts/squeeze").rglob("model.safetensors"))
     assert model.is_symlink() == (link == "symlink")
-    assert (os.lstat(model).st_nlink, model.stat().st_nlink) == ((2, 2) if link == "hardlink" else (1, 1))
+    assert (os.lstat(model).st_nlink, model.stat().st_nlink) == (
+        (2, 2) if link == "hardlink" else (1, 1)
+    )
     for seed in range(2 if link == "hardlink" else 0):
         shuffle(seed)
         assert not in_order(declared)
@@ -251,7 +282,10 @@ def test_what_was_made_from_another_model_is_not_put_in_order(copy, declared, ca
     shuffle("worst")
     assert cda("order") == 0
     told = capsys.readouterr().err
-    assert f"{model}: is not what is tracked, so what was made from it keeps its time; cda track" in told
+    assert (
+        f"{model}: is not what is tracked, so what was made from it keeps its time; cda track"
+        in told
+    )
     assert not in_order(declared)
     assert cda("track") == 0
     assert f"tracked {model.parent}: model.safetensors (23 B)" in capsys.readouterr().out
@@ -274,7 +308,9 @@ def test_a_model_that_came_alone_is_not_trained_again_for_its_test_images(tmp_pa
 
 def test_with_the_run_jsons_nothing_is_needed(clone, capsys):
     assert cda("pull", TABLE) == 0
-    assert "Its measurements are all there, so it is made without artifacts" in capsys.readouterr().out
+    assert (
+        "Its measurements are all there, so it is made without artifacts" in capsys.readouterr().out
+    )
     assert not artifacts_here()
 
 
@@ -287,15 +323,21 @@ def test_tracking_again_changes_nothing_and_what_is_half_there_is_left(copy, dec
     other = cda_dvc.file_of(str(Path(jobs(declared, "recover")[0]).parent))
     told = yaml.safe_load(other.read_text())
     assert sum(told.pop("meta")["bytes"].values()) == told["outs"][0]["size"] == 18000
-    other.write_text(yaml.safe_dump(told, sort_keys=False))  # as a kill leaves it, or a plain `dvc add`
+    other.write_text(
+        yaml.safe_dump(told, sort_keys=False)
+    )  # as a kill leaves it, or a plain `dvc add`
     assert cda("track") == 0
     assert "0 runs tracked, 0 B; 6 were already." in capsys.readouterr().out
     assert not dvc_file.exists()
-    assert {path: content for path, content in before.items() if path in artifacts_here()} == artifacts_here()
+    assert {
+        path: content for path, content in before.items() if path in artifacts_here()
+    } == artifacts_here()
     assert git("status", "--short") == f" D {dvc_file}\n"
 
 
-def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(clone, origin, declared, tmp_path, capsys):
+def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(
+    clone, origin, declared, tmp_path, capsys
+):
     os.chdir(origin[0])
     whole = artifacts_here()
     os.chdir(clone)
@@ -318,8 +360,12 @@ def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(clon
     git("clone", "-q", ".", str(tmp_path / "third"))
     shutil.copy(".dvc/config.local", tmp_path / "third/.dvc/config.local")
     os.chdir(tmp_path / "third")
-    told = dvc("gc", "--workspace", "--all-branches", "--all-tags", "--cloud", "--force")  # from a machine without any
-    assert "Removed 1 objects from remote" in told  # the list of the run's files before there was a further part
+    told = dvc(
+        "gc", "--workspace", "--all-branches", "--all-tags", "--cloud", "--force"
+    )  # from a machine without any
+    assert (
+        "Removed 1 objects from remote" in told
+    )  # the list of the run's files before there was a further part
     dvc("pull")
     here = artifacts_here()
     assert {path for path in here if path.startswith(folder)} == {
@@ -339,7 +385,9 @@ def test_a_changed_part_that_lacks_files_is_refused(clone, declared, capsys):
     for command in (["track"], ["pull", TABLE, "--all"]):
         assert cda(*command) == 1
         told = capsys.readouterr().err.strip().splitlines()[-1]
-        assert told.startswith(f"cda: {part}: lacks files that are tracked, and has others that are not; remove it")
+        assert told.startswith(
+            f"cda: {part}: lacks files that are tracked, and has others that are not; remove it"
+        )
     assert cda_dvc.file_of(str(part.parent)).read_bytes() == before
 
 
@@ -359,7 +407,9 @@ def test_a_damaged_cached_file_is_found_and_brought_again(clone, origin, declare
 
 
 class Gate:
-    """Moto's S3, which counts objects sent and got, and on demand stops at the n-th for as long as its client lives."""
+    """Moto's S3, which counts objects sent and got, and on demand stops at the n-th for as long as
+    its client lives.
+    """
 
     def __init__(self):
         self.application = DomainDispatcherApplication(create_backend_app)
@@ -375,7 +425,9 @@ class Gate:
 
     def __call__(self, environ, start_response):
         method, key = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        listed = method == "GET" and key.endswith(".dir")  # the lists of runs' files are read more than once
+        listed = method == "GET" and key.endswith(
+            ".dir"
+        )  # the lists of runs' files are read more than once
         if method in self.asked and "/files/md5/" in key and not listed:
             if len(self.asked[method]) >= self.stop_at.get(method, 10**9):
                 self.stopped.set()
@@ -386,10 +438,15 @@ class Gate:
         return self.application(environ, start_response)
 
     def killed_at(self, method, count, *command):
-        """Run DVC, one transfer at a time, and kill it when it asks for object `count`; what it transferred before."""
+        """Run DVC, one transfer at a time, and kill it when it asks for object `count`.
+
+        What it transferred before.
+        """
         self.asked[method].clear()
         self.stop_at[method] = count
-        process = subprocess.Popen([sys.executable, "-m", "dvc", *command, "--jobs", "1"], env=os.environ | KEYS)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *command, "--jobs", "1"], env=os.environ | KEYS
+        )
         assert self.stopped.wait(120)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -469,11 +526,31 @@ def test_repro_makes_the_tables_again_and_no_run(copy):
 @pytest.mark.parametrize(
     ("spoil", "command", "line"),
     [
-        (lambda: Path(".dvc/config.local").unlink(), ["pull", TABLE, "--all"], ".dvc/config.local: names no remote"),
-        (lambda: shutil.rmtree(".dvc"), ["pull", TABLE, "--all"], ".dvc: there is none here; work in a git clone"),
-        (lambda: next(Path("artifacts").rglob("*.dvc")).write_text("{"), ["pull", TABLE, "--all"], "is no DVC file"),
-        (lambda: None, ["pull", "results/table77.csv"], "there is no table 'table77' at scale paper"),
-        (lambda: None, ["track", "--config", "scale=small"], "config key scale: artifacts of scale small are not"),
+        (
+            lambda: Path(".dvc/config.local").unlink(),
+            ["pull", TABLE, "--all"],
+            ".dvc/config.local: names no remote",
+        ),
+        (
+            lambda: shutil.rmtree(".dvc"),
+            ["pull", TABLE, "--all"],
+            ".dvc: there is none here; work in a git clone",
+        ),
+        (
+            lambda: next(Path("artifacts").rglob("*.dvc")).write_text("{"),
+            ["pull", TABLE, "--all"],
+            "is no DVC file",
+        ),
+        (
+            lambda: None,
+            ["pull", "results/table77.csv"],
+            "there is no table 'table77' at scale paper",
+        ),
+        (
+            lambda: None,
+            ["track", "--config", "scale=small"],
+            "config key scale: artifacts of scale small are not",
+        ),
     ],
     ids=["no remote", "no clone", "damaged", "no table", "scale"],
 )
@@ -497,7 +574,9 @@ def test_without_dvc_one_line_says_so(clone, monkeypatch, capsys):
 def test_a_second_cda_is_refused_while_one_tracks(clone, capsys):
     with cda_dvc.alone():
         assert cda("track") == 1
-    assert "cda: .dvc/tmp/cda.lock: another cda tracks or pulls here; wait" in capsys.readouterr().err
+    assert (
+        "cda: .dvc/tmp/cda.lock: another cda tracks or pulls here; wait" in capsys.readouterr().err
+    )
 
 
 def test_runs_that_nobody_tracked_are_named_and_what_they_need_is_brought(clone, declared, capsys):
@@ -511,4 +590,6 @@ def test_runs_that_nobody_tracked_are_named_and_what_they_need_is_brought(clone,
     assert f"not tracked by anybody: recover digits {Path(parts[0]).parent.name} (2 jobs)" in told
     assert f"not tracked by anybody: relabel digits {Path(labels[0]).parent.name} (1 job)" in told
     assert "--config cells=present makes do with the run JSONs there are" in told
-    assert f"{TABLE}: 5 outputs to bring, 42.0 kB" in told  # random's parts and labels; the model that cda's parts need
+    assert (
+        f"{TABLE}: 5 outputs to bring, 42.0 kB" in told
+    )  # random's parts and labels; the model that cda's parts need

@@ -1,4 +1,7 @@
-"""A campaign that is killed and continued in slices measures what an undisturbed chain does; its stages are real."""
+"""A campaign that is killed and continued in slices measures what an undisturbed chain does.
+
+Its stages are real.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,9 @@ def gone(process: int) -> bool:
 
 def made() -> dict[str, Any]:
     """Every measurement, without where and how long."""
-    found = {str(path): json.loads(path.read_text()) for path in Path("results/runs").rglob("*.json")}
+    found = {
+        str(path): json.loads(path.read_text()) for path in Path("results/runs").rglob("*.json")
+    }
     for told in found.values():
         assert told.pop("provenance")
     return found
@@ -90,8 +95,13 @@ def test_a_campaign_killed_and_continued_measures_what_an_undisturbed_chain_does
     second.reach("validate")
     second.process.send_signal(signal.SIGTERM)
     said = second.end(128 + signal.SIGTERM)
-    assert re.search(r"^recover .* (going on from step|blocks are done already)", said, re.MULTILINE)
-    assert "This slice finished 2 jobs.\nStopped in the middle, the next slice goes on from there: validate" in said
+    assert re.search(
+        r"^recover .* (going on from step|blocks are done already)", said, re.MULTILINE
+    )
+    assert (
+        "This slice finished 2 jobs.\nStopped in the middle, the next slice goes on from "
+        "there: validate" in said
+    )
     assert made() == {}
 
     said = Slice().end(0)

@@ -1,8 +1,9 @@
-"""Squeeze in two processes: the training of one process on the same batches, and the same again after any end.
+"""Squeeze in two processes: the training of one process on the same batches, and the same again
+after any end.
 
-Both read images from a folder with RandAugment, cutout and label smoothing, on the CPU (gloo). Without batch statistics
-the two trainings differ in the order of sums alone; with them each process's are of its half of a batch, and the
-trainings are two of the same kind.
+Both read images from a folder with RandAugment, cutout and label smoothing, on the CPU (gloo).
+Without batch statistics the two trainings differ in the order of sums alone; with them each
+process's are of its half of a batch, and the trainings are two of the same kind.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cda.runs import decode_run
+from cda.experiments.runs import decode_run
 from cda.stages import decode
 
 pytestmark = pytest.mark.slow
@@ -30,13 +31,21 @@ EPOCHS, TRAIN = 5, 13  # images of each of the ten classes
 
 @pytest.fixture
 def streamed(tree):
-    """Digits in folders as a streamed data set; `streamed(model, batch)` is the run that squeezes `model`."""
+    """Digits in folders as a streamed data set.
+
+    `streamed(model, batch)` is the run that squeezes `model`.
+    """
     tree.few_images(TRAIN, 4)
     tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\nstream: true")
     tree.edit("config.yaml", "  cpu_threads: 1", "  cpu_threads: 1\n  workers: 0")
-    added = "  label_smoothing: 0.2 # ours\n  cutout: 0.5 # ours\n  randaugment: 2 # ours\n  evaluate_every: 1 # ours\n"
+    added = (
+        "  label_smoothing: 0.2 # ours\n  cutout: 0.5 # ours\n  randaugment: 2 # ours\n  "
+        "evaluate_every: 1 # ours\n"
+    )
     tree.edit(
-        "recipes/digits.yaml", "  epochs: 2              # paper Table 10a\n", f"  epochs: {EPOCHS} # ours\n{added}"
+        "recipes/digits.yaml",
+        "  epochs: 2              # paper Table 10a\n",
+        f"  epochs: {EPOCHS} # ours\n{added}",
     )
 
     def run(model: str, batch: int, lr: float) -> Any:
@@ -76,8 +85,13 @@ def work_of(run: Any) -> Path:
     return Path("artifacts/work/squeeze/digits", run.id, "model")
 
 
-def ended_by(run: Any, out: str, number: int, after: int, processes: int = 2, *config: str) -> tuple[int, str]:
-    """Start, send `number` after that many steps: SIGTERM to torchrun alone, else to all; where it then is, its log."""
+def ended_by(
+    run: Any, out: str, number: int, after: int, processes: int = 2, *config: str
+) -> tuple[int, str]:
+    """Start, send `number` after that many steps: SIGTERM to torchrun alone, else to all.
+
+    Where it then is, its log.
+    """
     job, state = started(run, out, processes, *config), work_of(run) / "state.safetensors"
     while at_of(state) < after:
         assert job.poll() is None, job.communicate()[0]
@@ -107,11 +121,16 @@ def losses(told: dict[str, Any]) -> np.ndarray:
 def assert_same(one: str, other: str) -> None:
     told = [json.loads(Path(out, "squeeze.json").read_text()) for out in (one, other)]
     assert told[0]["curve"] == told[1]["curve"]
-    assert Path(one, "model.safetensors").read_bytes() == Path(other, "model.safetensors").read_bytes()
+    assert (
+        Path(one, "model.safetensors").read_bytes() == Path(other, "model.safetensors").read_bytes()
+    )
 
 
 def test_two_processes_are_one_without_batch_statistics(streamed):
-    """130 images in batches of 43: the last batch is one image, of which the second process has no share."""
+    """130 images in batches of 43.
+
+    The last batch is one image, of which the second process has no share.
+    """
     run = streamed("convnet2", 43, 0.05)
     one, two = finished(run, "one", 1), finished(run, "two")
     assert (one["provenance"].get("processes"), two["provenance"]["processes"]) == (None, 2)
@@ -119,7 +138,9 @@ def test_two_processes_are_one_without_batch_statistics(streamed):
     assert losses(one)[-1] < losses(one)[0] - 0.05
     weights = [load_file(f"{out}/model.safetensors") for out in ("one", "two")]
     for name, weight in weights[0].items():
-        np.testing.assert_allclose(weights[1][name], weight, rtol=2**-10, atol=1e-5, err_msg=name)  # kept as fp16
+        np.testing.assert_allclose(
+            weights[1][name], weight, rtol=2**-10, atol=1e-5, err_msg=name
+        )  # kept as fp16
 
 
 def test_with_batch_statistics_they_are_nearly_one_and_go_on_after_any_end(streamed):
@@ -143,4 +164,6 @@ def test_a_signal_to_a_job_and_its_workers_ends_it_saved(streamed):
     at, log = ended_by(run, "one", signal.SIGTERM, 1, 1, "runtime.workers=2")
     assert at >= 1
     assert "Traceback" not in log
-    assert log.rstrip().endswith("stopped by SIGTERM; what is done is saved, start it again to go on")
+    assert log.rstrip().endswith(
+        "stopped by SIGTERM; what is done is saved, start it again to go on"
+    )

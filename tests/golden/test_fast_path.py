@@ -1,7 +1,9 @@
-"""Images of the fast path serve as well as the reference's: losses and accuracy over seeds, on the handwritten digits.
+"""Images of the fast path serve as well as the reference's: losses and accuracy over seeds, on the
+handwritten digits.
 
-Rounding sends the two ways of computing apart within some tens of steps, so that finished images are compared by what
-they are for. The measure is the spread over five seeds of recovery, which is what a reader of a table sees as noise.
+Rounding sends the two ways of computing apart within some tens of steps, so that finished images
+are compared by what they are for. The measure is the spread over five seeds of recovery, which is
+what a reader of a table sees as noise.
 """
 
 from __future__ import annotations
@@ -38,15 +40,42 @@ def measured(tree: Any, seed: int, path: str) -> dict[str, float]:
     run = tree.runs(ipc=2)
     folder, options = f"{path}-{seed}", ("--config", f"runtime.compile={path}")
     for stage, arguments in {
-        "recover": ("--part", "0", "--model", "model/model.safetensors", "--out", f"{folder}/part-0"),
-        "relabel": ("--images", folder, "--model", "model/model.safetensors", "--out", f"{folder}/labels"),
-        "validate": ("--images", folder, "--labels", f"{folder}/labels", "--seed", "0", "--out", f"{folder}/top1.json"),
+        "recover": (
+            "--part",
+            "0",
+            "--model",
+            "model/model.safetensors",
+            "--out",
+            f"{folder}/part-0",
+        ),
+        "relabel": (
+            "--images",
+            folder,
+            "--model",
+            "model/model.safetensors",
+            "--out",
+            f"{folder}/labels",
+        ),
+        "validate": (
+            "--images",
+            folder,
+            "--labels",
+            f"{folder}/labels",
+            "--seed",
+            "0",
+            "--out",
+            f"{folder}/top1.json",
+        ),
     }.items():
         assert tree.cda(stage, "--run", run[stage].id, *arguments, *options) == 0
     shard = json.loads(Path(folder, "part-0/ipc-000.json").read_text())
     assert shard["provenance"]["compiled"] == (path == "auto")
     last = shard["blocks"][0]["trace"][-1]
-    return {"ce": last["ce"], "bn": last["bn"], "top1": json.loads(Path(folder, "top1.json").read_text())["top1"]}
+    return {
+        "ce": last["ce"],
+        "bn": last["bn"],
+        "top1": json.loads(Path(folder, "top1.json").read_text())["top1"],
+    }
 
 
 def begun(config_tree: Any) -> Any:
@@ -57,7 +86,9 @@ def begun(config_tree: Any) -> Any:
 
 
 def over_seeds(config_tree: Any, path: str) -> None:
-    """Measure `path` with every seed, in a folder of its own beside the squeezed model's, into rows.json."""
+    """Measure `path` with every seed, in a folder of its own beside the squeezed model's, into
+    rows.json.
+    """
     os.mkdir(path)
     os.chdir(path)
     shutil.copytree("../model", "model")
@@ -77,7 +108,10 @@ def found(config_tree, tmp_path_factory) -> dict[str, list[dict[str, float]]]:
         squeeze = tree.runs()["squeeze"].id
         assert tree.cda("squeeze", "--run", squeeze, "--out", "model/model.safetensors") == 0
         paths = ("never", "auto")
-        jobs = [multiprocessing.get_context("fork").Process(target=over_seeds, args=(config_tree, p)) for p in paths]
+        jobs = [
+            multiprocessing.get_context("fork").Process(target=over_seeds, args=(config_tree, p))
+            for p in paths
+        ]
         for job in jobs:
             job.start()
         for job in jobs:
@@ -88,7 +122,9 @@ def found(config_tree, tmp_path_factory) -> dict[str, list[dict[str, float]]]:
 @pytest.mark.parametrize("what", ["ce", "bn", "top1"])
 def test_the_fast_path_agrees_within_the_spread_over_seeds(found, what):
     slow, fast = ([row[what] for row in found[path]] for path in ("never", "auto"))
-    noise = statistics.stdev(slow) * math.sqrt(2 / len(slow))  # of a difference of two means of five
+    noise = statistics.stdev(slow) * math.sqrt(
+        2 / len(slow)
+    )  # of a difference of two means of five
     print(what, "reference", slow, "fast", fast, "noise", noise)
     assert slow != fast  # otherwise one of the two ran twice
     assert abs(statistics.mean(slow) - statistics.mean(fast)) < 3 * noise
@@ -96,4 +132,6 @@ def test_the_fast_path_agrees_within_the_spread_over_seeds(found, what):
 
 
 def test_the_images_are_learned_from(found):
-    assert all(statistics.mean(row["top1"] for row in rows) > 25 for rows in found.values())  # chance is 10
+    assert all(
+        statistics.mean(row["top1"] for row in rows) > 25 for rows in found.values()
+    )  # chance is 10

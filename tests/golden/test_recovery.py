@@ -1,6 +1,8 @@
-"""Ten steps of the recover loop against a plain loop written from docs/fidelity.md, from equal starts and equal draws.
+"""Ten steps of the recover loop against a plain loop written from docs/fidelity.md, from equal
+starts and equal draws.
 
-Adam with β₂ = 0.9 follows signs, so that a difference grows a hundredfold in ten steps: hence float64, and ten steps.
+Adam with β₂ = 0.9 follows signs, so that a difference grows a hundredfold in ten steps: hence
+float64, and ten steps.
 """
 
 from __future__ import annotations
@@ -15,24 +17,33 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from cda.checkpoint import Checkpoint
-from cda.config import Dataset, Runtime
+from cda.config.recipe import Recover
+from cda.config.settings import Dataset, Runtime
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Machine
+from cda.engine.recovery import Block, Objective, Recovery, blocks_of, start_images, step_views
 from cda.errors import ArtifactError
-from cda.method.recovery import Block, Objective, Recovery, blocks_of, start_images, step_views
-from cda.recipe import Recover
-from cda.runtime import Machine
 
 torch.set_num_threads(1)
 
 SIZE, CLASSES, STEPS = 16, 8, 10
 MEAN, STD = (0.48, 0.45, 0.40), (0.23, 0.22, 0.25)
-DATA = Dataset(name="toy", layout="digits", classes=CLASSES, resolution=SIZE, mean=MEAN, std=STD, get="x")
+DATA = Dataset(
+    name="toy", layout="digits", classes=CLASSES, resolution=SIZE, mean=MEAN, std=STD, get="x"
+)
 MACHINE = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
 BLOCKS = [Block(0, 0, 4), Block(0, 4, 8), Block(3, 0, 4)]
 
 
 def recipe(**values: Any) -> Recover:
-    usual = {"mode": "curriculum", "iterations": STEPS, "lr": 0.25, "alpha_bn": 0.05, "jitter": 4, "min_crop": 0.2}
+    usual = {
+        "mode": "curriculum",
+        "iterations": STEPS,
+        "lr": 0.25,
+        "alpha_bn": 0.05,
+        "jitter": 4,
+        "min_crop": 0.2,
+    }
     return Recover(**(usual | values))
 
 
@@ -49,9 +60,17 @@ RECIPES = {
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    """Two convolutions with BN and a linear layer; weights from numpy, so that they never change with torch."""
+    """Two convolutions with BN and a linear layer.
+
+    Weights from numpy, so that they never change with torch.
+    """
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
-    layers += [nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(2)]
+    layers += [
+        nn.Conv2d(8, 12, 3, stride=2, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+    ]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(48, CLASSES)).to(dtype)
     draws = np.random.default_rng(7)
     for name, tensor in model.state_dict().items():
@@ -74,7 +93,11 @@ def begun(
 
 
 def recovered(
-    values: Recover, blocks: list[Block], dtype: torch.dtype = torch.float64, steps: int = STEPS, **options: Any
+    values: Recover,
+    blocks: list[Block],
+    dtype: torch.dtype = torch.float64,
+    steps: int = STEPS,
+    **options: Any,
 ) -> Recovery:
     recovery = begun(network(dtype), blocks, values, dtype, **options)
     for _ in range(steps):
@@ -101,7 +124,11 @@ def lowest(values: Recover, step: int) -> float:
         return values.min_crop if step < end else values.max_crop
     if step >= end:
         return values.min_crop
-    left = {"step": 1.0, "linear": 1 - step / end, "cosine": (1 + math.cos(math.pi * step / end)) / 2}
+    left = {
+        "step": 1.0,
+        "linear": 1 - step / end,
+        "cosine": (1 + math.cos(math.pi * step / end)) / 2,
+    }
     return values.min_crop + (values.max_crop - values.min_crop) * left[values.scheduler]
 
 
@@ -125,11 +152,14 @@ def distances(model: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         mean = values.sum(dim=1) / values.shape[1]
         var = ((values - mean[:, None]) ** 2).sum(dim=1) / values.shape[1]
         terms = [
-            ((now - then) ** 2).sum().sqrt() for now, then in [(var, layer.running_var), (mean, layer.running_mean)]
+            ((now - then) ** 2).sum().sqrt()
+            for now, then in [(var, layer.running_var), (mean, layer.running_mean)]
         ]
         found.append(terms[0] + terms[1])
 
-    handles = [module.register_forward_hook(hook) for module in model if isinstance(module, nn.BatchNorm2d)]
+    handles = [
+        module.register_forward_hook(hook) for module in model if isinstance(module, nn.BatchNorm2d)
+    ]
     logits = model(x)
     for handle in handles:
         handle.remove()
@@ -137,7 +167,9 @@ def distances(model: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def plain_loop(block: Block, values: Recover) -> tuple[Tensor, list[tuple[float, float]]]:
-    """The block's images [B, 3, R, R] after all steps, and (cross-entropy, BN distance) of every step."""
+    """The block's images [B, 3, R, R] after all steps, and (cross-entropy, BN distance) of every
+    step.
+    """
     model, labels = network(), list(range(block.first, block.last))
     x = torch.from_numpy(start_images(block, values.seed, SIZE))
     first, second, losses = torch.zeros_like(x), torch.zeros_like(x), []
@@ -153,7 +185,9 @@ def plain_loop(block: Block, values: Recover) -> tuple[Tensor, list[tuple[float,
         lr = values.lr * (1 + math.cos(math.pi * s / values.iterations)) / 2
         first = 0.5 * first + 0.5 * slope
         second = 0.9 * second + 0.1 * slope**2
-        x = x.detach() - lr * (first / (1 - 0.5 ** (s + 1))) / ((second / (1 - 0.9 ** (s + 1))).sqrt() + 1e-8)
+        x = x.detach() - lr * (first / (1 - 0.5 ** (s + 1))) / (
+            (second / (1 - 0.9 ** (s + 1))).sqrt() + 1e-8
+        )
         for c in range(3):
             x[:, c] = x[:, c].clamp(-MEAN[c] / STD[c], (1 - MEAN[c]) / STD[c])
     return x, losses
@@ -169,7 +203,9 @@ def test_ten_steps_are_those_of_the_plain_loop(name):
     ours = recovered(values, [block])
     torch.testing.assert_close(ours.images.detach(), expected, rtol=0, atol=1e-8)
     assert [row["step"] for row in ours.trace] == list(range(1, STEPS + 1))
-    assert [(row["ce"][0], row["bn"][0]) for row in ours.trace] == [pytest.approx(both, abs=1e-8) for both in losses]
+    assert [(row["ce"][0], row["bn"][0]) for row in ours.trace] == [
+        pytest.approx(both, abs=1e-8) for both in losses
+    ]
     assert (expected - torch.from_numpy(start_images(block, values.seed, SIZE))).abs().mean() > 0.3
 
 
@@ -179,7 +215,9 @@ def test_blocks_packed_together_are_each_as_alone(name):
     for block, images in zip(BLOCKS, together.images.detach().split(4), strict=True):
         alone, losses = plain_loop(block, RECIPES[name])
         torch.testing.assert_close(images, alone, rtol=0, atol=1e-8)
-        torch.testing.assert_close(images, recovered(RECIPES[name], [block]).images.detach(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(
+            images, recovered(RECIPES[name], [block]).images.detach(), rtol=0, atol=1e-8
+        )
         last = together.trace[-1]
         index = BLOCKS.index(block)
         assert (last["ce"][index], last["bn"][index]) == pytest.approx(losses[-1], abs=1e-8)
@@ -211,7 +249,9 @@ def test_boxes_keep_to_the_modes_bounds_at_every_step(name):
             ratios += (boxes[:, 2] * boxes[:, 3] / 224**2).tolist()
         assert min(ratios) > low - slack
         assert low > 0.5 or min(ratios) < low + 0.2
-        assert all(ratio < values.max_crop + slack or ratio == 1 for ratio in ratios)  # 1: ten misfits
+        assert all(
+            ratio < values.max_crop + slack or ratio == 1 for ratio in ratios
+        )  # 1: ten misfits
 
 
 def test_draws_belong_to_the_block_the_seed_and_the_step():
@@ -224,7 +264,10 @@ def test_draws_belong_to_the_block_the_seed_and_the_step():
     steps = [step_views(block, values, step, 224).boxes.tolist() for step in range(STEPS)]
     assert steps == [step_views(block, values, step, 224).boxes.tolist() for step in range(STEPS)]
     assert len({str(boxes) for boxes in steps}) == STEPS
-    other = [step_views(block, recipe(mode="constant", seed=1), step, 224).boxes.tolist() for step in range(STEPS)]
+    other = [
+        step_views(block, recipe(mode="constant", seed=1), step, 224).boxes.tolist()
+        for step in range(STEPS)
+    ]
     assert steps != other
 
 
@@ -237,7 +280,11 @@ def test_start_is_standard_normal():
 
 @pytest.mark.parametrize(
     ("classes", "size", "expected"),
-    [(10, 100, [(0, 10)]), (200, 100, [(0, 100), (100, 200)]), (250, 100, [(0, 100), (100, 200), (200, 250)])],
+    [
+        (10, 100, [(0, 10)]),
+        (200, 100, [(0, 100), (100, 200)]),
+        (250, 100, [(0, 100), (100, 200), (200, 250)]),
+    ],
 )
 def test_a_shard_is_cut_into_blocks_of_consecutive_classes(classes, size, expected):
     assert blocks_of(7, classes, size) == [Block(7, first, last) for first, last in expected]
@@ -264,7 +311,9 @@ def test_every_pixel_stays_in_the_valid_range(dtype):
 def test_pixels_are_truncated_not_rounded():
     recovery = begun(network(), [BLOCKS[0]], recipe(), torch.float64)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
-    unit = torch.linspace(-0.02, 1.02, 4 * 3 * SIZE * SIZE, dtype=torch.float64).view(4, 3, SIZE, SIZE)
+    unit = torch.linspace(-0.02, 1.02, 4 * 3 * SIZE * SIZE, dtype=torch.float64).view(
+        4, 3, SIZE, SIZE
+    )
     with torch.no_grad():
         recovery.images.copy_((unit - mean) / std)
     found = recovery.pixels()
@@ -320,7 +369,9 @@ def test_a_state_that_is_no_number_is_not_kept_over_the_last_good_one(tmp_path):
     checkpoint.save(recovery.state())
     model[-1].bias[5] = math.nan
     recovery.step()
-    with pytest.raises(ArtifactError, match=r"some-run: .* no number at shard 0, classes 0 to 3, step 2"):
+    with pytest.raises(
+        ArtifactError, match=r"some-run: .* no number at shard 0, classes 0 to 3, step 2"
+    ):
         checkpoint.save(recovery.state())
     assert checkpoint.load()["done"] == 1
 
@@ -329,11 +380,16 @@ def test_a_state_that_is_no_number_is_not_kept_over_the_last_good_one(tmp_path):
 
 
 def test_the_default_path_gives_the_seeded_values():
-    """The values are what the plain loop gives too: another one here is another result for every recover run."""
+    """The values are what the plain loop gives too.
+
+    Another one here is another result for every recover run.
+    """
     recovery = recovered(RECIPES["cosine"], BLOCKS, torch.float32)
     images = recovery.images.detach()
     assert images.mean().item() == pytest.approx(-0.16954357, abs=1e-5)
     assert images.square().mean().item() == pytest.approx(0.94576801, abs=1e-5)
-    assert images[5, 1, 8, 3:7].tolist() == pytest.approx([1.0826385, -1.3640363, 0.6297806, 0.5325219], abs=1e-4)
+    assert images[5, 1, 8, 3:7].tolist() == pytest.approx(
+        [1.0826385, -1.3640363, 0.6297806, 0.5325219], abs=1e-4
+    )
     assert recovery.trace[-1]["ce"] == pytest.approx([2.0844576, 2.2483376, 2.1169597], abs=1e-4)
     assert recovery.trace[-1]["bn"] == pytest.approx([20.5123328, 17.6544134, 17.7646124], abs=1e-3)

@@ -1,8 +1,9 @@
 """Whatever kills a job, and whenever: the next start ends with the bytes of an undisturbed run.
 
-Jobs are processes of their own. They are forked from one that has loaded torch already, which is this file run as a
-program: a job then takes less than a second instead of three. It is killed at an exact moment: before its n-th forward
-pass, or before the n-th change to a file whose path holds a given text. Two tests start the program itself.
+Jobs are processes of their own. They are forked from one that has loaded torch already, which is
+this file run as a program: a job then takes less than a second instead of three. It is killed at an
+exact moment: before its n-th forward pass, or before the n-th change to a file whose path holds a
+given text. Two tests start the program itself.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Moment = tuple[str, int]  # "forward" or a text in the path of a file, and which
 NEVER: Moment = ("", 0)
 
 
-# The process that jobs are forked from --------------------------------------------------------------------------------
+# The process that jobs are forked from
+# --------------------------------------------------------------------------------
 
 
 def serve() -> None:
@@ -54,7 +56,6 @@ def serve() -> None:
 
 
 def job(request: dict[str, Any]) -> None:
-    from cda import checkpoint
     from cda.cli import main
 
     os.chdir(request["cwd"])
@@ -65,7 +66,7 @@ def job(request: dict[str, Any]) -> None:
     code = 99
     try:
         signal_at(*request["moment"])
-        checkpoint.PATIENCE = request["patience"]
+        lock.PATIENCE = request["patience"]
         code = main(request["argv"])
     except BaseException:
         traceback.print_exc()
@@ -78,7 +79,7 @@ def signal_at(what: str, nth: int, number: int) -> None:
     """Send this process signal `number` at a moment to come."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    from cda.models import ResNet
+    from cda.method.networks import ResNet
 
     count = itertools.count(1)
 
@@ -102,7 +103,8 @@ def signal_at(what: str, nth: int, number: int) -> None:
         sys.addaudithook(audit)
 
 
-# What tests do with it ------------------------------------------------------------------------------------------------
+# What tests do with it
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -114,20 +116,30 @@ class Ended:
     def said(self) -> list[str]:
         """Its lines, but those of its progress."""
         return [
-            line for line in self.log.splitlines() if not re.search(r" spent, | going on from | done already$", line)
+            line
+            for line in self.log.splitlines()
+            if not re.search(r" spent, | going on from | done already$", line)
         ]
 
     @property
     def went_on(self) -> bool:
         """Whether it says that it went on from what an earlier start had done."""
-        return bool(re.search(r" going on from (epoch|step) \d+ of | blocks are done already$", self.log, re.MULTILINE))
+        return bool(
+            re.search(
+                r" going on from (epoch|step) \d+ of | blocks are done already$",
+                self.log,
+                re.MULTILINE,
+            )
+        )
 
 
 class Jobs:
     def __init__(self, logs: Path) -> None:
         self.logs, self.count = logs, 0
         command = [sys.executable, __file__]
-        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, **request: Any) -> Any:
         assert self.server.stdin is not None
@@ -136,17 +148,36 @@ class Jobs:
         return json.loads(self.server.stdout.readline())
 
     def start(
-        self, cwd: Path, argv: tuple[str, ...], moment: Moment, number: int, limit: int, patience: float = 0.0
+        self,
+        cwd: Path,
+        argv: tuple[str, ...],
+        moment: Moment,
+        number: int,
+        limit: int,
+        patience: float = 0.0,
     ) -> tuple[int, Path]:
         self.count += 1
         log = self.logs / f"{self.count}.log"
-        asked = {"cwd": str(cwd), "argv": argv, "moment": [*moment, number], "limit": limit, "log": str(log)}
+        asked = {
+            "cwd": str(cwd),
+            "argv": argv,
+            "moment": [*moment, number],
+            "limit": limit,
+            "log": str(log),
+        }
         return self.ask(**asked, patience=patience), log
 
     def run(
-        self, cwd: Path, argv: tuple[str, ...], kill: Moment = NEVER, number: int = SIGKILL, limit: int = 0
+        self,
+        cwd: Path,
+        argv: tuple[str, ...],
+        kill: Moment = NEVER,
+        number: int = SIGKILL,
+        limit: int = 0,
     ) -> Ended:
-        """`cda ARGV` in `cwd` until it ends, with signal `number` at a moment or no file larger than `limit`."""
+        """`cda ARGV` in `cwd` until it ends, with signal `number` at a moment or no file larger
+        than `limit`.
+        """
         pid, log = self.start(cwd, argv, kill, number, limit)
         return Ended(self.ask(wait=pid), log.read_text(encoding="utf-8"))
 
@@ -168,12 +199,16 @@ class Chain:
 
     def output(self, stage: str, folder: Path) -> Path:
         run = self.runs[stage]
-        name = {"squeeze": "", "recover": "part-0", "relabel": "labels", "validate": "seed-0.json"}[stage]
+        name = {"squeeze": "", "recover": "part-0", "relabel": "labels", "validate": "seed-0.json"}[
+            stage
+        ]
         top = "results/runs" if stage == "validate" else f"artifacts/{stage}"
         return folder / top / "digits" / run.id / name
 
     def work(self, stage: str, folder: Path) -> Path:
-        name = {"squeeze": "model", "recover": "part-0", "relabel": "labels", "validate": "seed-0"}[stage]
+        name = {"squeeze": "model", "recover": "part-0", "relabel": "labels", "validate": "seed-0"}[
+            stage
+        ]
         return folder / "artifacts" / "work" / stage / "digits" / self.runs[stage].id / name
 
     def without(self, stage: str, folder: Path) -> Path:
@@ -184,10 +219,17 @@ class Chain:
         return folder
 
     def made(self, stage: str, folder: Path) -> dict[str, Any]:
-        """Every file of the stage's output in `folder`, litter too: its bytes, of a JSON all but its provenance."""
+        """Every file of the stage's output in `folder`, litter too.
+
+        Its bytes, of a JSON all but its provenance.
+        """
         output = self.output(stage, folder)
         place = output if stage == "squeeze" else output.parent
-        return {str(path.relative_to(place)): content(path) for path in sorted(place.rglob("*")) if path.is_file()}
+        return {
+            str(path.relative_to(place)): content(path)
+            for path in sorted(place.rglob("*"))
+            if path.is_file()
+        }
 
     def wanted(self, stage: str) -> dict[str, Any]:
         return self.made(stage, self.folder)
@@ -203,7 +245,11 @@ def content(path: Path) -> Any:
 
 def pngs(shard: Path) -> dict[str, bytes]:
     with tarfile.open(shard) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar if member.name.endswith(".png")}  # type: ignore[union-attr]
+        return {
+            member.name: tar.extractfile(member).read()
+            for member in tar
+            if member.name.endswith(".png")
+        }  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +274,18 @@ def chain(jobs: Jobs, config_tree: Any, tmp_path_factory: pytest.TempPathFactory
     return made
 
 
-# Killed and started again ---------------------------------------------------------------------------------------------
+# Killed and started again
+# ---------------------------------------------------------------------------------------------
 
 KILLS: dict[str, list[Moment]] = {
     "squeeze": [("forward", 3), ("state.safetensors", 3), ("forward", 8)],
-    "recover": [("forward", 5), ("state.safetensors", 6), ("step-3.npy", 2), ("forward", 8), (".json", 3)],
+    "recover": [
+        ("forward", 5),
+        ("state.safetensors", 6),
+        ("step-3.npy", 2),
+        ("forward", 8),
+        (".json", 3),
+    ],
     "relabel": [("logits.npy", 1), ("forward", 3), ("forward", 2)],
     "validate": [("forward", 2), ("state.safetensors", 7), ("forward", 8)],
 }
@@ -246,7 +299,9 @@ STOPPED = "cda: stopped by SIGTERM; what is done is saved, start it again to go 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_undisturbed_one(stage, chain, jobs, tmp_path):
+def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_undisturbed_one(
+    stage, chain, jobs, tmp_path
+):
     folder = chain.without(stage, tmp_path / "again")
     for moment in KILLS[stage]:
         ended = jobs.run(folder, chain.command(stage), kill=moment)
@@ -258,7 +313,9 @@ def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_undisturbed_one(sta
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_job_told_to_stop_says_one_line_and_goes_on_to_the_same_bytes(stage, chain, jobs, tmp_path):
+def test_a_job_told_to_stop_says_one_line_and_goes_on_to_the_same_bytes(
+    stage, chain, jobs, tmp_path
+):
     folder = chain.without(stage, tmp_path / "again")
     for moment in STOPS[stage]:
         ended = jobs.run(folder, chain.command(stage), kill=moment, number=SIGTERM)
@@ -288,7 +345,12 @@ def test_a_killed_job_does_not_start_from_scratch(stage, chain, jobs, tmp_path):
     assert chain.made(stage, folder) == chain.wanted(stage)
 
 
-FIRST_OF_OUTPUT = {"squeeze": "artifacts/squeeze", "recover": "/out", "relabel": "/out", "validate": "results/runs"}
+FIRST_OF_OUTPUT = {
+    "squeeze": "artifacts/squeeze",
+    "recover": "/out",
+    "relabel": "/out",
+    "validate": "results/runs",
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -304,7 +366,11 @@ def test_killed_at_any_change_of_a_file_while_it_finishes(stage, chain, jobs, tm
             break
         folder = shutil.copytree(nearly, tmp_path / str(moment))
         ended = jobs.run(folder, chain.command(stage), kill=("s/", moment))
-        left = {name: file for name, file in chain.made(stage, folder).items() if not name.startswith(".")}
+        left = {
+            name: file
+            for name, file in chain.made(stage, folder).items()
+            if not name.startswith(".")
+        }
         assert left in whole, f"half written at moment {moment}"
         jobs.finish(folder, chain.command(stage))
         assert chain.made(stage, folder) == wanted, f"killed at moment {moment}"
@@ -317,7 +383,10 @@ def test_the_program_stops_with_status_143(chain, tmp_path):
     with (tmp_path / "log").open("w") as log:
         started = subprocess.Popen([program, *chain.command("recover")], cwd=folder, stderr=log)
     until = time.monotonic() + 60
-    while not list(folder.glob("artifacts/work/recover/*/*/*/state.safetensors")) and time.monotonic() < until:
+    while (
+        not list(folder.glob("artifacts/work/recover/*/*/*/state.safetensors"))
+        and time.monotonic() < until
+    ):
         time.sleep(0.002)
     started.send_signal(SIGTERM)
     assert started.wait(30) == 143
@@ -351,7 +420,10 @@ def make_another_model(folder: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["recover", "relabel"])
 def test_work_begun_with_another_model_is_not_gone_on_with(stage, chain, jobs, tmp_path):
-    begun, fresh = chain.without(stage, tmp_path / "begun"), chain.without(stage, tmp_path / "fresh")
+    begun, fresh = (
+        chain.without(stage, tmp_path / "begun"),
+        chain.without(stage, tmp_path / "fresh"),
+    )
     assert jobs.run(begun, chain.command(stage), kill=("forward", LATE[stage])).code == -SIGKILL
     for folder in (begun, fresh):
         make_another_model(chain.output("squeeze", folder))
@@ -379,7 +451,9 @@ def test_a_job_that_is_started_while_another_ends_waits_for_it(ends, chain, jobs
     first, _ = jobs.start(folder, chain.command("recover"), ("forward", 5), SIGSTOP, 0)
     assert jobs.ask(wait=first) == "stopped"
     second, log = jobs.start(folder, chain.command("recover"), NEVER, SIGKILL, 0, patience=600.0)
-    while not log.exists() or "another job has this work; waiting" not in log.read_text(encoding="utf-8"):
+    while not log.exists() or "another job has this work; waiting" not in log.read_text(
+        encoding="utf-8"
+    ):
         time.sleep(0.01)
     if ends == "stopped":
         os.kill(first, SIGTERM)
@@ -397,7 +471,9 @@ LARGEST_FILE = [("squeeze", 200_000), ("recover", 4_000), ("relabel", 600), ("va
 
 
 @pytest.mark.parametrize(("stage", "limit"), LARGEST_FILE)
-def test_a_file_that_cannot_be_written_ends_in_one_line_and_the_next_start_goes_on(stage, limit, chain, jobs, tmp_path):
+def test_a_file_that_cannot_be_written_ends_in_one_line_and_the_next_start_goes_on(
+    stage, limit, chain, jobs, tmp_path
+):
     folder = chain.without(stage, tmp_path / "again")
     ended = jobs.run(folder, chain.command(stage), limit=limit)
     assert (ended.code, len(ended.said)) == (1, 1), ended.log
@@ -407,7 +483,8 @@ def test_a_file_that_cannot_be_written_ends_in_one_line_and_the_next_start_goes_
     assert chain.made(stage, folder) == chain.wanted(stage)
 
 
-# What is not what it should be is refused by name ---------------------------------------------------------------------
+# What is not what it should be is refused by name
+# ---------------------------------------------------------------------
 
 
 def cut(path: Path) -> None:
@@ -425,7 +502,9 @@ def turn_to_pickle(path: Path) -> None:
 
 
 def of_another_run(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"run": "another-00000000"}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"run": "another-00000000"})
+    )
 
 
 def lacking_all_but_its_format(path: Path) -> None:
@@ -456,9 +535,13 @@ SPOILED = [
 
 
 @pytest.mark.parametrize(
-    ("stage", "maker", "name", "spoil"), SPOILED, ids=[f"{name} {spoil.__name__}" for _, _, name, spoil in SPOILED]
+    ("stage", "maker", "name", "spoil"),
+    SPOILED,
+    ids=[f"{name} {spoil.__name__}" for _, _, name, spoil in SPOILED],
 )
-def test_a_spoiled_input_is_one_line_with_its_path(stage, maker, name, spoil, chain, jobs, tmp_path):
+def test_a_spoiled_input_is_one_line_with_its_path(
+    stage, maker, name, spoil, chain, jobs, tmp_path
+):
     folder = chain.without(stage, tmp_path / "again")
     spoil(chain.output(maker, folder) / name)
     ended = jobs.run(folder, chain.command(stage))
@@ -477,7 +560,8 @@ def test_labels_kept_under_another_setting_still_serve(chain, jobs, tmp_path):
     assert (ended.code, ended.said) == (0, []), ended.log
 
 
-# A shard depends on its run and its index alone -----------------------------------------------------------------------
+# A shard depends on its run and its index alone
+# -----------------------------------------------------------------------
 
 
 def test_a_part_has_the_same_bytes_in_another_process(chain, tmp_path):
@@ -498,11 +582,16 @@ def test_a_block_made_alone_has_the_bytes_it_has_among_others(lost, chain, jobs,
     assert chain.made("recover", folder) == chain.wanted("recover")
 
 
-def test_pixels_do_not_depend_on_how_shards_are_shared_out_among_jobs(chain, config_tree, jobs, tmp_path, monkeypatch):
+def test_pixels_do_not_depend_on_how_shards_are_shared_out_among_jobs(
+    chain, config_tree, jobs, tmp_path, monkeypatch
+):
     folder = chain.without("validate", tmp_path / "again")
     monkeypatch.chdir(folder)
     tree = config_tree()
-    tree.write("recipes/digits.yaml", (chain.folder / "config/recipes/digits.yaml").read_text(encoding="utf-8"))
+    tree.write(
+        "recipes/digits.yaml",
+        (chain.folder / "config/recipes/digits.yaml").read_text(encoding="utf-8"),
+    )
     tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 1")
     run = tree.runs(ipc=2)["recover"]
     assert run.id != chain.runs["recover"].id

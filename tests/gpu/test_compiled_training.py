@@ -1,4 +1,7 @@
-"""On a GPU: the compiled step at batch 8, its launches replayed as graphs, against eager fp32; evaluation; resuming."""
+"""On a GPU: the compiled step at batch 8, its launches replayed as graphs, against eager fp32.
+
+Evaluation; resuming.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from cda import models
-from cda.checkpoint import Checkpoint, Stop
-from cda.config import Dataset, Runtime
-from cda.data.loaders import DistilledBatches, Images, SqueezeBatches
+from cda.config.recipe import Architecture, Relabel, Squeeze
+from cda.config.settings import Dataset, Runtime
+from cda.engine.batches import DistilledBatches, SqueezeBatches
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Machine, start
+from cda.engine.images import Images
+from cda.engine.signals import Stop
+from cda.engine.trainer import Trainer, fit
 from cda.errors import Interrupted
-from cda.recipe import Architecture, Relabel, Squeeze
-from cda.runtime import Machine, start
+from cda.method import networks
 from cda.stages.squeeze import smoothed_ce
-from cda.training import Trainer, fit
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 DATA = Dataset(
     name="toy", layout="digits", classes=10, resolution=32, mean=(0.5,) * 3, std=(0.25,) * 3, get="made up"
 )  # fmt: skip
 COUNT = 44  # five batches of 8 and a smaller one
-RECIPE = Squeeze(epochs=4, batch_size=8, lr=0.01, augment="random_resized_crop", cutout=0.3, evaluate_every=1)
+RECIPE = Squeeze(
+    epochs=4, batch_size=8, lr=0.01, augment="random_resized_crop", cutout=0.3, evaluate_every=1
+)
 
 
 def machine(compile: str, precision: str = "fp32") -> Machine:
@@ -43,7 +53,7 @@ def images(on: Machine, count: int = COUNT) -> Images:
 
 def network(on: Machine) -> torch.nn.Module:
     torch.manual_seed(0)
-    return on.place(models.build("resnet18", 10, 32, Architecture(stem="small", width=0.25)))
+    return on.place(networks.build("resnet18", 10, 32, Architecture(stem="small", width=0.25)))
 
 
 class Stopping(SqueezeBatches):
@@ -64,7 +74,15 @@ def train(on: Machine, folder: Path, asked: int = -1) -> Trainer:
     real, stop = images(on), Stop()
     trainer = Trainer(network(on), RECIPE, on, ("toy", 0))
     checkpoint = Checkpoint(folder / "state.safetensors", "toy", 1e9)
-    fit(trainer, Stopping(real, stop, asked), smoothed_ce(0.1), real.evaluate, checkpoint, stop, "toy")
+    fit(
+        trainer,
+        Stopping(real, stop, asked),
+        smoothed_ce(0.1),
+        real.evaluate,
+        checkpoint,
+        stop,
+        "toy",
+    )
     return trainer
 
 
@@ -73,9 +91,14 @@ def losses(trainer: Trainer) -> list[float]:
 
 
 def test_steps_of_eight_have_the_losses_of_eager_fp32(tmp_path, capsys):
-    plain, fast = train(machine("never"), tmp_path / "plain"), train(machine("always"), tmp_path / "fast")
+    plain, fast = (
+        train(machine("never"), tmp_path / "plain"),
+        train(machine("always"), tmp_path / "fast"),
+    )
     assert "cannot compile" not in capsys.readouterr().err
-    assert losses(fast)[:2] == pytest.approx(losses(plain)[:2], rel=0.02)  # rounding grows from step to step
+    assert losses(fast)[:2] == pytest.approx(
+        losses(plain)[:2], rel=0.02
+    )  # rounding grows from step to step
     half = train(machine("always", "bf16"), tmp_path / "half")
     assert losses(half)[:2] == pytest.approx(losses(plain)[:2], rel=0.05)
 
@@ -88,7 +111,13 @@ def test_a_first_step_differs_in_rounding_alone():
         inputs, labels = next(SqueezeBatches(images(on), RECIPE).epoch(0))
         trainer.model.train()
         trainer.step(inputs, labels, smoothed_ce(0.1), 0.01)
-        found.append((inputs, trainer.loss_sum, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])))
+        found.append(
+            (
+                inputs,
+                trainer.loss_sum,
+                torch.cat([p.detach().flatten() for p in trainer.model.parameters()]),
+            )
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
@@ -97,7 +126,9 @@ def test_a_first_step_differs_in_rounding_alone():
 def test_compiled_augmentation_is_the_cpus(mixing):
     cpu = start(Runtime(device="cpu"))
     recipe = Relabel(mixing=mixing, batch_size=16, cutout=0.4)
-    given = [DistilledBatches(images(on), recipe, 8, 10**4).epoch(2) for on in (cpu, machine("auto"))]
+    given = [
+        DistilledBatches(images(on), recipe, 8, 10**4).epoch(2) for on in (cpu, machine("auto"))
+    ]
     for (one, _), (other, _) in zip(*given, strict=True):
         torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-4)
 
@@ -113,4 +144,6 @@ def test_a_resumed_training_ends_as_an_undisturbed_one_up_to_rounding(tmp_path):
     undisturbed = train(machine("always"), tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(machine("always"), tmp_path, asked=8)
-    assert losses(train(machine("always"), tmp_path)) == pytest.approx(losses(undisturbed), rel=0.05)
+    assert losses(train(machine("always"), tmp_path)) == pytest.approx(
+        losses(undisturbed), rel=0.05
+    )

@@ -1,11 +1,13 @@
-"""A real SLURM of one node on this machine, for tests and for trying the profile: `make slurm-up`, `make slurm-down`.
+"""A real SLURM of one node on this machine, for tests and for trying the profile: `make slurm-up`,
+`make slurm-down`.
 
-Needs the distribution's packages (Debian: slurm-wlm, munge). Everything lies in one folder: configuration, munge's key,
-state and logs. Four GPUs are declared over /dev/null and the like: SLURM then hands them out, and jobs compute on the
-CPU. Of cores there are twice as many as really, since small jobs wait more than they compute; give each one thread.
-There is no accounting database.
+Needs the distribution's packages (Debian: slurm-wlm, munge). Everything lies in one folder:
+configuration, munge's key, state and logs. Four GPUs are declared over /dev/null and the like:
+SLURM then hands them out, and jobs compute on the CPU. Of cores there are twice as many as really,
+since small jobs wait more than they compute; give each one thread. There is no accounting database.
 
-Usage: python tests/slurm/cluster.py up|down|env|jobs [FOLDER]; `jobs` lists those of the last hour, ended ones too.
+Usage: python tests/slurm/cluster.py up|down|env|jobs [FOLDER]; `jobs` lists those of the last hour,
+ended ones too.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ class Cluster:
         missing = [name for name in (*DAEMONS, "sbatch") if self._path(name) is None]
         if missing:
             raise ClusterError(
-                f"{', '.join(missing)} not found; install SLURM (Debian: apt-get install slurm-wlm munge)"
+                f"{', '.join(missing)} not found; install SLURM (Debian: apt-get install "
+                "slurm-wlm munge)"
             )
         self.down()
         for name in ("state", "spool", "bin"):
@@ -113,7 +116,9 @@ class Cluster:
 
     def _configure(self, cpus: int, memory: int, kill_wait: int) -> None:
         host = socket.gethostname().split(".")[0]
-        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+        user = subprocess.run(
+            ["id", "-un"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         text = CONFIGURATION.format(
             host=host,
             user=user,
@@ -132,10 +137,15 @@ class Cluster:
         key.chmod(0o400)
 
     def _wrap_srun(self) -> None:
-        """Put an `srun` first on the path that finds the cluster: the executor clears SLURM_CONF within its jobs."""
+        """Put an `srun` first on the path that finds the cluster.
+
+        The executor clears SLURM_CONF within its jobs.
+        """
         program = self.folder / "bin" / "srun"
         conf = self.environment["SLURM_CONF"]
-        program.write_text(f'#!/bin/sh\nSLURM_CONF="{conf}" exec "{self._path("srun")}" "$@"\n', encoding="utf-8")
+        program.write_text(
+            f'#!/bin/sh\nSLURM_CONF="{conf}" exec "{self._path("srun")}" "$@"\n', encoding="utf-8"
+        )
         program.chmod(0o755)
 
     def start(self, name: str) -> None:
@@ -149,7 +159,11 @@ class Cluster:
         arguments = {"munged": munge, "slurmctld": ["-i"], "slurmd": []}[name]
         with (self.folder / f"{name}.out").open("ab") as out:
             done = subprocess.run(
-                [str(path), *arguments], env=os.environ | self.environment, stdout=out, stderr=out, check=False
+                [str(path), *arguments],
+                env=os.environ | self.environment,
+                stdout=out,
+                stderr=out,
+                check=False,
             )
         if done.returncode:
             raise ClusterError(f"{name} does not start; {self.folder}/{name}.out and .log say why")
@@ -169,7 +183,9 @@ class Cluster:
         """Cancel all jobs, end the daemons and remove the folder."""
         if (self.folder / "slurm.conf").exists():
             with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-                self.run("scancel", "--state=PENDING", "--quiet", "--user", str(os.getuid()), timeout=30)
+                self.run(
+                    "scancel", "--state=PENDING", "--quiet", "--user", str(os.getuid()), timeout=30
+                )
                 self.run("scancel", "--quiet", "--user", str(os.getuid()), timeout=30)
                 self.idle(10)
         for name in reversed(DAEMONS):
@@ -188,19 +204,27 @@ class Cluster:
     def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """One of SLURM's commands, with what it printed."""
         environment = os.environ | self.environment
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     def jobs(self) -> list[Job]:
         """The workflow's jobs of the last hour."""
         lines = self.run("scontrol", "--oneliner", "show", "jobs").stdout.splitlines()
-        return [_job(dict(re.findall(r"([\w/:]+)=(\S+)", line))) for line in lines if "Comment=rule_" in line]
+        return [
+            _job(dict(re.findall(r"([\w/:]+)=(\S+)", line)))
+            for line in lines
+            if "Comment=rule_" in line
+        ]
 
     def _wait(self) -> None:
         for _ in range(100):
             if "idle" in self.run("sinfo", "--noheader", "--format=%T").stdout:
                 return
             time.sleep(0.2)
-        raise ClusterError(f"the node does not come up; {self.folder}/slurmctld.log and slurmd.log say why")
+        raise ClusterError(
+            f"the node does not come up; {self.folder}/slurmctld.log and slurmd.log say why"
+        )
 
     def _path(self, name: str) -> str | None:
         return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
@@ -249,11 +273,14 @@ def main(arguments: list[str]) -> int:
         elif arguments[0] == "jobs":
             print(
                 "\n".join(
-                    " ".join(f"{name}={value}" for name, value in job._asdict().items()) for job in cluster.jobs()
+                    " ".join(f"{name}={value}" for name, value in job._asdict().items())
+                    for job in cluster.jobs()
                 )
             )
         else:
-            print("\n".join(f"export {name}={value}" for name, value in cluster.environment.items()))
+            print(
+                "\n".join(f"export {name}={value}" for name, value in cluster.environment.items())
+            )
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1

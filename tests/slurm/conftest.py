@@ -26,8 +26,14 @@ BACKGROUND = pytest.StashKey[subprocess.Popen]()
 
 
 def pytest_collection_finish(session):
-    """Start survival's cases before the first test: they wait for minutes and compute for seconds."""
-    if any(item.path.name == "test_survival.py" for item in session.items) and not session.config.option.collectonly:
+    """Start survival's cases before the first test.
+
+    They wait for minutes and compute for seconds.
+    """
+    if (
+        any(item.path.name == "test_survival.py" for item in session.items)
+        and not session.config.option.collectonly
+    ):
         command = [sys.executable, "-m", "tests.slurm.survival", *BESIDE]
         session.config.stash[BACKGROUND] = subprocess.Popen(
             command,
@@ -55,7 +61,10 @@ def pytest_unconfigure(config):
 def survived(request):
     """What survival.py says of each case."""
     told, _ = request.config.stash[BACKGROUND].communicate()
-    return {case: next((line for line in told.splitlines() if line.startswith(f"{case}: ")), told) for case in BESIDE}
+    return {
+        case: next((line for line in told.splitlines() if line.startswith(f"{case}: ")), told)
+        for case in BESIDE
+    }
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +89,11 @@ class Workflow:
         for name in ("workflow", "slurm"):
             (folder / name).symlink_to(ROOT / name)
         path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-        kept = {name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("CDA_CONFIG", "CDA_DATA")
+        }
         self.environment = kept | cluster.environment | {"PATH": path}
 
     def command(self, *arguments):
@@ -119,7 +132,8 @@ class Workflow:
     def logs(self):
         """What the jobs left."""
         return "\n".join(
-            path.read_text(encoding="utf-8") for path in self.folder.glob(".snakemake/slurm_logs/**/*.log")
+            path.read_text(encoding="utf-8")
+            for path in self.folder.glob(".snakemake/slurm_logs/**/*.log")
         )
 
 

@@ -1,7 +1,9 @@
-"""A small workflow of six jobs in a folder, run through the slurm profile, to be held and hit by tests (survival.py).
+"""A small workflow of six jobs in a folder, run through the slurm profile, to be held and hit by
+tests (survival.py).
 
-Squeeze, two parts of recover, relabel, validate and a table, on images made here. A job is held still (SIGSTOP) at a
-checkpoint in its middle, so that a blow falls there whatever the machine's speed.
+Squeeze, two parts of recover, relabel, validate and a table, on images made here. A job is held
+still (SIGSTOP) at a checkpoint in its middle, so that a blow falls there whatever the machine's
+speed.
 """
 
 from __future__ import annotations
@@ -140,7 +142,11 @@ class Flow:
         (folder / "slurm").symlink_to(ROOT / "workflow" / "profiles" / "slurm")
         binaries = f"{folder / 'bin'}:{Path(sys.executable).parent}"
         self.environment = (
-            {name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")}
+            {
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("CDA_CONFIG", "CDA_DATA")
+            }
             | cluster.environment
             | {"PATH": f"{binaries}:{cluster.environment['PATH']}"}
         )
@@ -153,14 +159,38 @@ class Flow:
         path.chmod(0o755)
 
     def start(self, *more: str, limit: str = "60") -> subprocess.Popen[bytes]:
-        """Start snakemake through the slurm profile, validate with a limit of minutes; what it says goes to a file."""
+        """Start snakemake through the slurm profile, validate with a limit of minutes.
+
+        What it says goes to a file.
+        """
         self.calls += 1
-        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile"), TARGET]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "-s",
+            str(ROOT / "workflow" / "Snakefile"),
+            TARGET,
+        ]
         command += ["--profile", "slurm", "--slurm-status-command", "squeue"]
-        command += ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", *more]
-        command += ["--set-resources", f"validate:runtime={limit}", *(f"{stage}:gpu=0" for stage in STAGES)]
+        command += [
+            "--slurm-init-seconds-before-status-checks",
+            "1",
+            "--seconds-between-status-checks",
+            "1",
+            *more,
+        ]
+        command += [
+            "--set-resources",
+            f"validate:runtime={limit}",
+            *(f"{stage}:gpu=0" for stage in STAGES),
+        ]
         with self.log.open("wb") as log:
-            self.heads.append(subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log))
+            self.heads.append(
+                subprocess.Popen(
+                    command, cwd=self.folder, env=self.environment, stdout=log, stderr=log
+                )
+            )
         return self.heads[-1]
 
     def close(self) -> None:
@@ -188,7 +218,9 @@ class Flow:
     def cda(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """`cda …` in the folder, or in another."""
         command, place = [sys.executable, "-m", "cda", *arguments], cwd or self.folder
-        return subprocess.run(command, cwd=place, env=self.environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=place, env=self.environment, capture_output=True, text=True, check=False
+        )
 
     def slurm(self, *command: str) -> str:
         """What one of SLURM's commands prints."""
@@ -200,10 +232,15 @@ class Flow:
         """Put a small file system in the place of `artifacts/`; needs root."""
         place = self.folder / "artifacts"
         place.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True
+        )
 
     def hold(self, stage: str, share: float = 0.4) -> int:
-        """Hold the stage's first process still once it saved a state in its middle; its process number."""
+        """Hold the stage's first process still once it saved a state in its middle.
+
+        Its process number.
+        """
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             for lease in self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json"):
@@ -212,10 +249,14 @@ class Flow:
                     with contextlib.suppress(OSError, ValueError):
                         pid = int(json.loads(lease.read_text(encoding="utf-8"))["pid"])
                         os.kill(pid, signal.SIGSTOP)
-                        self.hit = f"{stage}, {UNIT[stage]} {position(stage, lease.parent)[0]} of {total}"
+                        self.hit = (
+                            f"{stage}, {UNIT[stage]} {position(stage, lease.parent)[0]} of {total}"
+                        )
                         return pid
             time.sleep(0.005)
-        raise AssertionError(f"{stage} did not come to its middle:\n{self.log.read_text(encoding='utf-8')}")
+        raise AssertionError(
+            f"{stage} did not come to its middle:\n{self.log.read_text(encoding='utf-8')}"
+        )
 
     def job_of(self, pid: int) -> str:
         """The SLURM job that a held process belongs to, as its environment tells."""
@@ -228,15 +269,26 @@ class Flow:
     def resumptions(self) -> list[str]:
         """Where jobs went on, as their logs tell."""
         logs = sorted((self.folder / "logs").rglob("*.log"))
-        return [found for log in logs for found in re.findall(r"going on from (.*)", log.read_text(encoding="utf-8"))]
+        return [
+            found
+            for log in logs
+            for found in re.findall(r"going on from (.*)", log.read_text(encoding="utf-8"))
+        ]
 
     def jobs(self) -> dict[str, int]:
         """How many jobs of each rule all calls submitted to SLURM."""
         logs = [log.read_text(encoding="utf-8") for log in self.folder.glob("snakemake-*.log")]
-        submitted = re.compile(r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE)
+        submitted = re.compile(
+            r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE
+        )
         array = re.compile(r"^Submitted array job with Snakemake IDs ([\d,]+) ", re.MULTILINE)
         alone = Counter(name for log in logs for name in submitted.findall(log))
-        return dict(alone + Counter(recover=sum(found.count(",") + 1 for log in logs for found in array.findall(log))))
+        return dict(
+            alone
+            + Counter(
+                recover=sum(found.count(",") + 1 for log in logs for found in array.findall(log))
+            )
+        )
 
     def events(self) -> list[str]:
         """What happened, out of what all calls said, without the times and places of this machine."""
@@ -248,7 +300,8 @@ class Flow:
         return [line.replace(str(self.folder), "FOLDER") for line in told]
 
     def went_on(self, stage: str, **jobs: int) -> None:
-        """Check that the stage went on from where it was hit or later, and that nothing else was done twice.
+        """Check that the stage went on from where it was hit or later, and that nothing else was
+        done twice.
 
         `jobs` are those of each rule, where there were more than in an undisturbed run.
         """
@@ -293,7 +346,12 @@ def left(folder: Path) -> dict[str, Any]:
     """Everything that a workflow made: each file's bytes, of a JSON all but its provenance."""
     places = [folder / "artifacts" / stage for stage in STAGES[:3]] + [folder / "results"]
     found: dict[str, Any] = {}
-    files = [file for place in places for file in place.rglob("*") if file.is_file() and file.name != MARK]
+    files = [
+        file
+        for place in places
+        for file in place.rglob("*")
+        if file.is_file() and file.name != MARK
+    ]
     for path in sorted(files):
         content: Any = path.read_bytes()
         if path.suffix == ".json":
@@ -306,7 +364,9 @@ def left(folder: Path) -> dict[str, Any]:
 def differences(folder: Path, reference: Path) -> list[str]:
     """The files that are not the same, or not in both folders."""
     ours, theirs = left(folder), left(reference)
-    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return sorted(
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    )
 
 
 def step_of(told: str, stage: str) -> int:
@@ -328,20 +388,30 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def plain(folder: Path) -> None:
-    """The undisturbed workflow without SLURM and without Snakemake: each stage as `cda` does it, in one process."""
+    """The undisturbed workflow without SLURM and without Snakemake.
+
+    Each stage as `cda` does it, in one process.
+    """
     write_folder(folder)
     code = """
 from cda.cli import main
-from cda.experiments import ExperimentSet
-from cda.settings import load_settings
+from cda.experiments.experiment_set import ExperimentSet
+from cda.config.load import load_settings
 runs = {run.stage: run.id for run in ExperimentSet(load_settings()).runs().values()}
 recover = [["recover", "--part", str(part)] for part in range(2)]
 for stage in (["squeeze"], *recover, ["relabel"], ["validate"]):
     assert main([*stage, "--run", runs[stage[0]]]) == 0
 assert main(["table", "tiny"]) == 0
 """
-    environment = {name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

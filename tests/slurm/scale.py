@@ -1,6 +1,8 @@
-"""What many recover jobs cost the head process: planned, submitted as arrays to a partition that holds them, cancelled.
+"""What many recover jobs cost the head process: planned, submitted as arrays to a partition that
+holds them, cancelled.
 
-Prints seconds and the head's peak memory. Run by hand, on a SLURM and in a folder of its own, both removed.
+Prints seconds and the head's peak memory. Run by hand, on a SLURM and in a folder of its own, both
+removed.
 
 Usage: python tests/slurm/scale.py [JOBS]
 """
@@ -22,11 +24,14 @@ sys.path.insert(0, str(ROOT))
 from tests.conftest import ConfigTree  # noqa: E402
 from tests.slurm.cluster import Cluster  # noqa: E402
 
-from cda.paths import Layout  # noqa: E402
+from cda.experiments.paths import Layout
 
 
 def declare(jobs: int) -> str:
-    """A data set whose one recover run has `jobs` parts, in the working directory; the target that needs them all."""
+    """A data set whose one recover run has `jobs` parts, in the working directory.
+
+    The target that needs them all.
+    """
     tree = ConfigTree()
     tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 1")
     tree.experiment("many", {"methods": ["cda"], "ipc": [jobs]})
@@ -70,11 +75,15 @@ def measure(cluster: Cluster, target: str, jobs: int) -> None:
     with log.open("w", encoding="utf-8") as out:
         start = time.monotonic()
         held = ["--default-resources", "slurm_partition=held"]
-        head = subprocess.Popen([*command, *held], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        head = subprocess.Popen(
+            [*command, *held], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
         while submitted(log) < jobs and head.poll() is None:
             time.sleep(0.5)
         tell("submitted", time.monotonic() - start, jobs)
-        waiting = cluster.run("squeue", "--noheader", "--array", "--format=%F", "--partition=held").stdout.split()
+        waiting = cluster.run(
+            "squeue", "--noheader", "--array", "--format=%F", "--partition=held"
+        ).stdout.split()
         memory, busy = peak(head.pid), cpu(head.pid)
         start = time.monotonic()
         head.send_signal(signal.SIGINT)
@@ -82,11 +91,15 @@ def measure(cluster: Cluster, target: str, jobs: int) -> None:
         cluster.idle(600)
         tell("cancelled", time.monotonic() - start, jobs)
     print(
-        f"{len(waiting)} jobs waited in {len(set(waiting))} arrays, {1000 * busy / jobs:.1f} ms of CPU each", flush=True
+        f"{len(waiting)} jobs waited in {len(set(waiting))} arrays, {1000 * busy / jobs:.1f} "
+        "ms of CPU each",
+        flush=True,
     )
     print(f"the head held at most {memory:.0f} MB", flush=True)
     start = time.monotonic()
-    subprocess.run([*command, "-n", "--quiet"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "-n", "--quiet"], env=environment, check=True, stdout=subprocess.DEVNULL
+    )
     tell("planned", time.monotonic() - start, jobs)
 
 

@@ -1,9 +1,11 @@
-"""What a cluster does to jobs, done to a small workflow (flow.py) on a real SLURM: `make slurm-matrix`.
+"""What a cluster does to jobs, done to a small workflow (flow.py) on a real SLURM: `make
+slurm-matrix`.
 
-Each case runs in a folder of its own, and something happens to it on the way. What it leaves must be, byte for byte,
-what an undisturbed run leaves.
+Each case runs in a folder of its own, and something happens to it on the way. What it leaves must
+be, byte for byte, what an undisturbed run leaves.
 
-Usage: python -m tests.slurm.survival [CASE …]; all cases, the default, write docs/survival.md and docs/survival.log
+Usage: python -m tests.slurm.survival [CASE …]; all cases, the default, write docs/survival.md and
+docs/survival.log
 """
 
 from __future__ import annotations
@@ -25,12 +27,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.flow import JOBS, ROOT, Flow, differences, left, plain, step_of, wait_for, write_folder
+from tests.slurm.flow import (
+    JOBS,
+    ROOT,
+    Flow,
+    differences,
+    left,
+    plain,
+    step_of,
+    wait_for,
+    write_folder,
+)
 
 TOGETHER = 4  # cases at a time: they wait more than they compute
 
 
-# The cases ------------------------------------------------------------------------------------------------------------
+# The cases
+# ------------------------------------------------------------------------------------------------------------
 
 
 def undisturbed(flow: Flow) -> None:
@@ -49,7 +62,10 @@ def cancelled(flow: Flow, stage: str) -> None:
 
 
 def out_of_time(flow: Flow) -> None:
-    """validate's time limit (1 minute) is over: SIGTERM, which it answers; submitted again with more."""
+    """validate's time limit (1 minute) is over: SIGTERM, which it answers.
+
+    Submitted again with more.
+    """
     head = flow.start(limit="1 + 9 * (attempt - 1)")
     flow.hold("validate")
     flow.end(head)
@@ -59,7 +75,7 @@ def out_of_time(flow: Flow) -> None:
 DEAF = """\
 #!{python}
 import os, signal, sys
-from cda.checkpoint import Stop
+from cda.engine.signals import Stop
 from cda.cli import main
 Stop._ask = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
 sys.exit(main())
@@ -67,7 +83,10 @@ sys.exit(main())
 
 
 def out_of_grace(flow: Flow) -> None:
-    """validate's time limit is over and it hangs at the SIGTERM: SIGKILL after KillWait; submitted again with more."""
+    """validate's time limit is over and it hangs at the SIGTERM: SIGKILL after KillWait.
+
+    Submitted again with more.
+    """
     flow.program("cda", DEAF.format(python=sys.executable))
     head = flow.start(limit="1 + 9 * (attempt - 1)")
     flow.hold("validate")
@@ -76,12 +95,17 @@ def out_of_grace(flow: Flow) -> None:
 
 
 def head_killed(flow: Flow) -> None:
-    """SIGKILL to snakemake amid recover; one part is held, the other ends alone. `cda unlock`, and snakemake again."""
+    """SIGKILL to snakemake amid recover; one part is held, the other ends alone.
+
+    `cda unlock`, and snakemake again.
+    """
     head = flow.start()
     flow.hold("recover")
     head.kill()
     head.wait()
-    wait_for(lambda: len(list(flow.folder.glob("artifacts/recover/*/*/part-*"))) == 1, "the other part")
+    wait_for(
+        lambda: len(list(flow.folder.glob("artifacts/recover/*/*/part-*"))) == 1, "the other part"
+    )
     told = flow.run(code=1)
     assert "cannot be locked" in told, told
     unlocked = flow.cda("unlock")
@@ -104,7 +128,10 @@ def slurmd_killed(flow: Flow) -> None:
 
 
 def disk_full(flow: Flow) -> None:
-    """`artifacts/` (a tmpfs of 40 MB) is full amid recover: one line; room is made, and snakemake started again."""
+    """`artifacts/` (a tmpfs of 40 MB) is full amid recover: one line.
+
+    Room is made, and snakemake started again.
+    """
     flow.mount("40m")
     head = flow.start("--retries", "0")
     pid = flow.hold("recover")
@@ -123,7 +150,10 @@ def disk_full(flow: Flow) -> None:
 
 
 def two_at_once(flow: Flow) -> None:
-    """Amid squeeze: a second snakemake; `cda unlock`; the job again by hand, here and in a clone that shares files."""
+    """Amid squeeze: a second snakemake; `cda unlock`.
+
+    The job again by hand, here and in a clone that shares files.
+    """
     head = flow.start()
     pid = flow.hold("squeeze")
     second = flow.run(code=1)
@@ -136,7 +166,10 @@ def two_at_once(flow: Flow) -> None:
     (clone / "artifacts").symlink_to(flow.folder / "artifacts")
     for place in (flow.folder, clone):
         again = flow.cda("squeeze", "--run", work.parent.name, cwd=place)
-        assert (again.returncode, "lease.json: another job works here" in again.stderr) == (1, True), again
+        assert (again.returncode, "lease.json: another job works here" in again.stderr) == (
+            1,
+            True,
+        ), again
     os.kill(pid, signal.SIGCONT)
     flow.end(head)
     flow.resumed = "not stopped"
@@ -157,7 +190,12 @@ CASES: dict[str, Callable[[Flow], None]] = {
     "two-at-once": two_at_once,
 }
 BESIDE = ("scancel-recover", "snakemake-killed")  # that run beside the tests
-FROM_SQUEEZE = ("undisturbed", "scancel-squeeze", "two-at-once", "disk-full")  # the others begin with its model
+FROM_SQUEEZE = (
+    "undisturbed",
+    "scancel-squeeze",
+    "two-at-once",
+    "disk-full",
+)  # the others begin with its model
 
 
 WHAT = {
@@ -173,7 +211,8 @@ def fill(ballast: Path) -> None:
             file.write(bytes(4096))
 
 
-# All of them, and what is written of them -----------------------------------------------------------------------------
+# All of them, and what is written of them
+# -----------------------------------------------------------------------------
 
 
 FLOWS: list[Flow] = []  # of the cases that were begun
@@ -201,12 +240,19 @@ class Outcome:
     def row(self) -> str:
         """Its row of the table."""
         equal = f"{self.files} of {self.files}" if self.well else "**no**"
-        return f"| {self.case} | {self.what} | {self.hit} | {self.resumed} | {equal} | {self.seconds:.0f} |"
+        return (
+            f"| {self.case} | {self.what} | {self.hit} | {self.resumed} | {equal} | "
+            f"{self.seconds:.0f} |"
+        )
 
 
 def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outcome:
     """Run a case in a folder of its own and compare what it leaves with `reference`."""
-    flow, error, began = Flow(folder, cluster, None if case in FROM_SQUEEZE else reference), "", time.monotonic()
+    flow, error, began = (
+        Flow(folder, cluster, None if case in FROM_SQUEEZE else reference),
+        "",
+        time.monotonic(),
+    )
     FLOWS.append(flow)
     try:
         CASES[case](flow)
@@ -216,10 +262,21 @@ def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outco
         flow.close()
     seconds, different = time.monotonic() - began, differences(folder, reference)
     made = Outcome(
-        case, WHAT[case], flow.hit, flow.resumed, len(left(folder)), different, seconds, error, flow.events()
+        case,
+        WHAT[case],
+        flow.hit,
+        flow.resumed,
+        len(left(folder)),
+        different,
+        seconds,
+        error,
+        flow.events(),
     )
     verdict = "as undisturbed" if made.well else error or f"differs: {', '.join(different)}"
-    print(f"{case}: hit at {made.hit}, went on from {made.resumed}, {seconds:.0f} s: {verdict}", flush=True)
+    print(
+        f"{case}: hit at {made.hit}, went on from {made.resumed}, {seconds:.0f} s: {verdict}",
+        flush=True,
+    )
     return made
 
 
@@ -250,25 +307,37 @@ The two parts of recover are one job array.
 
 def write_page(outcomes: list[Outcome], cluster: Cluster) -> None:
     """docs/survival.md and docs/survival.log."""
-    from cda.runtime import _cpu
+    from cda.engine.device import _cpu
 
     version = cluster.run("sinfo", "--version").stdout.split()[-1]
     rows = "\n".join(one.row() for one in outcomes)
     page = PAGE.format(version=version, device=_cpu(), together=TOGETHER, rows=rows)
     (ROOT / "docs" / "survival.md").write_text(page, encoding="utf-8")
-    log = [line for one in outcomes for line in (f"== {one.case}", *one.log, *([one.error] if one.error else []), "")]
+    log = [
+        line
+        for one in outcomes
+        for line in (f"== {one.case}", *one.log, *([one.error] if one.error else []), "")
+    ]
     (ROOT / "docs" / "survival.log").write_text("\n".join(log), encoding="utf-8")
 
 
 def main(names: list[str]) -> int:
     """Run cases, all by default; write the page of them all."""
     if unknown := [name for name in names if name not in CASES]:
-        print(f"survival: there is no case {unknown[0]}; there is {', '.join(CASES)}", file=sys.stderr)
+        print(
+            f"survival: there is no case {unknown[0]}; there is {', '.join(CASES)}", file=sys.stderr
+        )
         return 2
-    with tempfile.TemporaryDirectory(prefix="cda-survival-") as place, started(Path(place)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="cda-survival-") as place,
+        started(Path(place)) as cluster,
+    ):
         plain(Path(place) / "plain")
         pool, done = ThreadPoolExecutor(TOGETHER), []
-        running = [pool.submit(outcome, n, Path(place) / n, cluster, Path(place) / "plain") for n in names or CASES]
+        running = [
+            pool.submit(outcome, n, Path(place) / n, cluster, Path(place) / "plain")
+            for n in names or CASES
+        ]
         try:
             for _ in as_completed(running):
                 done = [one.result() for one in running if one.done()]

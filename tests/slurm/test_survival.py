@@ -1,4 +1,7 @@
-"""Two of survival.py's cases, which conftest.py runs beside the other tests. `make slurm-matrix` runs them all."""
+"""Two of survival.py's cases, which conftest.py runs beside the other tests.
+
+`make slurm-matrix` runs them all.
+"""
 
 import pytest
 from tests.slurm.survival import BESIDE

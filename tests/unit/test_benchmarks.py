@@ -16,13 +16,13 @@ from benchmarks.pictures import Pictures, synthetic, transform_of
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from cda.data.loaders import Images
+from cda.config.recipe import Augmentation
+from cda.engine.images import Images
+from cda.engine.recovery import Block, Objective, Recovery, step_views
+from cda.engine.trainer import Trainer
 from cda.method.augment import mixup
-from cda.method.kd import kd_loss
-from cda.method.recovery import Block, Objective, Recovery, step_views
-from cda.recipe import Augmentation
+from cda.method.losses import kd_loss
 from cda.stages.squeeze import smoothed_ce
-from cda.training import Trainer
 
 torch.set_num_threads(1)
 
@@ -77,7 +77,10 @@ def test_sides_are_measured_in_turn():
     def side(name: str) -> Side:
         return Side(name, lambda: lambda: called.append(name) or 1.0)
 
-    measure(Case("recover", "x", "images/s", (side("plain"), side("ours")), rounds=2, seconds=0.0), QUICK)
+    measure(
+        Case("recover", "x", "images/s", (side("plain"), side("ours")), rounds=2, seconds=0.0),
+        QUICK,
+    )
     assert called == ["plain", "ours"] + ["plain", "ours"] * 2  # the first calls, then the rounds
 
 
@@ -86,7 +89,11 @@ def test_a_round_lasts_as_long_as_it_should():
     side = clock.side("ours", *[0.25] * 9)
     case = Case("squeeze", "x", "images/s", (side,), rounds=2, seconds=1.0)
     (row,) = rows(case, measure(case, QUICK, clock=clock))
-    assert (row["rate"], row["spread"], row["ratio"]) == (40.0, 0.0, None)  # nothing plain to compare with
+    assert (row["rate"], row["spread"], row["ratio"]) == (
+        40.0,
+        0.0,
+        None,
+    )  # nothing plain to compare with
 
 
 def test_of_seconds_a_unit_fewer_are_better():
@@ -94,7 +101,12 @@ def test_of_seconds_a_unit_fewer_are_better():
     sides = (clock.side("plain", 4.0, 4.0, units=1.0), clock.side("ours", 7.0, 2.0, units=1.0))
     case = Case("dag", "import", "s", sides, rounds=1, seconds=0.0)
     slow, fast = rows(case, measure(case, QUICK, clock=clock))
-    assert (slow["rate"], fast["rate"], fast["ratio"], fast["start_seconds"]) == (4.0, 2.0, 2.0, 5.0)
+    assert (slow["rate"], fast["rate"], fast["ratio"], fast["start_seconds"]) == (
+        4.0,
+        2.0,
+        2.0,
+        5.0,
+    )
 
 
 def test_a_share_of_the_peak_is_operations_a_second_over_it():
@@ -115,22 +127,40 @@ def test_memory_is_what_the_process_grew_by():
 
 
 def row(device: str, benchmark: str, **values: Any) -> dict[str, Any]:
-    return {"device": device, "benchmark": benchmark, "what": "x", "side": "ours", "unit": "images/s"} | values
+    return {
+        "device": device,
+        "benchmark": benchmark,
+        "what": "x",
+        "side": "ours",
+        "unit": "images/s",
+    } | values
 
 
 def test_only_what_was_measured_on_this_device_is_replaced(tmp_path):
     path = tmp_path / "benchmarks.csv"
     first = [row("cpu", "recover", rate=1.0), row("cpu", "squeeze", rate=2.0)]
     table.write(path, table.merged(table.read(path), first, "cpu", ["recover", "squeeze"]))
-    table.write(path, table.merged(table.read(path), [row("gpu", "recover", rate=3.0)], "gpu", ["recover"]))
-    table.write(path, table.merged(table.read(path), [row("cpu", "recover", rate=4.0)], "cpu", ["recover"]))
+    table.write(
+        path, table.merged(table.read(path), [row("gpu", "recover", rate=3.0)], "gpu", ["recover"])
+    )
+    table.write(
+        path, table.merged(table.read(path), [row("cpu", "recover", rate=4.0)], "cpu", ["recover"])
+    )
     found = [(line["device"], line["benchmark"], line["rate"]) for line in table.read(path)]
     assert found == [("cpu", "recover", "4"), ("cpu", "squeeze", "2"), ("gpu", "recover", "3")]
 
 
 def test_the_page_is_made_from_the_rows(tmp_path):
     path = tmp_path / "benchmarks.csv"
-    new = row("A card", "recover", rate=12345.678, ratio=5.1234, spread=0.021, peak_share=0.1234, peak_memory_mb=None)
+    new = row(
+        "A card",
+        "recover",
+        rate=12345.678,
+        ratio=5.1234,
+        spread=0.021,
+        peak_share=0.1234,
+        peak_memory_mb=None,
+    )
     table.write(path, table.merged([], [new], "A card", ["recover"]))
     page = path.with_suffix(".md").read_text()
     assert page == table.markdown(table.read(path))
@@ -168,7 +198,9 @@ def test_plain_recovery_is_the_engines():
 
     objective = Objective(network(), 1, recipe, machine, 1)
     engine = Recovery(objective, [block], recipe, problem.data, torch.float64)
-    plain = AsDrawn(network(), engine.images.detach().clone(), torch.arange(4), recipe, problem.data)
+    plain = AsDrawn(
+        network(), engine.images.detach().clone(), torch.arange(4), recipe, problem.data
+    )
     for _ in range(5):
         loss = plain.step()
         engine.step()
@@ -178,8 +210,12 @@ def test_plain_recovery_is_the_engines():
     assert (plain.images - engine.images).abs().max() < 1e-7
 
 
-def trained(problem: squeeze.Problem, recipe: Any, optimizer: Callable[[Any], Any], losses: tuple[Any, Any]) -> float:
-    """The largest difference of two networks, one trained plainly and one by the engine, after three steps."""
+def trained(
+    problem: squeeze.Problem, recipe: Any, optimizer: Callable[[Any], Any], losses: tuple[Any, Any]
+) -> float:
+    """The largest difference of two networks, one trained plainly and one by the engine, after
+    three steps.
+    """
     machine, draws = QUICK.reference(), torch.Generator().manual_seed(0)
     plain, own = problem.network(), machine.place(problem.network())
     training = squeeze.PlainTraining(plain, optimizer(plain.parameters()), "cpu")
@@ -198,10 +234,14 @@ TINY = squeeze.Problem(images=8, batch_size=4, resolution=16, classes=4, width=0
 
 
 def test_plain_squeeze_is_the_engines():
-    recipe = TINY.recipe.model_copy(update={"lr": 0.01})  # so that three steps do not magnify rounding
+    recipe = TINY.recipe.model_copy(
+        update={"lr": 0.01}
+    )  # so that three steps do not magnify rounding
 
     def sgd(parameters: Any) -> torch.optim.SGD:
-        return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
 
     def hard(loss: Any) -> Any:
         return lambda logits, target: loss(logits, target.argmax(1))
@@ -211,22 +251,33 @@ def test_plain_squeeze_is_the_engines():
 
 def test_plain_validate_is_the_engines():
     draws, temperature = torch.Generator().manual_seed(0), validate.POST.temperature
-    logits, teacher = (torch.randn(6, 10, generator=draws, dtype=torch.float64) * 5 for _ in range(2))
-    plain, own = validate.distillation(logits, teacher, temperature), kd_loss(logits, teacher, temperature)
+    logits, teacher = (
+        torch.randn(6, 10, generator=draws, dtype=torch.float64) * 5 for _ in range(2)
+    )
+    plain, own = (
+        validate.distillation(logits, teacher, temperature),
+        kd_loss(logits, teacher, temperature),
+    )
     assert float(plain) == pytest.approx(float(own), rel=1e-4)  # the engine reckons in float32
     images, order = torch.rand(6, 3, 4, 4, generator=draws), torch.randperm(6, generator=draws)
-    torch.testing.assert_close(validate.mixed(images, order, 0.3), mixup(images, images[order], torch.full((6,), 0.3)))
+    torch.testing.assert_close(
+        validate.mixed(images, order, 0.3), mixup(images, images[order], torch.full((6,), 0.3))
+    )
 
 
 def test_plain_images_are_the_engines():
-    """Without augmentation; that crops and flips are torchvision's is tested in test_augment.py and test_labels.py."""
+    """Without augmentation; that crops and flips are torchvision's is tested in test_augment.py and
+    test_labels.py.
+    """
     data = TINY.data
     pixels, labels = synthetic(8, data)
     pictures = Pictures(pixels, labels, transform_of(Augmentation(augment="none", flip=0.0), data))
     images = Images(pixels, labels, data, QUICK.reference())
     theirs = torch.stack([pictures[index][0] for index in range(8)])
     torch.testing.assert_close(theirs, images.normalised(images.at(torch.arange(8))))
-    assert [pictures[index][1:] for index in range(8)] == [(int(label), i) for i, label in enumerate(labels)]
+    assert [pictures[index][1:] for index in range(8)] == [
+        (int(label), i) for i, label in enumerate(labels)
+    ]
 
 
 @pytest.mark.parametrize("crop", ["pad_crop", "random_resized_crop"])
@@ -243,7 +294,19 @@ def test_plain_crops_vary_and_keep_the_size(crop):
 
 def test_every_side_runs_and_is_written(tmp_path, capsys):
     path = tmp_path / "benchmarks.csv"
-    program.main(["--quick", "--device", "cpu", "--only", "recover", "squeeze", "validate", "--out", str(path)])
+    program.main(
+        [
+            "--quick",
+            "--device",
+            "cpu",
+            "--only",
+            "recover",
+            "squeeze",
+            "validate",
+            "--out",
+            str(path),
+        ]
+    )
     found = table.read(path)
     assert {line["benchmark"] for line in found} == {"recover", "squeeze", "validate"}
     assert {line["side"] for line in found} == {"plain", "ours", "reference"}
@@ -253,7 +316,9 @@ def test_every_side_runs_and_is_written(tmp_path, capsys):
 
 
 def test_full_sizes_are_declared_for_both_devices():
-    """No two cases of a benchmark have one name, by which a process that measures memory finds its case."""
+    """No two cases of a benchmark have one name, by which a process that measures memory finds its
+    case.
+    """
     for module in (recover, squeeze, validate):
         for device in ("cpu", "cuda"):
             cases = module.cases(Setting(device))

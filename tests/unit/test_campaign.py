@@ -1,4 +1,7 @@
-"""The campaign: which jobs in which order, what is expected of a slice, and what ends one; stages are small scripts."""
+"""The campaign: which jobs in which order, what is expected of a slice, and what ends one.
+
+Stages are small scripts.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from cda.campaign.page import Page, clock
 from cda.campaign.slices import Budget, Runner
 from cda.campaign.steps import cells_of, read_campaign
 from cda.campaign.times import START, Times, kind_of
+from cda.config.load import load_settings
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet
-from cda.results.estimate import works_of
-from cda.runs import MEASURING
-from cda.settings import load_settings
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.runs import MEASURING
+from cda.pipeline.estimate import works_of
 
 ROOT = Path(__file__).parents[2]
 TABLES = ["table1", "table4", "table11", "table13", "table14", "table15"]
@@ -60,7 +63,8 @@ def steps(tree) -> Callable[..., list[Stretch]]:
     return write
 
 
-# The order ------------------------------------------------------------------------------------------------------------
+# The order
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_paper_s_campaign_has_its_63_cells(paper):
@@ -73,7 +77,9 @@ def test_the_paper_s_campaign_has_its_63_cells(paper):
 
 
 def test_it_begins_with_what_cifar_100_needs(paper):
-    first = [(job.run.stage, job.run.dataset, job.run.ipc, job.index) for job in planned(paper)[:12]]
+    first = [
+        (job.run.stage, job.run.dataset, job.run.ipc, job.index) for job in planned(paper)[:12]
+    ]
     assert first == [
         ("squeeze", "cifar100", 0, 0),
         ("recover", "cifar100", 0, 0),
@@ -91,7 +97,11 @@ def test_then_tiny_imagenet_with_its_networks_from_small_to_large_and_the_contro
     jobs = planned(paper)
     order = list(dict.fromkeys(job.stretch.split()[0] for job in jobs if job.stretch != CONTROLS))
     assert order == ["table1", "table11", "table4", "table13", "table14", "table15"]
-    told = [(job.run.model, job.run.ipc) for job in jobs if job.stretch.startswith("table4") and job.run.model]
+    told = [
+        (job.run.model, job.run.ipc)
+        for job in jobs
+        if job.stretch.startswith("table4") and job.run.model
+    ]
     ours = [("resnet18", 50)] * 2 + [("resnet18", 100)] * 2
     larger = [(name, ipc) for name in ("resnet50", "resnet101") for ipc in (50, 50, 100, 100)]
     assert told == [("resnet18", 0), *ours, *larger]
@@ -111,8 +121,12 @@ def test_the_first_seed_of_everything_comes_before_the_second_of_anything():
     jobs = planned(declared(seeds=3))
     measuring = [job for job in jobs if job.run.stage in MEASURING]
     assert [job.index for job in measuring] == sorted(job.index for job in measuring)
-    assert {job.run.stage for job in jobs[jobs.index(measuring[0]) :] if job.index == 2} > {"validate"}
-    second = next(index for index, job in enumerate(jobs) if job.run.stage in MEASURING and job.index == 1)
+    assert {job.run.stage for job in jobs[jobs.index(measuring[0]) :] if job.index == 2} > {
+        "validate"
+    }
+    second = next(
+        index for index, job in enumerate(jobs) if job.run.stage in MEASURING and job.index == 1
+    )
     assert {job.run.stage for job in jobs[second:]} == {"validate", "continual"}
     assert jobs[second - 1].stretch == CONTROLS
 
@@ -120,7 +134,9 @@ def test_the_first_seed_of_everything_comes_before_the_second_of_anything():
 def test_its_jobs_are_those_of_the_tables_it_names():
     both = declared(datasets=["cifar100", "tiny_imagenet"])
     works = works_of(both, TABLES)
-    assert {job.output for job in planned(both)} == {path for work in works for path in work.outputs}
+    assert {job.output for job in planned(both)} == {
+        path for work in works for path in work.outputs
+    }
 
 
 def test_what_only_finished_measurements_read_is_not_made_again(tree, steps):
@@ -129,7 +145,9 @@ def test_what_only_finished_measurements_read_is_not_made_again(tree, steps):
     assert {job.output for job in jobs_of(experiments, found)} == every
     for kind, ipc in (("validate", 1), ("relabel", 2)):
         run = tree.runs(ipc=ipc)[kind]
-        paths = [job.output for job in jobs_of(experiments, found, every=True) if job.run.id == run.id]
+        paths = [
+            job.output for job in jobs_of(experiments, found, every=True) if job.run.id == run.id
+        ]
         for path in paths:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).touch()
@@ -147,7 +165,8 @@ def test_a_squeezed_model_without_its_description_is_made_again(tree, steps):
     assert jobs_of(tree.experiments(), found)[0].run.stage == "recover"
 
 
-# The steps ------------------------------------------------------------------------------------------------------------
+# The steps
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_filters_narrow_and_order_the_cells(tree, steps):
@@ -168,13 +187,17 @@ def test_filters_name_what_the_tables_declare_at_every_scale(paper):
     cells = cells_of(declared(scale="demo"), campaign.steps[0])
     assert [cell.run.ipc for cell in cells if cell.run] == [2, 4, 1]  # for 10, 50, 1
     larger = cells_of(declared(scale="demo"), campaign.steps[3])
-    assert {(cell.dataset, cell.run.model) for cell in larger if cell.run} == {("tiny_imagenet", "resnet34")}
+    assert {(cell.dataset, cell.run.model) for cell in larger if cell.run} == {
+        ("tiny_imagenet", "resnet34")
+    }
 
 
 def test_steps_without_a_cell_at_the_scale_are_passed_over(paper):
     smoke = stretches(declared(scale="smoke", controls="none"), read_campaign(paper.config))
     assert {stretch.title.split()[0] for stretch in smoke} == {"table1", "table4"}
-    narrowed = stretches(declared(datasets=["cifar100"], controls="none"), read_campaign(paper.config))
+    narrowed = stretches(
+        declared(datasets=["cifar100"], controls="none"), read_campaign(paper.config)
+    )
     assert [stretch.title.split()[0] for stretch in narrowed] == ["table1", "table11"]
 
 
@@ -183,10 +206,14 @@ def test_steps_without_a_cell_at_the_scale_are_passed_over(paper):
     [
         ({"table": "tinny"}, "steps.0.table: there is no table 'tinny'; use one of both, tiny"),
         ({"table": "tiny", "ipc": [1, 3]}, "steps.0.ipc: no cell of tiny has 3 there; use 1, 2"),
-        ({"table": "tiny", "methods": ["sre"]}, "steps.0.methods: no cell of tiny has 'sre' there; use cda, sre2l"),
-        ({"table": "tiny", "datasets": ["digit"]}, "steps.0.datasets: no cell of tiny has 'digit' there; use digits"),
-        ({"table": "both", "methods": ["sre2l"], "ipc": [4]}, "steps.0.ipc: no cell of both has 4 there; use 1"),
-        ({"table": "tiny", "seeds": [1]}, "steps.0.seeds is not a known key; use one of table, datasets, methods, ipc"),
+        ({"table": "tiny", "methods": ["sre"]}, "steps.0.methods: no cell of tiny has 'sre' "
+"there; use cda, sre2l"),
+        ({"table": "tiny", "datasets": ["digit"]}, "steps.0.datasets: no cell of tiny has "
+"'digit' there; use digits"),
+        ({"table": "both", "methods": ["sre2l"], "ipc": [4]}, "steps.0.ipc: no cell of both "
+"has 4 there; use 1"),
+        ({"table": "tiny", "seeds": [1]}, "steps.0.seeds is not a known key; use one of "
+"table, datasets, methods, ipc"),
         ({"table": "tiny", "ipc": ["many"]}, "steps.0.ipc.0 input should be a valid integer"),
         ({}, "steps.0.table field required"),
     ],
@@ -208,7 +235,8 @@ def test_a_campaign_without_a_file_or_steps_is_refused(tree):
         read_campaign(tree.folder)
 
 
-# Times ----------------------------------------------------------------------------------------------------------------
+# Times
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def times_of(tree, found: list[Stretch], kind: str = "cpu") -> tuple[Times, list[Job]]:
@@ -244,7 +272,9 @@ def test_a_stopped_job_s_rate_is_of_all_its_starts(tree, steps):
     reckoned.note(squeeze, 2 * work + 1000 + START)
     finish(0.75 * work)
     reckoned.measure()
-    assert reckoned.measured(squeeze.run)  # by what its output tells: nobody knows that it was stopped and finished
+    assert reckoned.measured(
+        squeeze.run
+    )  # by what its output tells: nobody knows that it was stopped and finished
     reckoned.note(squeeze, 1000 + START)
     reckoned.measure()
     rate = reckoned.rates.of(squeeze.run).tflops
@@ -273,13 +303,20 @@ def test_a_damaged_record_is_told_in_one_line(tree, steps):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("NVIDIA H100 80GB HBM3", "h100"), ("Tesla V100-SXM2-16GB", "v100"), ("", "cpu"), ("GT 710", "a100")],
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("", "cpu"),
+        ("GT 710", "a100"),
+    ],
 )
 def test_the_kind_of_device_is_known_by_its_name(name, kind, tree, monkeypatch, capsys):
     monkeypatch.setattr(times, "_device_name", lambda: name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert kind_of(tree.experiments(runtime={"device": "auto"}), None) == kind
-    assert ("GT 710 is no known device: reckoning with a100" in capsys.readouterr().err) == (kind == "a100")
+    assert ("GT 710 is no known device: reckoning with a100" in capsys.readouterr().err) == (
+        kind == "a100"
+    )
     assert kind_of(tree.experiments(runtime={"device": "auto"}), "h200") == "h200"
     assert kind_of(tree.experiments(), None) == "cpu"
 
@@ -289,12 +326,15 @@ def test_saying_what_is_to_do_takes_no_torch():
         "import sys; from cda.cli import main; code = main(['campaign', '-n', '--gpu', 'h100']);"
         "sys.exit(code or 2 * ('torch' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "63 cells" in done.stdout
 
 
-# What is said before --------------------------------------------------------------------------------------------------
+# What is said before
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_page_says_what_is_expected_to_finish(tree, steps, monkeypatch):
@@ -303,7 +343,9 @@ def test_the_page_says_what_is_expected_to_finish(tree, steps, monkeypatch):
     monkeypatch.setattr(reckoned, "of", lambda job: 100.0)
     page = Page(tree.experiments(), found, jobs, reckoned)
     said = page.before(jobs, Budget(0, 620, 20), 50).splitlines()
-    assert said[0].endswith("0 of 6 cells measured (0 with all 2 seeds); 0 of 22 jobs done; about 37 min left.")
+    assert said[0].endswith(
+        "0 of 6 cells measured (0 with all 2 seeds); 0 of 22 jobs done; about 37 min left."
+    )
     rows = [line for line in said if line.startswith(("squeeze", "recover", "relabel", "validate"))]
     assert [line.split()[-1] for line in rows] == ["finishes"] * 5 + ["begins", "waits", "waits"]
     assert said[-3] == "… and 14 jobs more, 23 min"
@@ -317,13 +359,19 @@ def test_the_documentation_lists_the_campaign_s_cells_jobs_and_hours(paper):
     found, jobs = stretches(paper, read_campaign(paper.config)), planned(paper)
     reckoned = Times(paper, "h100", jobs)
     rows = [
-        line.split("|")[2:5] for line in (ROOT / "docs/campaign.md").read_text().splitlines() if line.startswith("|")
+        line.split("|")[2:5]
+        for line in (ROOT / "docs/campaign.md").read_text().splitlines()
+        if line.startswith("|")
     ]
     listed = [(int(cells), int(count), float(hours)) for cells, count, hours in rows[2:-1]]
-    own = {stretch.title: [job for job in jobs if job.stretch == stretch.title] for stretch in found}
+    own = {
+        stretch.title: [job for job in jobs if job.stretch == stretch.title] for stretch in found
+    }
     hours = {title: round(reckoned.total(some) / 3600, 1) for title, some in own.items()}
     assert listed == [(len(one.cells), len(own[one.title]), hours[one.title]) for one in found]
-    cells = [sum(len(one.cells) for one in found if one.control == control) for control in (False, True)]
+    cells = [
+        sum(len(one.cells) for one in found if one.control == control) for control in (False, True)
+    ]
     assert [text.strip() for text in rows[-1]] == [
         "{} + {}".format(*cells),
         str(len(jobs)),
@@ -344,7 +392,8 @@ def test_times_are_said_in_a_unit_that_suits():
     assert told == ["0 s", "89 s", "1.5 min", "60 min", "1.0 h", "278 h"]
 
 
-# A slice --------------------------------------------------------------------------------------------------------------
+# A slice
+# --------------------------------------------------------------------------------------------------------------
 
 MAKE = """
 import os, pathlib, sys
@@ -372,14 +421,18 @@ FAIL = "raise SystemExit(1)"
 
 @pytest.fixture
 def started(monkeypatch) -> tuple[list[str], dict[str, str]]:
-    """The names of the jobs that a campaign starts, and scripts in place of stages, by words of such a name."""
+    """The names of the jobs that a campaign starts, and scripts in place of stages, by words of
+    such a name.
+    """
     names: list[str] = []
     scripts: dict[str, str] = {}
 
     def command(job: Job) -> list[str]:
         names.append(job.name)
         script = next((text for words, text in scripts.items() if words in job.name), MAKE)
-        described = [str(Path(job.output).with_name("squeeze.json"))] if job.run.stage == "squeeze" else []
+        described = (
+            [str(Path(job.output).with_name("squeeze.json"))] if job.run.stage == "squeeze" else []
+        )
         return [sys.executable, "-S", "-c", script, job.output, *described]
 
     monkeypatch.setattr(slices, "command", command)
@@ -394,19 +447,29 @@ def short(names: list[str]) -> list[str]:
 @pytest.fixture
 def ends_when_ready(monkeypatch) -> None:
     """A budget that ends once a script says that it is `ready`."""
-    monkeypatch.setattr(Budget, "stop", property(lambda _: 0.0 if Path("ready").exists() else math.inf))
+    monkeypatch.setattr(
+        Budget, "stop", property(lambda _: 0.0 if Path("ready").exists() else math.inf)
+    )
 
 
 def test_a_campaign_runs_everything_and_then_has_nothing_to_do(tree, steps, started, capsys):
     steps({"table": "tiny", "methods": ["cda"], "ipc": [2]})
     assert tree.cda("campaign") == 0
     names, _ = started
-    assert short(names) == ["squeeze", "recover part 0", "relabel", "validate seed 0", "validate seed 1"]
+    assert short(names) == [
+        "squeeze",
+        "recover part 0",
+        "relabel",
+        "validate seed 0",
+        "validate seed 1",
+    ]
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "1 of 1 cell measured (1 with all 2 seeds); 5 of 5 jobs done."
     assert tree.cda("campaign", "--minutes", "9") == 0
     assert len(names) == 5
-    assert capsys.readouterr().out.splitlines() == [f"Campaign at scale paper, 2 seeds, on cpu. {out.splitlines()[-1]}"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"Campaign at scale paper, 2 seeds, on cpu. {out.splitlines()[-1]}"
+    ]
 
 
 @pytest.mark.parametrize("said", [("-n",), ("--dry-run", "--minutes", "9"), ("--minutes", "0")])
@@ -423,7 +486,10 @@ def test_stages_get_the_configuration_of_the_call(tree, steps, started, monkeypa
     monkeypatch.setenv("CDA_CONFIG", '{"seeds": 1, "runtime": {"cpu_threads": 1}}')
     started[1]["squeeze"] = "import os; open('given', 'w').write(os.environ['CDA_CONFIG'])" + MAKE
     assert tree.cda("campaign", "--config", "runtime.workers=0") == 0
-    assert json.loads(Path("given").read_text()) == {"seeds": 1, "runtime": {"cpu_threads": 1, "workers": 0}}
+    assert json.loads(Path("given").read_text()) == {
+        "seeds": 1,
+        "runtime": {"cpu_threads": 1, "workers": 0},
+    }
     assert short(started[0])[3:] == ["validate seed 0"]
 
 
@@ -449,9 +515,12 @@ def test_when_the_budget_ends_the_running_stage_is_told_to_save(tree, steps, sta
     assert short(names) == ["squeeze", "recover part 0", "relabel"]
     out = capsys.readouterr().out
     assert (
-        "This slice finished 2 jobs.\nStopped in the middle, the next slice goes on from there: relabel digits" in out
+        "This slice finished 2 jobs.\nStopped in the middle, the next slice goes on from "
+        "there: relabel digits" in out
     )
-    assert out.splitlines()[-1].startswith("0 of 6 cells measured (0 with all 2 seeds); 2 of 22 jobs done; about ")
+    assert out.splitlines()[-1].startswith(
+        "0 of 6 cells measured (0 with all 2 seeds); 2 of 22 jobs done; about "
+    )
     Path("ready").unlink()
     scripts.clear()
     assert tree.cda("campaign") == 0
@@ -466,13 +535,18 @@ def test_a_stage_that_does_not_stop_is_killed_when_the_grace_is_over(tree, steps
     began = time.monotonic()
     assert tree.cda("campaign", "--grace", "1") == 0
     assert 0.9 < time.monotonic() - began < 50
-    assert "Stopped in the middle, the next slice goes on from there: squeeze" in capsys.readouterr().out
+    assert (
+        "Stopped in the middle, the next slice goes on from there: squeeze"
+        in capsys.readouterr().out
+    )
 
 
 def test_no_job_is_started_that_would_not_get_to_work(tree, steps, started):
     found = steps()
     reckoned, jobs = times_of(tree, found)
-    runner = Runner(Budget(time.monotonic() - 500, 505, 5), reckoned, tree.experiments().layout, os.environ)
+    runner = Runner(
+        Budget(time.monotonic() - 500, 505, 5), reckoned, tree.experiments().layout, os.environ
+    )
     outcome = runner.run(jobs)
     assert started[0] == []
     assert (outcome.done, outcome.stopped, outcome.failed) == ([], None, {})
@@ -484,7 +558,9 @@ def test_a_failing_job_costs_those_that_need_it_and_no_other(tree, steps, starte
     scripts["recover digits constant"] = FAIL
     assert tree.cda("campaign") == 1
     assert sum("constant" in name for name in names) == 1
-    assert sum(name.startswith("validate") for name in names) == 2 * 2 * 2  # of CDA and random, two IPCs, two seeds
+    assert (
+        sum(name.startswith("validate") for name in names) == 2 * 2 * 2
+    )  # of CDA and random, two IPCs, two seeds
     said = capsys.readouterr()
     assert "Failed (exit status 1): recover digits constant-resnet18-" in said.out
     assert "Left out, since they need one of those: 6 jobs" in said.out
@@ -510,12 +586,16 @@ def test_what_another_process_works_on_is_left_to_it(tree, steps, started, capsy
     assert tree.cda("campaign") == 0
     out = capsys.readouterr().out
     assert f"Left to process 7 of elsewhere, which works on it: squeeze digits {squeeze.id}" in out
-    assert "; 1 of 22 jobs done; " in out.splitlines()[-1]  # real images need no model, their labels do
+    assert (
+        "; 1 of 22 jobs done; " in out.splitlines()[-1]
+    )  # real images need no model, their labels do
 
 
 @pytest.fixture(params=[signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def number(request):
-    """A signal that is not ignored, which a shell's background jobs do with SIGINT and nohup's with SIGHUP."""
+    """A signal that is not ignored, which a shell's background jobs do with SIGINT and nohup's with
+    SIGHUP.
+    """
     before = signal.signal(request.param, signal.SIG_DFL)
     yield request.param
     signal.signal(request.param, before)
@@ -551,7 +631,10 @@ def test_a_signal_that_is_ignored_stays_so(tree, steps, started):
     [
         (("--minutes", "-1"), "--minutes -1: must be at least 0"),
         (("--minutes", "nan"), "--minutes nan: must be at least 0"),
-        (("--minutes", "0.5"), "--minutes 0.5: too few, a job takes 15 s to start and the last 20 s are for saving"),
+        (
+            ("--minutes", "0.5"),
+            "--minutes 0.5: too few, a job takes 15 s to start and the last 20 s are for saving",
+        ),
         (("--grace", "0"), "--grace 0: must be 1 to 3600 seconds"),
         (("--gpu", "h9000"), "--gpu h9000: is not in config/devices.yaml; use one of a100"),
     ],
@@ -564,7 +647,9 @@ def test_a_wrong_option_is_told_in_one_line(given, told, tree, steps, capsys):
 
 
 def test_a_cell_is_measured_when_all_its_runs_are(tree, steps):
-    tree.experiment("tiny", {"methods": ["cda"], "ipc": [1], "relabel_models": ["resnet18", "resnet34"]})
+    tree.experiment(
+        "tiny", {"methods": ["cda"], "ipc": [1], "relabel_models": ["resnet18", "resnet34"]}
+    )
     (own,) = steps()
     (cell,) = own.cells
     first, second = (tree.experiments().layout.run_json(run, 0) for run in cell.runs)

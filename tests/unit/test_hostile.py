@@ -1,7 +1,8 @@
-"""What strangers made: nothing in an artifact runs code, costs memory it does not hold or reaches beyond its folder.
+"""What strangers made: nothing in an artifact runs code, costs memory it does not hold or reaches
+beyond its folder.
 
-Every reader meets files that somebody made to do harm; each ends in one clear line. And no name of a run, a data set, a
-model, a table or a scale leaves its folder or means anything to a shell.
+Every reader meets files that somebody made to do harm; each ends in one clear line. And no name of
+a run, a data set, a model, a table or a scale leaves its folder or means anything to a shell.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ import pytest
 import torch
 from PIL import Image
 
-from cda.config import Dataset
+from cda.config.load import load_settings
+from cda.config.recipe import Architecture
+from cda.config.settings import Dataset
 from cda.data import sources
-from cda.data.codecs import Codec
 from cda.data.decoded import described, description_of, read_decoded
-from cda.data.labels import FORMAT, LabelStore
+from cda.data.label_codec import Codec
+from cda.data.label_store import FORMAT, LabelStore
 from cda.data.released import released_images
 from cda.data.shards import load_distilled, read_shard, write_shard
+from cda.engine.checkpoint import load_weights
 from cda.errors import ArtifactError, CdaError, ConfigError, DataError
-from cda.experiments import ExperimentSet
+from cda.experiments.experiment_set import ExperimentSet
 from cda.files import read_json, write_json
-from cda.models import build, load_weights
-from cda.recipe import Architecture
-from cda.settings import load_settings
-from cda.stages.networks import described_squeeze
-from cda.workflow import Plan
+from cda.method.networks import build
+from cda.pipeline.rules import Plan
+from cda.stages.models import described_squeeze
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["ant", "bee"]
@@ -59,11 +61,16 @@ def unharmed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
     left = [path for path in tmp_path.rglob("*") if path.name == MARK]
-    assert not left + [folder / MARK for folder in (tmp_path.parent, Path("/tmp")) if (folder / MARK).exists()]
+    assert not left + [
+        folder / MARK for folder in (tmp_path.parent, Path("/tmp")) if (folder / MARK).exists()
+    ]
 
 
 def refusal(call: Callable[..., Any], *arguments: Any, kind: type[CdaError] = ArtifactError) -> str:
-    """The one line that `call` is refused with: it names a path or key, and after a semicolon the mend."""
+    """The one line that `call` is refused with.
+
+    It names a path or key, and after a semicolon the mend.
+    """
     with pytest.raises(kind) as caught:
         call(*arguments)
     line = str(caught.value)
@@ -76,21 +83,34 @@ def png(side: int, content: bytes = b"") -> bytes:
     """A PNG whose header claims `side` × `side` pixels, whatever is in it."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(content))
+        + chunk(b"IEND", b"")
+    )
 
 
-POSTSCRIPT = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n({MARK}) (w) file closefile showpage\n"
+POSTSCRIPT = (
+    f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n({MARK}) (w) "
+    "file closefile showpage\n"
+)
 
 
-# Shards ---------------------------------------------------------------------------------------------------------------
+# Shards
+# ---------------------------------------------------------------------------------------------------------------
 
 Member = tuple[tarfile.TarInfo, bytes]
 
 
-def member(name: str, content: bytes = b"", size: int | None = None, kind: bytes = tarfile.REGTYPE) -> Member:
+def member(
+    name: str, content: bytes = b"", size: int | None = None, kind: bytes = tarfile.REGTYPE
+) -> Member:
     entry = tarfile.TarInfo(name)
     entry.size, entry.type = len(content) if size is None else size, kind
     return entry, content
@@ -140,11 +160,19 @@ PAX = b"30 size=99999999999999999999\n"
         (lambda all: [*all, all[1]], "00000_000.png is there twice"),
         (lambda all: [*all, all[0]], "__shard.json__ is there twice"),
         (lambda all: [*all, member("00000_001.png", all[1][1]), member("00000_001.cls", b"0")], "has two images"),
-        (lambda all: [all[0], member("00000_000.jpg", all[1][1]), *all[2:]], "cannot identify image file"),
-        (lambda all: [all[0], member("00000_000.png", png(5000)), *all[2:]], "an image of 5000×5000 pixels"),
+        (lambda all: [all[0], member("00000_000.jpg", all[1][1]), *all[2:]], "cannot identify "
+"image "
+"file"),
+        (lambda all: [all[0], member("00000_000.png", png(5000)), *all[2:]], "an image of 5000×5000 "
+"pixels"),
         (lambda all: [all[0], member("00000_000.png", png(10**6)), *all[2:]], "decompression bomb"),
-        (lambda all: [*all[:3], member("00001_000.png", png(4000)), *all[4:]], "4000×4000 pixels, where 4×4 belong"),
-        (lambda all: [all[0], member("00000_000.png", POSTSCRIPT.encode()), *all[2:]], "cannot identify image file"),
+        (lambda all: [*all[:3], member("00001_000.png", png(4000)), *all[4:]], "4000×4000 pixels, "
+"where "
+"4×4 "
+"belong"),
+        (lambda all: [all[0], member("00000_000.png", POSTSCRIPT.encode()), *all[2:]], "cannot identify "
+"image "
+"file"),
         (lambda all: [member("__shard.json__", DEEP.encode()), *all[1:]], "recursion"),
         (lambda all: [member("__shard.json__", b"[" + b"9" * 10**5 + b"]"), *all[1:]], "limit"),
         (told(classes="ab"), "classes must be a list of names"),
@@ -167,7 +195,9 @@ def test_a_hostile_shard_is_refused(change, said):
 
 def test_images_of_another_size_than_asked_are_refused_before_they_are_decoded():
     path = shard(lambda all: [all[0], member("00000_000.png", png(4000)), *all[2:]])
-    assert "an image of 4000×4000 pixels, where 4×4 belong" in refusal(load_distilled, Path("run"), 1, None, None, 4)
+    assert "an image of 4000×4000 pixels, where 4×4 belong" in refusal(
+        load_distilled, Path("run"), 1, None, None, 4
+    )
     assert "where 8×8 belong" in refusal(read_shard, shard(lambda all: all), 8)
     assert read_shard(path.with_name("ipc-000.tar"), 4)[0].shape == (2, 4, 4, 3)
 
@@ -179,7 +209,8 @@ def test_two_parts_with_one_shard_are_refused():
     assert line == f"{path}: part-7 has it too; delete the part that is not the run's"
 
 
-# Arrays ---------------------------------------------------------------------------------------------------------------
+# Arrays
+# ---------------------------------------------------------------------------------------------------------------
 
 ARRAYS = {
     "more than there is": {"shape": (2**40,)},
@@ -206,15 +237,28 @@ def spoil(path: Path, change: dict[str, Any]) -> None:
 
 def array(path: Path, header: Any) -> None:
     """An .npy file with that header and some bytes."""
-    text = header if isinstance(header, str) else repr({"descr": "|u1", "fortran_order": False, "shape": (4,)} | header)
-    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + b"\0" * 1000)
+    text = (
+        header
+        if isinstance(header, str)
+        else repr({"descr": "|u1", "fortran_order": False, "shape": (4,)} | header)
+    )
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + b"\0" * 1000
+    )
 
 
 @pytest.fixture
 def store():
     folder = Path("labels")
     recipe = {"labels": "stored", "top_k": 2, "bits": 8, "epochs": 3}
-    told = {"format": FORMAT, "run": "r", "images_digest": "d", "labels": "stored", "epochs": 3, "recipe": recipe}
+    told = {
+        "format": FORMAT,
+        "run": "r",
+        "images_digest": "d",
+        "labels": "stored",
+        "epochs": 3,
+        "recipe": recipe,
+    }
     codec = Codec(5, 8, 2, 4.0)
     write_json(
         folder / "header.json",
@@ -251,7 +295,9 @@ def test_a_hostile_label_header_is_refused(change, store):
     assert refusal(LabelStore, store).startswith(("labels/header.json: ", "labels/logits.npy: "))
 
 
-@pytest.mark.parametrize(("classes", "top_k", "bitmap"), [(20, 10, True), (200, 2, False), (1000, 2, False)])
+@pytest.mark.parametrize(
+    ("classes", "top_k", "bitmap"), [(20, 10, True), (200, 2, False), (1000, 2, False)]
+)
 def test_labels_for_classes_that_there_are_not_stay_within_the_row(classes, top_k, bitmap):
     codec = Codec(classes, 16, top_k)
     assert codec.record.bitmap == bitmap
@@ -265,7 +311,10 @@ def decoded():
     path.parent.mkdir()
     images = np.zeros((4, 8, 8, 3), np.uint8)
     np.save(path, images)
-    write_json(description_of(path), described(images, np.array([0, 0, 1, 1]), tuple(CLASSES)) | {"run": "val-1"})
+    write_json(
+        description_of(path),
+        described(images, np.array([0, 0, 1, 1]), tuple(CLASSES)) | {"run": "val-1"},
+    )
     assert len(read_decoded(path, "val-1", 8).images) == 4
     return path
 
@@ -291,10 +340,13 @@ def test_a_hostile_array_of_decoded_images_is_refused(kind, decoded):
 def test_a_hostile_description_of_decoded_images_is_refused(change, decoded):
     where = description_of(decoded)
     spoil(where, change)
-    assert refusal(read_decoded, decoded, "val-1", 8).startswith(("decode/val.json: ", "decode/val.npy: "))
+    assert refusal(read_decoded, decoded, "val-1", 8).startswith(
+        ("decode/val.json: ", "decode/val.npy: ")
+    )
 
 
-# Models ---------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def tensor(start: int, end: int, **values: Any) -> dict[str, Any]:
@@ -315,12 +367,28 @@ def tensor(start: int, end: int, **values: Any) -> dict[str, Any]:
         ("[" * 10000, None),
         (pickle.dumps(Evil()).decode("latin1"), None),
     ],
-    ids=["overlap", "overflow", "beyond", "backwards", "objects", "terminal", "long", "longer", "deep", "pickle"],
+    ids=[
+        "overlap",
+        "overflow",
+        "beyond",
+        "backwards",
+        "objects",
+        "terminal",
+        "long",
+        "longer",
+        "deep",
+        "pickle",
+    ],
 )
 def test_hostile_weights_are_refused(header, length):
-    path, text = Path("model.safetensors"), header if isinstance(header, str) else json.dumps(header)
+    path, text = (
+        Path("model.safetensors"),
+        header if isinstance(header, str) else json.dumps(header),
+    )
     content = text.encode("latin1")
-    path.write_bytes(struct.pack("<Q", len(content) if length is None else length) + content + b"\0" * 100)
+    path.write_bytes(
+        struct.pack("<Q", len(content) if length is None else length) + content + b"\0" * 100
+    )
     line = refusal(load_weights, build("convnet1", 2, 8, Architecture()), path)
     assert line.startswith("model.safetensors: ")
 
@@ -330,12 +398,17 @@ def test_a_model_whose_classes_are_no_names_is_refused(classes, tree):
     run = tree.runs()["squeeze"]
     write_json(Path("squeeze.json"), {"run": run.id, "classes": classes})
     line = refusal(described_squeeze, Path("model.safetensors"), run)
-    assert line == "model.safetensors: its squeeze.json has no list of classes; squeeze it again or pull it"
+    assert (
+        line
+        == "model.safetensors: its squeeze.json has no list of classes; squeeze it again or pull it"
+    )
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil, 2))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil, 2))]
+)
 def test_a_pickle_among_published_weights_is_never_run(save, monkeypatch):
-    from cda.stages.published import fetch
+    from cda.engine.pretrained import fetch
 
     monkeypatch.setenv("TORCH_HOME", "torch")
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
@@ -352,11 +425,18 @@ def test_a_pickle_among_published_weights_is_never_run(save, monkeypatch):
     Path(MARK).unlink()
 
 
-# Images of strangers --------------------------------------------------------------------------------------------------
+# Images of strangers
+# --------------------------------------------------------------------------------------------------
 
 
 def data_set(**values: Any) -> Dataset:
-    usual = {"name": "toy", "layout": "image_folder", "classes": 2, "resolution": 8, "get": "ask for it"}
+    usual = {
+        "name": "toy",
+        "layout": "image_folder",
+        "classes": 2,
+        "resolution": 8,
+        "get": "ask for it",
+    }
     return Dataset.model_validate(usual | {"mean": [0.5] * 3, "std": [0.5] * 3} | values)
 
 
@@ -421,17 +501,21 @@ def test_a_hostile_image_of_a_data_set_is_refused(content):
     assert line.startswith("data/train/b/1.png: toy needs a whole image")
 
 
-# JSON -----------------------------------------------------------------------------------------------------------------
+# JSON
+# -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [DEEP, DEEP + "]" * 100_000, "9" * 10**5, '"\ud800', "[1, 2]", '"x"', "\0"])
+@pytest.mark.parametrize(
+    "text", [DEEP, DEEP + "]" * 100_000, "9" * 10**5, '"\ud800', "[1, 2]", '"x"', "\0"]
+)
 def test_hostile_json_is_refused(text):
     Path("x.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     assert refusal(read_json, Path("x.json"), "it").startswith("x.json: it is ")
 
 
 @pytest.mark.parametrize(
-    "value", [True, None, "50", [50], {"x": 50}, -1, 101, 10**400, 1e308, float("nan"), float("inf")]
+    "value",
+    [True, None, "50", [50], {"x": 50}, -1, 101, 10**400, 1e308, float("nan"), float("inf")],
 )
 def test_a_measurement_that_is_no_percentage_is_refused(value, tree):
     from cda.results.tables import table
@@ -450,12 +534,22 @@ def test_only_seeds_as_we_write_them_are_counted(tree):
     run, experiments = tree.runs()["validate"], tree.experiments(cells="present")
     folder = Path(experiments.layout.run_json(run, 0)).parent
     folder.mkdir(parents=True)
-    for name in ("seed-0", "seed-00", "seed-12", "seed-²", "seed--1", "seed-" + "9" * 200, "seed-٣", "seed-1\n"):
+    for name in (
+        "seed-0",
+        "seed-00",
+        "seed-12",
+        "seed-²",
+        "seed--1",
+        "seed-" + "9" * 200,
+        "seed-٣",
+        "seed-1\n",
+    ):
         (folder / f"{name}.json").touch()
     assert experiments.seeds(run) == [0, 12]
 
 
-# What is shown --------------------------------------------------------------------------------------------------------
+# What is shown
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_messages_stay_one_line_and_steer_no_terminal():
@@ -469,10 +563,15 @@ def test_a_cell_cannot_leave_its_markdown_table(tree):
         layout={"rows": ["setting"], "columns": ["method", "ipc"]},
     )
     assert tree.cda("table", "tiny") == 0
-    body = [line for line in Path("results/tiny.md").read_text().splitlines() if line.startswith("|")]
+    body = [
+        line for line in Path("results/tiny.md").read_text().splitlines() if line.startswith("|")
+    ]
     assert len(body) == 5  # a header, a rule, the quoted cells and the two settings
     assert {len(re.split(r"(?<!\\)\|", line)) for line in body} == {10}
-    assert [line.split(" | ")[0].strip() for line in body[3:]] == [r"| a \| b # c 0.1", r"| a \| b # c 0.2"]
+    assert [line.split(" | ")[0].strip() for line in body[3:]] == [
+        r"| a \| b # c 0.1",
+        r"| a \| b # c 0.2",
+    ]
 
 
 def test_a_class_may_be_called_anything(tree):
@@ -484,17 +583,32 @@ def test_a_class_may_be_called_anything(tree):
     tree.write("experiments/shown.yaml", json.dumps(shown))
     run, experiments = tree.runs()["recover"], tree.experiments()
     part = Path(experiments.layout.part(run, 0))
-    names = [r"$\frac{$", "$x", "\\end{x}", "%", "\x1b[2J", "\n", "", "a" * 5000, "a b " * 100, "\u202e"]
+    names = [
+        r"$\frac{$",
+        "$x",
+        "\\end{x}",
+        "%",
+        "\x1b[2J",
+        "\n",
+        "",
+        "a" * 5000,
+        "a b " * 100,
+        "\u202e",
+    ]
     images = np.zeros((10, 8, 8, 3), np.uint8)
     for ipc in range(2):
         write_shard(part / f"ipc-{ipc:03d}.tar", images, names, ipc, run.id, "digits")
     draw(experiments, "shown", Path("shown.png"))
     write_shard(part / "ipc-000.tar", images, names, 0, "cda-foreign", "digits")
     line = refusal(draw, experiments, "shown", Path("shown.png"))
-    assert line == f"{part}/ipc-000.tar: belongs to run cda-foreign, not {run.id}; recover it again or pull it"
+    assert (
+        line == f"{part}/ipc-000.tar: belongs to run cda-foreign, not {run.id}; recover it again "
+        "or pull it"
+    )
 
 
-# Names ----------------------------------------------------------------------------------------------------------------
+# Names
+# ----------------------------------------------------------------------------------------------------------------
 
 NAMES = (
     f"x; touch {MARK}", f"$(touch {MARK})", f"`touch {MARK}`", "a b", "a'b", 'a"b', "a&b", "a|b", "a>b", "a*", "a\nb",
@@ -504,10 +618,26 @@ PLACES = {
     "name": ("datasets/digits.yaml", "name: digits", "name: NAME"),
     "data set's recipe": ("datasets/digits.yaml", "layout:", "recipe: NAME\nlayout:"),
     "release": ("recipes/digits.yaml", "release: theirs ", "release: NAME "),
-    "weights": ("recipes/digits.yaml", "  epochs: 2              # paper Table 10a", "  weights: NAME\n  epochs: 2"),
-    "init": ("recipes/digits.yaml", "  epochs: 2              # paper Table 10a", "  init: NAME\n  epochs: 2"),
-    "recovery model": ("experiments/tiny.yaml", "recovery_models:\n  - resnet18", "recovery_models:\n  - NAME"),
-    "validation model": ("experiments/tiny.yaml", "validation_models:\n  - resnet18", "validation_models:\n  - NAME"),
+    "weights": (
+        "recipes/digits.yaml",
+        "  epochs: 2              # paper Table 10a",
+        "  weights: NAME\n  epochs: 2",
+    ),
+    "init": (
+        "recipes/digits.yaml",
+        "  epochs: 2              # paper Table 10a",
+        "  init: NAME\n  epochs: 2",
+    ),
+    "recovery model": (
+        "experiments/tiny.yaml",
+        "recovery_models:\n  - resnet18",
+        "recovery_models:\n  - NAME",
+    ),
+    "validation model": (
+        "experiments/tiny.yaml",
+        "validation_models:\n  - resnet18",
+        "validation_models:\n  - NAME",
+    ),
     "relabel model": (
         "experiments/tiny.yaml",
         "  validation_models:",
@@ -527,7 +657,10 @@ def test_names_that_leave_their_folder_or_mean_something_to_a_shell_are_refused(
         tree.edit(file, old, new.replace("NAME", json.dumps(name)))
         line = refusal(lambda: tree.experiments().runs(), kind=ConfigError)
         assert line.startswith(f"config/{file}")
-        assert re.search(r"must be a name of letters, digits|should match pattern|not valid YAML|unacceptable", line)
+        assert re.search(
+            r"must be a name of letters, digits|should match pattern|not valid YAML|unacceptable",
+            line,
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -550,7 +683,9 @@ def test_a_table_that_means_something_to_a_shell_is_refused(name, tree):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "vit_tiny-2", "ResNet", "_x"])
 def test_names_that_libraries_use_are_taken(name, tree):
-    tree.edit("experiments/tiny.yaml", "recovery_models:\n  - resnet18", f"recovery_models:\n  - {name}")
+    tree.edit(
+        "experiments/tiny.yaml", "recovery_models:\n  - resnet18", f"recovery_models:\n  - {name}"
+    )
     assert any(run.model == name for run in tree.experiments().runs().values())
 
 
@@ -578,17 +713,22 @@ def test_what_reaches_a_shell_is_constrained():
 
 
 def test_the_configuration_reaches_jobs_quoted(tree):
-    given = {"data": f"'; touch {MARK}; '", "data_paths": {"digits": f"$(touch {MARK}) {{}} {{x}} \n \\ `id` é"}}
+    given = {
+        "data": f"'; touch {MARK}; '",
+        "data_paths": {"digits": f"$(touch {MARK}) {{}} {{x}} \n \\ `id` é"},
+    }
     plan = Plan(given)
     shell = (plan.prefix + 'printf %s "$CDA_CONFIG"').format()  # as snakemake does
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == given
 
 
-# YAML -----------------------------------------------------------------------------------------------------------------
+# YAML
+# -----------------------------------------------------------------------------------------------------------------
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
@@ -601,8 +741,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "[" * 100_000, "more than 50 levels"),
         ("a: " + "- " * 100_000, "not valid YAML"),
         ("a:\n" + "- " * 100_000, "more than 50 levels"),
-        (f"a: !!python/object/apply:os.system ['touch {MARK}']\n", "not valid YAML: could not determine a constructor"),
-        (f"a: !!python/object/new:pathlib.Path [{MARK}]\n", "not valid YAML: could not determine a constructor"),
+        (
+            f"a: !!python/object/apply:os.system ['touch {MARK}']\n",
+            "not valid YAML: could not determine a constructor",
+        ),
+        (
+            f"a: !!python/object/new:pathlib.Path [{MARK}]\n",
+            "not valid YAML: could not determine a constructor",
+        ),
         ("a: *b\n", "undefined alias"),
         ("a: " + "9" * 10**5 + "\n", "not valid YAML"),
     ],

@@ -1,4 +1,6 @@
-"""Packs: a data set as a few zip files gives the arrays of its folders, and whatever is wrong with one is one line."""
+"""Packs: a data set as a few zip files gives the arrays of its folders, and whatever is wrong with
+one is one line.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cda.config import Dataset
+from cda.config.settings import Dataset
 from cda.data import folders as folder_layout
 from cda.data import packed, sources
 from cda.errors import ConfigError, DataError
@@ -44,8 +46,13 @@ def write_folders(root: Path) -> None:
     """Two classes of sizes and kinds of their own, some images in folders within."""
     for c, name in enumerate(("ant", "cat")):
         for i in range(3):
-            write(root / "train" / name / f"{i}.{'png' if i else 'JPEG'}", pixels(10 * c + i, 8 + i, 9))
-        write(root / "train" / name / "1a" / "0.png", pixels(10 * c + 5))  # comes third, and not by its own name
+            write(
+                root / "train" / name / f"{i}.{'png' if i else 'JPEG'}",
+                pixels(10 * c + i, 8 + i, 9),
+            )
+        write(
+            root / "train" / name / "1a" / "0.png", pixels(10 * c + 5)
+        )  # comes third, and not by its own name
         write(root / "test" / name / "é 0.png", pixels(100 + c))
 
 
@@ -57,7 +64,9 @@ def write_tiny(root: Path) -> None:
             write(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", pixels(10 * c + i))
     for i in range(4):
         write(root / "val/images" / f"val_{i}.JPEG", pixels(100 + i))
-    (root / "val/val_annotations.txt").write_text("".join(f"val_{i}.JPEG\tn0{2 - i % 2}\t0\t0\n" for i in range(4)))
+    (root / "val/val_annotations.txt").write_text(
+        "".join(f"val_{i}.JPEG\tn0{2 - i % 2}\t0\t0\n" for i in range(4))
+    )
 
 
 def write_pickles(root: Path) -> None:
@@ -65,7 +74,10 @@ def write_pickles(root: Path) -> None:
     (root / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "baby"]}))
     for split in ("train", "test"):
         data = np.random.default_rng(len(split)).integers(0, 256, (6, 3072), dtype=np.uint8)
-        record = {"filenames": [f"{i}.png" for i in (3, 0, 4, 1, 5, 2)], "fine_labels": [0, 1, 1, 0, 1, 0]}
+        record = {
+            "filenames": [f"{i}.png" for i in (3, 0, 4, 1, 5, 2)],
+            "fine_labels": [0, 1, 1, 0, 1, 0],
+        }
         (root / split).write_bytes(pickle.dumps(record | {"data": data}, protocol=4))
 
 
@@ -92,7 +104,10 @@ def problem_of(root: Path, data: Dataset | None = None) -> str:
 
 
 def described(root: Path, **values: Any) -> dict[str, Any]:
-    """Change what `pack.json` says; by default only the sizes and digests, to those that volumes have."""
+    """Change what `pack.json` says.
+
+    By default only the sizes and digests, to those that volumes have.
+    """
     told = json.loads((root / "pack.json").read_text())
     for volume in told["volumes"]:
         path = root / volume["name"]
@@ -102,21 +117,26 @@ def described(root: Path, **values: Any) -> dict[str, Any]:
     return told
 
 
-# As the folders ------------------------------------------------------------------------------------
+# As the folders
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("layout", "resolution"), [*product(WRITERS, (8, 72)), ("digits", 16)])
 def test_pack_gives_what_its_source_gives(tmp_path, layout, resolution):
     data = dataset(layout, resolution=resolution, classes=10 if layout == "digits" else 2)
     WRITERS.get(layout, Path.mkdir)(tmp_path / "source")
-    sources.pack(data, tmp_path / "source", tmp_path / "pack", 200_000 if layout == "digits" else 20_000)
+    sources.pack(
+        data, tmp_path / "source", tmp_path / "pack", 200_000 if layout == "digits" else 20_000
+    )
     assert sources.check(data, tmp_path / "pack") is None
     for split in ("train", "val"):
         theirs, ours = (sources.load(data, split, tmp_path / name) for name in ("source", "pack"))
         np.testing.assert_array_equal(ours.images, theirs.images)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
         assert ours.classes == theirs.classes == sources.class_names(data, tmp_path / "pack")
-        np.testing.assert_array_equal(sources.labels_of(data, split, tmp_path / "pack"), theirs.labels)
+        np.testing.assert_array_equal(
+            sources.labels_of(data, split, tmp_path / "pack"), theirs.labels
+        )
         chosen = np.array([3, 0, 1, 1])[: len(theirs.labels)] % len(theirs.labels)
         np.testing.assert_array_equal(
             list(sources.select(data, split, tmp_path / "pack", chosen)), theirs.images[chosen]
@@ -134,7 +154,9 @@ def test_files_are_kept_byte_for_byte_in_the_order_of_reading(tmp_path):
     held_out = ["val/ant/é 0.png", "val/cat/é 0.png"]
     assert names == [f"train/{name}/{file}" for name in ("ant", "cat") for file in own] + held_out
     source = folder_layout.Folders(dataset(), tmp_path / "folders")
-    assert contents == [source.content(path) for split in ("train", "val") for path in source.listing(split)[0]]
+    assert contents == [
+        source.content(path) for split in ("train", "val") for path in source.listing(split)[0]
+    ]
 
 
 def test_equal_images_give_equal_bytes_and_a_pack_can_be_packed_again(tmp_path, pack):
@@ -144,7 +166,9 @@ def test_equal_images_give_equal_bytes_and_a_pack_can_be_packed_again(tmp_path, 
     sources.pack(dataset(), pack, tmp_path / "repacked", 1200)
     for path in pack.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
-    first, second = (json.loads((root / "pack.json").read_text()) for root in (pack, tmp_path / "repacked"))
+    first, second = (
+        json.loads((root / "pack.json").read_text()) for root in (pack, tmp_path / "repacked")
+    )
     assert first == second
 
 
@@ -153,7 +177,9 @@ def test_no_volume_is_larger_than_the_limit(tmp_path, pack):
     assert max(sizes) <= 1200
     together = tmp_path / "together"
     sources.pack(dataset(), tmp_path / "folders", together, MUCH)
-    needed = (together / "pack-000.zip").stat().st_size + 76  # what a zip of many members would end with besides
+    needed = (
+        together / "pack-000.zip"
+    ).stat().st_size + 76  # what a zip of many members would end with besides
     for limit, volumes in ((needed, 1), (needed - 1, 2)):
         sources.pack(dataset(), tmp_path / "folders", tmp_path / str(limit), limit)
         assert len(list((tmp_path / str(limit)).glob("*.zip"))) == volumes
@@ -161,7 +187,10 @@ def test_no_volume_is_larger_than_the_limit(tmp_path, pack):
 
 def test_image_that_exceeds_the_limit_leaves_nothing(tmp_path):
     write_folders(tmp_path / "folders")
-    with pytest.raises(ConfigError, match=r"--megabytes: train/ant/000000-0.JPEG alone takes \d+ bytes of 300; raise"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--megabytes: train/ant/000000-0.JPEG alone takes \d+ bytes of 300; raise",
+    ):
         sources.pack(dataset(), tmp_path / "folders", tmp_path / "pack", 300)
     assert list((tmp_path / "pack").iterdir()) == []
 
@@ -193,7 +222,9 @@ def test_what_differs_once_written_is_no_pack(tmp_path, monkeypatch):
         return content(self, path) + (b"more" if before and path.endswith("cat/2.png") else b"")
 
     monkeypatch.setattr(folder_layout.Folders, "content", changing)
-    with pytest.raises(DataError, match=r"pack-000.zip/train/cat/000003-2.png: differs from the source"):
+    with pytest.raises(
+        DataError, match=r"pack-000.zip/train/cat/000003-2.png: differs from the source"
+    ):
         sources.pack(dataset(), tmp_path / "folders", tmp_path / "pack", MUCH)
     assert list((tmp_path / "pack").iterdir()) == []
 
@@ -206,12 +237,15 @@ def test_name_that_no_member_can_have_is_refused(tmp_path):
     assert list((tmp_path / "pack").iterdir()) == []
 
 
-# Checks --------------------------------------------------------------------------------------------
+# Checks
+# --------------------------------------------------------------------------------------------
 
 
 def test_volumes_are_hashed_once_and_only_for_pixels(pack, monkeypatch):
     hashed = []
-    monkeypatch.setattr(packed, "file_digest", lambda path: hashed.append(path.name) or file_digest(path))
+    monkeypatch.setattr(
+        packed, "file_digest", lambda path: hashed.append(path.name) or file_digest(path)
+    )
     assert sources.check(dataset(), pack) is None
     assert len(sources.labels_of(dataset(), "train", pack)) == 8
     assert hashed == []
@@ -239,7 +273,10 @@ def test_streaming_is_refused(pack):
             lambda path: path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDOT")),
             "the volume that was packed (SHA-256 ",
         ),
-        (lambda path: path.write_bytes(b"<html>" + path.read_bytes()[6:-22] + bytes(22)), "no whole zip (File is not"),
+        (
+            lambda path: path.write_bytes(b"<html>" + path.read_bytes()[6:-22] + bytes(22)),
+            "no whole zip (File is not",
+        ),
     ],
     ids=["missing", "truncated", "changed", "no_zip"],
 )
@@ -283,10 +320,22 @@ def test_description_that_is_none(pack, text, problem):
             lambda told: told | {"images": {"train": 7, "val": 2}},
             "of the 7 train images that it tells of, found 8",
         ),
-        (lambda told: told | {"volumes": told["volumes"] * 2}, "needs a volume once, found pack-000.zip again"),
-        (lambda told: told | {"volumes": told["volumes"][1:]}, "train images that it tells of, found"),
-        (lambda told: told["volumes"][0].update(name="../pack-000.zip") or told, "volumes.0.name string should match"),
-        (lambda told: told["volumes"][0].update(sha256="0") or told, "volumes.0.sha256 string should match"),
+        (
+            lambda told: told | {"volumes": told["volumes"] * 2},
+            "needs a volume once, found pack-000.zip again",
+        ),
+        (
+            lambda told: told | {"volumes": told["volumes"][1:]},
+            "train images that it tells of, found",
+        ),
+        (
+            lambda told: told["volumes"][0].update(name="../pack-000.zip") or told,
+            "volumes.0.name string should match",
+        ),
+        (
+            lambda told: told["volumes"][0].update(sha256="0") or told,
+            "volumes.0.sha256 string should match",
+        ),
         (lambda told: told["volumes"][0].update(bytes=-1) or told, "volumes.0.bytes"),
         (lambda told: told | {"run": "rm"}, "run is not a known key"),
     ],
@@ -297,10 +346,13 @@ def test_description_of_something_else(pack, change, problem):
     assert problem in problem_of(pack)
 
 
-# Zips that somebody made ---------------------------------------------------------------------------
+# Zips that somebody made
+# ---------------------------------------------------------------------------
 
 
-def made(pack: Path, name: str, content: bytes = b"x", kind: int = stat.S_IFREG, **options: Any) -> None:
+def made(
+    pack: Path, name: str, content: bytes = b"x", kind: int = stat.S_IFREG, **options: Any
+) -> None:
     """Add a member to the pack's first volume, and have `pack.json` agree."""
     info = zipfile.ZipInfo(name)
     info.external_attr = (kind | 0o644) << 16
@@ -383,7 +435,8 @@ def test_image_in_two_volumes_is_refused(pack):
     assert "needs an image once, found one of train/ant in two volumes" in problem_of(pack)
 
 
-# The command ---------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------
 
 
 def test_command_packs_and_the_stages_read_it(tree, capsys):

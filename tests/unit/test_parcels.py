@@ -1,4 +1,6 @@
-"""Parcels: what a machine found out comes back in a few files of a given size, and nothing else does."""
+"""Parcels: what a machine found out comes back in a few files of a given size, and nothing else
+does.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from cda.artifacts.needs import made
 from cda.artifacts.order import _as_input, _as_output, order
 from cda.artifacts.parcels import unpack, write_parcels
 from cda.errors import ArtifactError, CdaError, ConfigError
-from cda.needs import inputs, outputs
-from cda.runs import MEASURING
+from cda.experiments.jobs import inputs, outputs
+from cda.experiments.runs import MEASURING
 
 MODEL = 30_000  # bytes
 SHARD = 2_000
@@ -38,13 +40,21 @@ def fill(path: str | Path, size: int) -> None:
 
 @pytest.fixture
 def done(tree):
-    """A scale whose runs are all finished, made up: two seeds, recover runs of two parts, and what must not travel."""
+    """A scale whose runs are all finished, made up.
+
+    Two seeds, recover runs of two parts, and what must not travel.
+    """
     tree.experiment("tiny", {"ipc": [1, 4]})
     experiments = tree.experiments()
     for run in experiments.runs().values():
         for path in outputs(run, 4, experiments.layout, 2):
             if run.stage == "recover":
-                for name in ("ipc-000.tar", "ipc-000.json", "snapshots/step-00003.tar", ".snakemake_timestamp"):
+                for name in (
+                    "ipc-000.tar",
+                    "ipc-000.json",
+                    "snapshots/step-00003.tar",
+                    ".snakemake_timestamp",
+                ):
                     fill(f"{path}/{name}", SHARD)
             elif run.stage == "relabel":
                 fill(f"{path}/logits.npy", SHARD)
@@ -66,14 +76,23 @@ def names_in(volumes: Sequence[Path]) -> list[str]:
 
 
 def files_below(*folders: str) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for top in folders for path in Path(top).rglob("*") if path.is_file()}
+    return {
+        str(path): path.read_bytes()
+        for top in folders
+        for path in Path(top).rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
 def elsewhere(done):
     """Parcels of everything on another machine, which has nothing yet; what was packed, by path."""
     packed(done)
-    before = {path: content for path, content in files_below("results", "artifacts").items() if travels(path)}
+    before = {
+        path: content
+        for path, content in files_below("results", "artifacts").items()
+        if travels(path)
+    }
     for folder in ("results", "artifacts"):
         shutil.rmtree(folder)
     return before
@@ -92,19 +111,24 @@ def problem_of(experiments: Any, kind: type[CdaError] = ArtifactError) -> str:
     return line
 
 
-# Packing -------------------------------------------------------------------------------------------
+# Packing
+# -------------------------------------------------------------------------------------------
 
 
 def test_worth_decides_the_order_and_labels_and_checkpoints_stay(done, capsys):
     names = names_in(packed(done, 10**6))
-    parts = ["json" if name.startswith("results/runs/") else name.split("/")[1] for name in names[1:]]
+    parts = [
+        "json" if name.startswith("results/runs/") else name.split("/")[1] for name in names[1:]
+    ]
     assert names[0] == "parcel.json"
     assert parts == sorted(parts, key=["json", "squeeze", "recover"].index)
     recovered = [name for name in names if "/recover/" in name]
     part_of = [(int("random" in name), name.split("/part-")[1][0]) for name in recovered]
     assert part_of == sorted(part_of)  # part 0 of every run first, real images last
     assert {number for _, number in part_of} == {"0", "1"}
-    assert sorted(names[1:]) == sorted(path for path in files_below("results", "artifacts") if travels(path))
+    assert sorted(names[1:]) == sorted(
+        path for path in files_below("results", "artifacts") if travels(path)
+    )
     assert capsys.readouterr().out == "parcels: 19 of 19 outputs in 1 volumes, 69.9 kB.\n"
 
 
@@ -117,7 +141,9 @@ def test_equal_files_give_equal_bytes(done):
 
 def test_large_file_goes_in_pieces_and_no_volume_exceeds_the_limit(done):
     volumes = packed(done)
-    assert [path.name for path in volumes] == [f"parcel-{index:03d}.zip" for index in range(len(volumes))]
+    assert [path.name for path in volumes] == [
+        f"parcel-{index:03d}.zip" for index in range(len(volumes))
+    ]
     assert all(path.stat().st_size <= LIMIT for path in volumes)
     pieces = [name for name in names_in(volumes) if ".piece-" in name]
     assert [name.rpartition(".")[2] for name in pieces] == [
@@ -127,7 +153,9 @@ def test_large_file_goes_in_pieces_and_no_volume_exceeds_the_limit(done):
     assert {name.rpartition(".")[0].rpartition("/")[2] for name in pieces} == {"model.safetensors"}
 
 
-@pytest.mark.parametrize(("limit", "most"), [(9_500, 2), (13_337, 5), (20_000, 1), (20_001, 3), (36_000, 2)])
+@pytest.mark.parametrize(
+    ("limit", "most"), [(9_500, 2), (13_337, 5), (20_000, 1), (20_001, 3), (36_000, 2)]
+)
 def test_limits_hold_and_what_does_not_fit_is_named(done, capsys, limit, most):
     volumes = packed(done, limit, most)
     assert 1 <= len(volumes) <= most
@@ -138,7 +166,9 @@ def test_limits_hold_and_what_does_not_fit_is_named(done, capsys, limit, most):
             assert (path in names) != (path in said)
     for path in files_below("artifacts"):  # a part is there with all its files, or with none
         if "/part-" in path and travels(path):
-            assert (path in names) == (path.split("/part-")[0] + "/part-" + path.split("/part-")[1][0] not in said)
+            assert (path in names) == (
+                path.split("/part-")[0] + "/part-" + path.split("/part-")[1][0] not in said
+            )
 
 
 def test_small_outputs_still_go_where_a_model_found_no_room(done, capsys):
@@ -149,14 +179,18 @@ def test_small_outputs_still_go_where_a_model_found_no_room(done, capsys):
 
 
 def test_packing_refuses(done, monkeypatch):
-    with pytest.raises(ConfigError, match=r"--megabytes: the list of \d+ files alone takes \d+ bytes; raise it"):
+    with pytest.raises(
+        ConfigError, match=r"--megabytes: the list of \d+ files alone takes \d+ bytes; raise it"
+    ):
         packed(done, 1_000)
     assert list(OUT.iterdir()) == []
     packed(done)
     with pytest.raises(ConfigError, match="--out parcels: holds something already"):
         packed(done)
     described = parcels._described
-    monkeypatch.setattr(parcels, "_described", lambda path: described(path).model_copy(update={"sha256": "0" * 64}))
+    monkeypatch.setattr(
+        parcels, "_described", lambda path: described(path).model_copy(update={"sha256": "0" * 64})
+    )
     with pytest.raises(ArtifactError, match="changed while it was packed; the same command again"):
         packed(done, out=Path("other"))
     assert list(Path("other").iterdir()) == []
@@ -168,12 +202,17 @@ def test_nothing_finished(tree):
     assert not OUT.exists()
 
 
-# Unpacking -----------------------------------------------------------------------------------------
+# Unpacking
+# -----------------------------------------------------------------------------------------
 
 
 def test_everything_comes_back_and_a_second_time_changes_nothing(done, elsewhere, capsys):
     unpack(done, OUT)
-    unpacked = {path: content for path, content in files_below("results", "artifacts").items() if travels(path)}
+    unpacked = {
+        path: content
+        for path, content in files_below("results", "artifacts").items()
+        if travels(path)
+    }
     assert unpacked == elsewhere
     assert f"{len(elsewhere)} files unpacked of {len(elsewhere)}." in capsys.readouterr().out
     times = {path: os.stat(path).st_mtime_ns for path in elsewhere}
@@ -194,9 +233,15 @@ def test_times_are_put_in_order(done, elsewhere):
 
 
 def test_a_measurement_is_no_older_than_the_model_behind_inputs_that_are_not_here(done, elsewhere):
-    """As of real images: neither they nor their labels came, but the model that made the labels did."""
+    """As of real images: neither they nor their labels came, but the model that made the labels
+    did.
+    """
     unpack(done, OUT)
-    run = next(run for run in done.runs().values() if run.stage == "validate" and run.slug.startswith("random-ipc1"))
+    run = next(
+        run
+        for run in done.runs().values()
+        if run.stage == "validate" and run.slug.startswith("random-ipc1")
+    )
     labels = run.upstream["labels"]
     shutil.rmtree(done.layout.run_folder(labels.upstream["images"]))
     assert not made(done, labels)
@@ -208,7 +253,10 @@ def test_a_measurement_is_no_older_than_the_model_behind_inputs_that_are_not_her
 
 def test_what_is_lacking_is_added_to_what_is_there(done, elsewhere):
     unpack(done, OUT)
-    lost = [next(path for path in elsewhere if path.endswith(end)) for end in ("seed-1.json", "squeeze.json", ".tar")]
+    lost = [
+        next(path for path in elsewhere if path.endswith(end))
+        for end in ("seed-1.json", "squeeze.json", ".tar")
+    ]
     for path in lost:
         Path(path).unlink()
     unpack(done, OUT)
@@ -216,7 +264,10 @@ def test_what_is_lacking_is_added_to_what_is_there(done, elsewhere):
 
 
 def test_what_differs_is_left_and_named_and_the_rest_is_unpacked(done, elsewhere, capsys):
-    own = [next(path for path in elsewhere if path.endswith(end)) for end in ("seed-0.json", "ipc-000.tar")]
+    own = [
+        next(path for path in elsewhere if path.endswith(end))
+        for end in ("seed-0.json", "ipc-000.tar")
+    ]
     for path in own:
         fill(path, 10)
     mine = files_below("results", "artifacts")
@@ -226,7 +277,10 @@ def test_what_differs_is_left_and_named_and_the_rest_is_unpacked(done, elsewhere
     for path, content in elsewhere.items():
         if path in own:
             assert Path(path).read_bytes() == mine[path] != content
-            assert f"{path}: is there and differs from the parcel's; remove it to have that one" in said
+            assert (
+                f"{path}: is there and differs from the parcel's; remove it to have that one"
+                in said
+            )
         else:
             assert Path(path).exists() != path.startswith(part)
     Path(own[0]).unlink()
@@ -242,7 +296,9 @@ def test_damaged_volume_costs_only_its_own(done, elsewhere, capsys, damage):
     if damage == "missing":
         volume.unlink()
     else:
-        volume.write_bytes(content[:-30] if damage == "truncated" else content[:200] + b"?" + content[201:])
+        volume.write_bytes(
+            content[:-30] if damage == "truncated" else content[:200] + b"?" + content[201:]
+        )
     problem_of(done)
     assert volume.name in capsys.readouterr().err
     lost = {path for path in elsewhere if not Path(path).exists()}
@@ -264,10 +320,13 @@ def test_other_scale_is_refused_with_the_mend(tree, done, elsewhere):
     assert not Path("results").exists()
 
 
-# Parcels that somebody made ------------------------------------------------------------------------
+# Parcels that somebody made
+# ------------------------------------------------------------------------
 
 
-def forged(path: str, content: bytes = b"pwned", member: str | None = None, **manifest: Any) -> None:
+def forged(
+    path: str, content: bytes = b"pwned", member: str | None = None, **manifest: Any
+) -> None:
     """One volume that says it has a file at `path`, under the name `member`."""
     file = {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     told = {"format": "cda-parcel/1", "scale": "paper", "volumes": 1, "files": [file]} | manifest
@@ -314,15 +373,25 @@ def test_forging_by_itself_is_no_reason_to_refuse(tree):
 def test_other_places_are_refused(tree, path):
     before = files_below(".")
     forged(path, member="x")
-    assert f"{path!r} is no place of a run's file; nothing is unpacked" in problem_of(tree.experiments())
-    assert {name for name in files_below(".") if name not in before} == {str(OUT / "parcel-000.zip")}
+    assert f"{path!r} is no place of a run's file; nothing is unpacked" in problem_of(
+        tree.experiments()
+    )
+    assert {name for name in files_below(".") if name not in before} == {
+        str(OUT / "parcel-000.zip")
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"format": "cda-parcel/2"}, "no parcel (parcel.json: format input should be 'cda-parcel/1'"),
-        ({"volumes": 10**9}, "no parcel (parcel.json: volumes input should be less than or equal to 10000"),
+        (
+            {"format": "cda-parcel/2"},
+            "no parcel (parcel.json: format input should be 'cda-parcel/1'",
+        ),
+        (
+            {"volumes": 10**9},
+            "no parcel (parcel.json: volumes input should be less than or equal to 10000",
+        ),
         ({"files": [{"path": PLACE}]}, "no parcel (parcel.json: files.0.bytes field required"),
         ({"scale": "\x1b[2J" * 1000}, "is of scale "),
     ],
@@ -333,7 +402,9 @@ def test_list_of_files_is_not_trusted(tree, changes, problem):
     assert not Path("results").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\5\6" + bytes(18)], ids=["empty", "html", "no_list"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>", b"PK\5\6" + bytes(18)], ids=["empty", "html", "no_list"]
+)
 def test_file_that_is_no_parcel(tree, content):
     assert "parcels/parcel-000.zip: missing; copy it here" in problem_of(tree.experiments())
     fill(OUT / "parcel-000.zip", 0)
@@ -341,12 +412,16 @@ def test_file_that_is_no_parcel(tree, content):
     assert problem_of(tree.experiments()).startswith("parcels/parcel-000.zip: ")
 
 
-@pytest.mark.parametrize("member", ["../x", "/tmp/x", f"{PLACE[:-6]}1.json", f"{PLACE}.piece-000-of-002"])
+@pytest.mark.parametrize(
+    "member", ["../x", "/tmp/x", f"{PLACE[:-6]}1.json", f"{PLACE}.piece-000-of-002"]
+)
 def test_member_that_is_not_listed_or_not_whole_is_refused(tree, capsys, member):
     forged(PLACE, member=member)
     problem_of(tree.experiments())
     said = capsys.readouterr().err
-    assert (f"member {member!r} is not in parcel.json; nothing of it is taken" in said) != ("1 of 2 pieces" in said)
+    assert (f"member {member!r} is not in parcel.json; nothing of it is taken" in said) != (
+        "1 of 2 pieces" in said
+    )
     assert not files_below("results")
 
 
@@ -367,15 +442,23 @@ def test_link_is_refused(tree):
 def test_content_that_is_not_what_was_listed_is_refused(tree, capsys):
     forged(PLACE, files=[{"path": PLACE, "bytes": 5, "sha256": "0" * 64}])
     problem_of(tree.experiments())
-    assert f"{PLACE}: differs from its SHA-256 in parcel.json; copy the volumes again" in capsys.readouterr().err
+    assert (
+        f"{PLACE}: differs from its SHA-256 in parcel.json; copy the volumes again"
+        in capsys.readouterr().err
+    )
     assert not files_below("results")
 
 
-# The commands --------------------------------------------------------------------------------------
+# The commands
+# --------------------------------------------------------------------------------------
 
 
 def test_commands(tree, done, capsys):
-    before = {path: content for path, content in files_below("results", "artifacts").items() if travels(path)}
+    before = {
+        path: content
+        for path, content in files_below("results", "artifacts").items()
+        if travels(path)
+    }
     assert tree.cda("parcel", "tiny", "--out", "parcels") == 0
     shutil.rmtree("artifacts")
     shutil.rmtree("results")

@@ -39,10 +39,22 @@ ASKED = [
 
 def pinned(name: str, python: str) -> list[str]:
     """Versions that the lock gives an ordinary Linux machine for a package."""
-    machine = {"python_full_version": python, "python_version": python.removesuffix(".0"), "sys_platform": "linux"}
-    machine |= {"platform_system": "Linux", "platform_machine": "x86_64", "platform_python_implementation": "CPython"}
+    machine = {
+        "python_full_version": python,
+        "python_version": python.removesuffix(".0"),
+        "sys_platform": "linux",
+    }
+    machine |= {
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+    }
     named = [pin for pin, _ in ENTRIES if canonicalize_name(pin.name) == canonicalize_name(name)]
-    return [next(iter(pin.specifier)).version for pin in named if pin.marker is None or pin.marker.evaluate(machine)]
+    return [
+        next(iter(pin.specifier)).version
+        for pin in named
+        if pin.marker is None or pin.marker.evaluate(machine)
+    ]
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -98,7 +110,15 @@ def test_git_ignores_the_data_folder_and_not_the_data_package(tmp_path):
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True, env=environment)
 
     def ignored(path: str) -> bool:
-        command = ["git", "-c", f"core.excludesFile={os.devnull}", "check-ignore", "--quiet", "--no-index", path]
+        command = [
+            "git",
+            "-c",
+            f"core.excludesFile={os.devnull}",
+            "check-ignore",
+            "--quiet",
+            "--no-index",
+            path,
+        ]
         done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
         assert done.returncode in (0, 1)
         return done.returncode == 0

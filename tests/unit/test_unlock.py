@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cda import unlock as module
 from cda.cli import main
 from cda.errors import CdaError
-from cda.unlock import APART, unlock
+from cda.pipeline import unlock as module
+from cda.pipeline.unlock import APART, unlock
 
 RUN = "2069280f-e7a4-4197-818c-2528af3a8c81"
 LOCK = Path(".snakemake/locks/0.input.lock")
@@ -40,12 +40,18 @@ def slurm(tmp_path: Path) -> Callable[..., None]:
     def made(*lines: str, node: str = socket.gethostname(), fails: bool = False) -> None:
         queue, shell = tmp_path / "queue", shutil.which("sh", path="/bin:/usr/bin")
         queue.write_text("".join(f"{line}\n" for line in lines))
-        shown = "".join(f"JobId={line.split(APART)[0]} JobName=x AllocNode:Sid={node}:1 WorkDir=/\n" for line in lines)
+        shown = "".join(
+            f"JobId={line.split(APART)[0]} JobName=x AllocNode:Sid={node}:1 WorkDir=/\n"
+            for line in lines
+        )
         (tmp_path / "shown").write_text(shown)
         programs = {
-            "squeue": "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1" if fails else f"/bin/cat {queue}",
+            "squeue": "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1"
+            if fails
+            else f"/bin/cat {queue}",
             "scontrol": f"/bin/cat {tmp_path / 'shown'}",
-            "scancel": f'echo "$@" >> {tmp_path}/cancelled; for job; do /bin/sed -i "/^$job{APART}/d" {queue}; done',
+            "scancel": f'echo "$@" >> {tmp_path}/cancelled; for job; do /bin/sed -i '
+            f'"/^$job{APART}/d" {queue}; done',
         }
         for name, text in programs.items():
             path = tmp_path / "bin" / name
@@ -56,7 +62,9 @@ def slurm(tmp_path: Path) -> Callable[..., None]:
     return made
 
 
-def job(number: int, place: Path, name: str = RUN, comment: str = "rule_recover_wildcards_part-0") -> str:
+def job(
+    number: int, place: Path, name: str = RUN, comment: str = "rule_recover_wildcards_part-0"
+) -> str:
     return APART.join((str(number), name, comment, str(place)))
 
 
@@ -67,7 +75,10 @@ def cancelled(folder: Path) -> list[str]:
 
 def test_without_slurm_the_lock_goes(folder):
     told = unlock(folder)
-    assert told == f"{folder}: nothing was left in SLURM, took off the lock, forgot 1 marks of unfinished outputs"
+    assert (
+        told == f"{folder}: nothing was left in SLURM, took off the lock, forgot 1 marks of "
+        "unfinished outputs"
+    )
     assert not LOCK.exists()
     assert not MARK.exists()
     assert unlock(folder) == f"{folder}: nothing was left in SLURM, there was no lock"
@@ -82,7 +93,9 @@ def test_this_folder_s_jobs_are_cancelled_and_no_others(folder, slurm):
         job(8, folder, comment="(null)"),
     ]
     slurm(*ours, *others)
-    assert unlock(folder).startswith(f"{folder}: cancelled what was left in SLURM (3, 7), took off the lock")
+    assert unlock(folder).startswith(
+        f"{folder}: cancelled what was left in SLURM (3, 7), took off the lock"
+    )
     assert cancelled(folder) == ["--quiet", "3", "7"]
     assert not LOCK.exists()
 
@@ -112,7 +125,10 @@ def test_a_living_snakemake_is_not_unlocked(folder, slurm):
         assert alive.stdout is not None
         alive.stdout.readline()
         try:
-            refused(folder, rf"snakemake is running here \(process {alive.pid}\); wait for it, or end it first")
+            refused(
+                folder,
+                rf"snakemake is running here \(process {alive.pid}\); wait for it, or end it first",
+            )
         finally:
             alive.kill()
     unlock(folder)
@@ -125,7 +141,10 @@ def test_a_living_snakemake_is_not_unlocked(folder, slurm):
         (["/env/bin/python", "/env/bin/snakemake", "--profile", "slurm"], True),
         (["/env/bin/python", "-m", "snakemake", "tables"], True),
         (["snakemake", "tables"], True),
-        (["/env/bin/python", "-m", "snakemake", "--target-jobs", "recover:", "--mode", "remote"], False),
+        (
+            ["/env/bin/python", "-m", "snakemake", "--target-jobs", "recover:", "--mode", "remote"],
+            False,
+        ),
         (["vim", "docs/snakemake"], False),
         (["grep", "-r", "snakemake"], False),
         ([""], False),
@@ -142,14 +161,20 @@ def test_slurm_that_does_not_answer_leaves_all_as_it_is(folder, slurm):
 
 def test_jobs_that_another_host_submitted_are_left_to_it(folder, slurm):
     slurm(job(3, folder), node="login2")
-    refused(folder, "its SLURM jobs were submitted from login2, where snakemake may be running; run cda unlock there")
+    refused(
+        folder,
+        "its SLURM jobs were submitted from login2, where snakemake may be running; run cda "
+        "unlock there",
+    )
 
 
 def test_jobs_that_do_not_end_keep_the_lock(folder, slurm, monkeypatch):
     slurm(job(3, folder))
     (folder.parent / "bin" / "scancel").write_text("#!/bin/sh\n")
     monkeypatch.setattr(module, "PATIENCE", 0.0)
-    with pytest.raises(CdaError, match="SLURM jobs 3 do not end; see squeue, then run cda unlock again"):
+    with pytest.raises(
+        CdaError, match="SLURM jobs 3 do not end; see squeue, then run cda unlock again"
+    ):
         unlock(folder)
     assert LOCK.exists()
 

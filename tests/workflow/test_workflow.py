@@ -1,4 +1,7 @@
-"""The workflow as people use it: snakemake as a process of its own, on a `config/` folder of the test's."""
+"""The workflow as people use it.
+
+Snakemake as a process of its own, on a `config/` folder of the test's.
+"""
 
 import csv
 import itertools
@@ -23,8 +26,17 @@ RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 def snakemake(*arguments, cwd=ROOT, ok=True):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("CDA_CONFIG", None)
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile"), *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "workflow" / "Snakefile"),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     told = done.stdout + done.stderr
     assert (done.returncode == 0) == ok, told
     return told
@@ -32,25 +44,42 @@ def snakemake(*arguments, cwd=ROOT, ok=True):
 
 def planned(told):
     """Jobs per rule of a dry run."""
-    table = re.search(r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", told, re.MULTILINE | re.DOTALL)
-    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)", table[1], re.MULTILINE)} if table else {}
+    table = re.search(
+        r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", told, re.MULTILINE | re.DOTALL
+    )
+    return (
+        {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)", table[1], re.MULTILINE)}
+        if table
+        else {}
+    )
 
 
-# Table 1: cda, sre2l and random at IPC 50 (5 parts each) under two augmentations, and hard labels. Table 4 on
-# Tiny-ImageNet: sre2l, cda, random at IPC 100 (10 parts each). Hard labels need no recovery of their own, and SRe2L at
-# CDA's batch size shares everything but the last stage.
-SMALL = {"squeeze": 2, "recover": 10 + 20, "given": 5 + 10, "relabel": 21 + 10, "validate": 21 + 36, "table": 2}
+# Table 1: cda, sre2l and random at IPC 50 (5 parts each) under two augmentations, and hard labels.
+# Table 4 on Tiny-ImageNet: sre2l, cda, random at IPC 100 (10 parts each). Hard labels need no
+# recovery of their own, and SRe2L at CDA's batch size shares everything but the last stage.
+SMALL = {
+    "squeeze": 2,
+    "recover": 10 + 20,
+    "given": 5 + 10,
+    "relabel": 21 + 10,
+    "validate": 21 + 36,
+    "table": 2,
+}
 
 
 # At scale mini IPC 50 and 100 are IPC 10, one part of ten shards.
 MINI = {"recover": 2 + 2, "given": 1 + 1, "relabel": 14 + 5, "validate": 3 * (14 + 6)}
 
 
-@pytest.mark.parametrize(("scale", "changes"), [("paper", {}), ("mini", MINI), ("smoke", {}), ("demo", None)])
+@pytest.mark.parametrize(
+    ("scale", "changes"), [("paper", {}), ("mini", MINI), ("smoke", {}), ("demo", None)]
+)
 def test_every_scale_plans_its_jobs(scale, changes):
     folder = "results" if scale == "paper" else f"results/{scale}"
     narrowed = ["datasets=[cifar100,tiny_imagenet]", f"scale={scale}"]
-    jobs = planned(snakemake("-n", "-F", f"{folder}/table1.csv", f"{folder}/table4.csv", "--config", *narrowed))
+    jobs = planned(
+        snakemake("-n", "-F", f"{folder}/table1.csv", f"{folder}/table4.csv", "--config", *narrowed)
+    )
     assert set(jobs) | {"given"} == set(SMALL)  # scale demo has no controls
     if changes is not None:
         assert jobs == SMALL | changes
@@ -60,8 +89,13 @@ def test_everything_the_paper_reports_is_planned_within_a_minute_and_two_gigabyt
     start = time.monotonic()
     jobs = planned(snakemake("-n", "-F", "all"))
     spent = time.monotonic() - start
-    assert (jobs["table"], jobs["plot"], jobs["picture"]) == (17 + 1, 5 + 1, 5)  # ours: label stores' sizes, β_l
-    # Three scores of Table 9, four of Table 5; two methods in two numbers of steps; test images of 1K and 21K.
+    assert (jobs["table"], jobs["plot"], jobs["picture"]) == (
+        17 + 1,
+        5 + 1,
+        5,
+    )  # ours: label stores' sizes, β_l
+    # Three scores of Table 9, four of Table 5; two methods in two numbers of steps; test images of
+    # 1K and 21K.
     assert (jobs["score"], jobs["continual"], jobs["decode"], jobs["published"]) == (7, 4, 2, 3)
     assert spent < 60
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * 1024**2  # in KiB
@@ -93,7 +127,9 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
     told = snakemake("-n", "-F", "results/table4.csv", "--config", "datasets=[tiny_imagenet]")
     assert planned(told)["validate"] == 36
     resources = {
-        rule: set(re.findall(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", told, re.MULTILINE))
+        rule: set(
+            re.findall(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", told, re.MULTILINE)
+        )
         for rule in ("recover", "given")
     }
     assert len(resources["recover"]) == 1  # parts of two runs, which may meet in an array
@@ -112,13 +148,19 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
             ["results/table77.csv"],
             "results/table77.csv: there is no table table77 at scale paper; there is",
         ),
-        (["--config", "scale=huge"], "config key scale: there is no scale 'huge'; use one of paper, demo, mini, smoke"),
+        (
+            ["--config", "scale=huge"],
+            "config key scale: there is no scale 'huge'; use one of paper, demo, mini, smoke",
+        ),
         (["--config", "datasets=[mnist]"], "config key datasets: 'mnist' is not declared"),
         (
             ["--config", "runtime={device: tpu}"],
             "the command line: runtime.device input should be 'auto', 'cpu' or 'cuda'",
         ),
-        (["--config", "seed=3"], "the command line: seed is not a known key; use one of scale, seeds"),
+        (
+            ["--config", "seed=3"],
+            "the command line: seed is not a known key; use one of scale, seeds",
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_ends_in_one_line(arguments, line):
@@ -131,17 +173,28 @@ def test_a_mistake_on_the_command_line_ends_in_one_line(arguments, line):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"recovery_models": ["convnet2"]}, "recovery model 'convnet2' has no BN layers to match; use one that has"),
-        ({"recovery_models": ["vgg16"]}, "recovery model 'vgg16' has no BN layers to match; use one that has"),
+        (
+            {"recovery_models": ["convnet2"]},
+            "recovery model 'convnet2' has no BN layers to match; use one that has",
+        ),
+        (
+            {"recovery_models": ["vgg16"]},
+            "recovery model 'vgg16' has no BN layers to match; use one that has",
+        ),
         ({"set": {"recover.milestone": 1.2}}, "config/experiments/tiny.yaml: recover.milestone "),
         (
             {"stage": "continual", "classes": [5, 10], "setting": "classes={}"},
             "config/recipes/digits.yaml: continual is",
         ),
-        ({"vary": {"recover.min_crop": [0.1, 0.2]}}, "config/experiments/tiny.yaml:11: groups.0 setting must hold {}"),
+        (
+            {"vary": {"recover.min_crop": [0.1, 0.2]}},
+            "config/experiments/tiny.yaml:11: groups.0 setting must hold {}",
+        ),
     ],
 )
-def test_a_mistake_in_a_table_ends_in_one_line_before_any_work(change, line, tmp_path, config_tree, monkeypatch):
+def test_a_mistake_in_a_table_ends_in_one_line_before_any_work(
+    change, line, tmp_path, config_tree, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     config_tree().experiment("tiny", change)
     told = snakemake("-n", "results/tiny.csv", cwd=tmp_path, ok=False).strip().splitlines()
@@ -150,14 +203,19 @@ def test_a_mistake_in_a_table_ends_in_one_line_before_any_work(change, line, tmp
 
 
 def test_a_dry_run_imports_neither_torch_nor_pandas():
-    code = "import sys, cda.workflow; cda.workflow.Plan({}); sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, cda.pipeline.rules; cda.pipeline.rules.Plan({}); "
+        "sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_profiles_share_no_key():
     """Snakemake lets the workflow's own profile win over the one that --profile names."""
     default, slurm = (
-        yaml.safe_load((ROOT / "workflow/profiles" / name / "config.yaml").read_text(encoding="utf-8"))
+        yaml.safe_load(
+            (ROOT / "workflow/profiles" / name / "config.yaml").read_text(encoding="utf-8")
+        )
         for name in ("default", "slurm")
     )
     assert not set(default) & set(slurm)
@@ -267,12 +325,19 @@ def test_present_cells_plan_no_stage(copy):
 
 
 def test_present_cells_draw_no_picture_of_images_that_are_not_here(copy):
-    about = "{title: What, kind: grid, scales: [paper], groups: [{dataset: digits, methods: [cda, random], "
-    (copy / "config/experiments/seen.yaml").write_text(about + "recovery_models: [resnet18], ipc: [2]}]}\n")
+    about = (
+        "{title: What, kind: grid, scales: [paper], groups: [{dataset: digits, methods: "
+        "[cda, random], "
+    )
+    (copy / "config/experiments/seen.yaml").write_text(
+        about + "recovery_models: [resnet18], ipc: [2]}]}\n"
+    )
     told = snakemake("-n", "figures", "--config", "cells=present", cwd=copy)
     assert planned(told)["picture"] == 1
     shutil.rmtree(copy / "artifacts/recover")
-    assert "picture" not in planned(snakemake("-n", "figures", "--config", "cells=present", cwd=copy))
+    assert "picture" not in planned(
+        snakemake("-n", "figures", "--config", "cells=present", cwd=copy)
+    )
 
 
 def test_a_lost_cell_is_computed_again_and_equal(copy):
@@ -281,7 +346,9 @@ def test_a_lost_cell_is_computed_again_and_equal(copy):
     victim.unlink()
     told = snakemake("--cores", "1", "results/tiny.csv", cwd=copy)
     assert planned(told) == {"validate": 1, "table": 1}
-    assert re.sub(r'"provenance".*', "", victim.read_text(encoding="utf-8"), flags=re.DOTALL) == before
+    assert (
+        re.sub(r'"provenance".*', "", victim.read_text(encoding="utf-8"), flags=re.DOTALL) == before
+    )
 
 
 @pytest.mark.parametrize("lost", ["artifacts/relabel", "artifacts/recover", "artifacts"])
@@ -334,9 +401,18 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
         folder = tmp_path / "data/flowers" / split / name
         folder.mkdir(parents=True)
         for index in range(4):
-            Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
+            Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(
+                folder / f"{index}.jpg"
+            )
     told = snakemake("--cores", "2", "results/flowers.csv", cwd=tmp_path)
-    assert planned(told) == {"squeeze": 1, "recover": 2, "given": 1, "relabel": 5, "validate": 5, "table": 1}
+    assert planned(told) == {
+        "squeeze": 1,
+        "recover": 2,
+        "given": 1,
+        "relabel": 5,
+        "validate": 5,
+        "table": 1,
+    }
     with (tmp_path / "results/flowers.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["status"], row["seeds"]) for row in rows} == {("measured", "1")}

@@ -2,7 +2,7 @@ import os
 import sys
 
 from cda.errors import CdaError
-from cda.workflow import Plan, array_task, one_of
+from cda.pipeline.rules import Plan, array_task, one_of
 
 if command := array_task(sys.argv, os.environ):
     os.execvp("sh", ["sh", "-c", command])

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from cda.commands import Arguments, experiments_of
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet
-from cda.runs import Run
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.runs import Run
 
 
 def _whole_scale(experiments: ExperimentSet) -> ExperimentSet:
     """Every data set and control, whatever this call is narrowed to."""
-    return ExperimentSet(experiments.settings.model_copy(update={"datasets": "all", "controls": "all"}))
+    return ExperimentSet(
+        experiments.settings.model_copy(update={"datasets": "all", "controls": "all"})
+    )
 
 
 def _asked(experiments: ExperimentSet, targets: Sequence[str]) -> list[Run]:
@@ -55,7 +57,7 @@ def _bytes(megabytes: int) -> int:
 def pack(arguments: Arguments) -> None:
     """Pack a data set into a few files."""
     from cda.data import sources
-    from cda.paths import data_root
+    from cda.experiments.paths import data_root
 
     experiments, limit = experiments_of(arguments), _bytes(arguments.megabytes)
     root = data_root(experiments.settings, arguments.dataset)

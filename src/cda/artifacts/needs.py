@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cda.artifacts.dvc import Tracked, tracked
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet
-from cda.needs import inputs, outputs
-from cda.runs import MEASURING, Run
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import inputs, outputs
+from cda.experiments.runs import MEASURING, Run
+from cda.pipeline.dvc import Tracked, tracked
 
-TRAVELLING = ("squeeze", "recover", "relabel")  # test images decoded from the real data stay where the data is
+TRAVELLING = (
+    "squeeze",
+    "recover",
+    "relabel",
+)  # test images decoded from the real data stay where the data is
 VERSIONED = ("paper", "mini")
 
 
@@ -19,14 +23,17 @@ def require_versioned(experiments: ExperimentSet) -> None:
     scale = experiments.settings.scale
     if scale not in VERSIONED:
         there = " and ".join(VERSIONED)
-        raise ConfigError(f"config key scale: artifacts of scale {scale} are not versioned, only those of {there}")
+        raise ConfigError(
+            f"config key scale: artifacts of scale {scale} are not versioned, only those of {there}"
+        )
 
 
 class Needs:
-    """What the jobs that are to do read: `tracked` and `here` by path, and `untracked` jobs that nobody tracked.
+    """What the jobs that are to do read: `tracked` and `here` by path, and `untracked` jobs that
+    nobody tracked.
 
-    A run that is at hand, here or tracked, needs nothing further; below one that is not, its own inputs count too.
-    With `everything` it is all that all jobs were made from, down to the models.
+    A run that is at hand, here or tracked, needs nothing further; below one that is not, its own
+    inputs count too. With `everything` it is all that all jobs were made from, down to the models.
     """
 
     def __init__(self, experiments: ExperimentSet, everything: bool = False) -> None:
@@ -85,5 +92,11 @@ OUTPUTS = {
 def made(experiments: ExperimentSet, run: Run) -> list[str]:
     """Everything that is here of a run: the outputs of its jobs."""
     layout = experiments.layout
-    folder = Path(layout.run_json(run, 0)).parent if run.stage in MEASURING else Path(layout.run_folder(run))
-    return sorted(str(path) for name in OUTPUTS.get(run.stage, ("seed-*.json",)) for path in folder.glob(name))
+    folder = (
+        Path(layout.run_json(run, 0)).parent
+        if run.stage in MEASURING
+        else Path(layout.run_folder(run))
+    )
+    return sorted(
+        str(path) for name in OUTPUTS.get(run.stage, ("seed-*.json",)) for path in folder.glob(name)
+    )

@@ -1,6 +1,7 @@
 """Bring what a table or figure needs: say how much, pull it, put the times in order.
 
-DVC takes what is in its cache as it is; `verify` hashes it first and throws away what is damaged, to be brought again.
+DVC takes what is in its cache as it is; `verify` hashes it first and throws away what is damaged,
+to be brought again.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cda.artifacts import dvc
 from cda.artifacts.needs import Needs, require_versioned
 from cda.artifacts.order import order
 from cda.errors import ArtifactError
-from cda.experiments import ExperimentSet
+from cda.experiments.experiment_set import ExperimentSet
+from cda.pipeline import dvc
 from cda.progress import Progress, say
 
 
@@ -28,7 +29,8 @@ def pull(
     verify: bool = False,
     dry: bool = False,
 ) -> None:
-    """Bring what the jobs that `targets` still need read; with `everything`, all that all of them were made from.
+    """Bring what the jobs that `targets` still need read; with `everything`, all that all of them
+    were made from.
 
     `scale` is all of the scale, whose times are put in order. Raises ArtifactError, ConfigError.
     """
@@ -41,13 +43,20 @@ def pull(
         damaged = _throw_away_damaged(needs) if verify else set()
         here = [path for path in needs.tracked if Path(path).exists()]
         changes = dvc.changes(list(dict.fromkeys(needs.tracked[path].folder for path in here)))
-        bring = [path for path in needs.tracked if path not in here or path in damaged or changes.lacks(path)]
+        bring = [
+            path
+            for path in needs.tracked
+            if path not in here or path in damaged or changes.lacks(path)
+        ]
         total = sum(needs.tracked[path].bytes_of(path) for path in bring)
         rest = len(needs.tracked) - len(bring) + len(needs.here)
         print(f"{asked}: {len(bring)} outputs to bring, {dvc.shown(total)}; {rest} here already.")
         _tell_untracked(needs, asked)
         if not needs.tracked and not needs.untracked and not needs.here:
-            print("Its measurements are all there, so it is made without artifacts; with --all they are brought.")
+            print(
+                "Its measurements are all there, so it is made without artifacts; with --all "
+                "they are brought."
+            )
         if dry:
             return
         if bring:
@@ -61,7 +70,8 @@ def _bring(paths: list[str], changes: dvc.Changes) -> None:
     for path in paths:
         if changes.new(path):
             raise ArtifactError(
-                f"{path}: lacks files that are tracked, and has others that are not; remove it, then pull again"
+                f"{path}: lacks files that are tracked, and has others that are not; remove "
+                "it, then pull again"
             )
     try:
         dvc.call("pull", *paths)
@@ -78,7 +88,10 @@ def _tell_untracked(needs: Needs, asked: str) -> None:
     for name, paths in jobs.items():
         print(f"not tracked by anybody: {name} ({len(paths)} job{'s' if len(paths) > 1 else ''})")
     if jobs:
-        print(f"snakemake {asked} would compute these; --config cells=present makes do with the run JSONs there are.")
+        print(
+            f"snakemake {asked} would compute these; --config cells=present makes do with the "
+            "run JSONs there are."
+        )
 
 
 def _require_room(total: int) -> None:
@@ -86,19 +99,26 @@ def _require_room(total: int) -> None:
     free = shutil.disk_usage(".").free
     if free < total:
         raise ArtifactError(
-            f"{Path.cwd()}: {dvc.shown(free)} free, and {dvc.shown(total)} to come; make room, or pull a smaller target"
+            f"{Path.cwd()}: {dvc.shown(free)} free, and {dvc.shown(total)} to come; make "
+            "room, or pull a smaller target"
         )
 
 
 def _throw_away_damaged(needs: Needs) -> set[str]:
-    """Remove cached files that are not what their names say, and the links to them; the paths that need them again."""
+    """Remove cached files that are not what their names say, and the links to them.
+
+    The paths that need them again.
+    """
     cache = Path(dvc.call("cache", "dir").strip()) / "files" / "md5"
     places: dict[Path, list[tuple[str, str]]] = {}
     damaged = set()
     for path, told in needs.tracked.items():
         listed = cache / told.md5[:2] / told.md5[2:]
         if listed.is_file() and not _whole(listed):
-            say(f"{told.folder}: its list of files is damaged in DVC's cache; brought again; verify it once more")
+            say(
+                f"{told.folder}: its list of files is damaged in DVC's cache; brought again; "
+                "verify it once more"
+            )
             listed.unlink()
             damaged.add(path)
         for place, cached in _files(path, told, cache, listed):
@@ -116,7 +136,10 @@ def _throw_away_damaged(needs: Needs) -> set[str]:
 def _files(path: str, told: dvc.Tracked, cache: Path, listed: Path) -> Iterator[tuple[str, Path]]:
     """The files at or below `path` that are cached: place and cached file."""
     for entry in json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else ():
-        place, cached = f"{told.folder}/{entry['relpath']}", cache / entry["md5"][:2] / entry["md5"][2:]
+        place, cached = (
+            f"{told.folder}/{entry['relpath']}",
+            cache / entry["md5"][:2] / entry["md5"][2:],
+        )
         if place.startswith(f"{path}/") and cached.is_file():
             yield place, cached
 
@@ -132,4 +155,6 @@ def _drop(cached: Path, places: Sequence[Path]) -> None:
 def _whole(cached: Path) -> bool:
     """Whether a cached file has the MD5 that DVC named it by."""
     with cached.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == (cached.parent.name + cached.name).removesuffix(".dir")
+        return hashlib.file_digest(file, "md5").hexdigest() == (
+            cached.parent.name + cached.name
+        ).removesuffix(".dir")

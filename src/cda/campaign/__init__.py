@@ -1,1 +1,3 @@
-"""A campaign: the most valuable cells first, in slices of time, on a machine with one GPU and without Snakemake."""
+"""A campaign: the most valuable cells first, in slices of time, on a machine with one GPU and
+without Snakemake.
+"""

@@ -1,8 +1,8 @@
 """A campaign's jobs in the order in which they are run. Reads no data and imports no torch.
 
-A job is one part of a recover run, one seed of a measuring run, or all of another run. It is to do where its output is
-missing and an unfinished job, or a missing measurement, reads it, as for the workflow (`cda.results.estimate`); what
-a finished one was made from may be gone.
+A job is one part of a recover run, one seed of a measuring run, or all of another run. It is to do
+where its output is missing and an unfinished job, or a missing measurement, reads it, as for the
+workflow (`cda.pipeline.estimate`); what a finished one was made from may be gone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cda.campaign.steps import Campaign, cells_of
-from cda.experiments import Cell, ExperimentSet
-from cda.needs import inputs, outputs
-from cda.runs import MEASURING, Run, seeds_of
+from cda.experiments.cells import Cell
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import inputs, outputs
+from cda.experiments.runs import MEASURING, Run, seeds_of
 
 CONTROLS = "controls of these tables"
-NUMBERED = {"recover": "part", "validate": "seed", "continual": "seed"}  # stages of several jobs a run
+NUMBERED = {
+    "recover": "part",
+    "validate": "seed",
+    "continual": "seed",
+}  # stages of several jobs a run
 WHOLE = {"decode": "val", "squeeze": "model", "relabel": "labels"}  # the work folders of the others
 
 
@@ -35,12 +40,19 @@ class Job:
     def arguments(self) -> list[str]:
         """What follows `cda` on its command line."""
         numbered = NUMBERED.get(self.run.stage)
-        return [self.run.stage, "--run", self.run.id, *([f"--{numbered}", str(self.index)] if numbered else [])]
+        return [
+            self.run.stage,
+            "--run",
+            self.run.id,
+            *([f"--{numbered}", str(self.index)] if numbered else []),
+        ]
 
     @property
     def name(self) -> str:
         """What people read of it."""
-        return " ".join([self.run.stage, self.run.dataset, self.run.id, *self.arguments[3:]]).replace(" --", " ")
+        return " ".join(
+            [self.run.stage, self.run.dataset, self.run.id, *self.arguments[3:]]
+        ).replace(" --", " ")
 
     @property
     def work(self) -> str:
@@ -70,7 +82,10 @@ class Stretch:
 
 
 def stretches(experiments: ExperimentSet, campaign: Campaign) -> list[Stretch]:
-    """Each step that the scale has cells for, then their controls; a cell that two steps ask for is the first one's."""
+    """Each step that the scale has cells for, then their controls.
+
+    A cell that two steps ask for is the first one's.
+    """
     found: list[Stretch] = []
     controls: list[Cell] = []
     seen: set[int] = set()
@@ -84,7 +99,10 @@ def stretches(experiments: ExperimentSet, campaign: Campaign) -> list[Stretch]:
 
 
 def jobs_of(experiments: ExperimentSet, asked: Sequence[Stretch], every: bool = False) -> list[Job]:
-    """The jobs that are to do, in order, what is read before what reads it; with `every` those that are done too."""
+    """The jobs that are to do, in order, what is read before what reads it.
+
+    With `every` those that are done too.
+    """
     found: dict[str, Job] = {}
     seeds = experiments.settings.seeds
     for seed in range(seeds):
@@ -96,11 +114,19 @@ def jobs_of(experiments: ExperimentSet, asked: Sequence[Stretch], every: bool = 
 
 
 def _add(
-    experiments: ExperimentSet, run: Run, seeds: list[int], ipc: int, title: str, found: dict[str, Job], every: bool
+    experiments: ExperimentSet,
+    run: Run,
+    seeds: list[int],
+    ipc: int,
+    title: str,
+    found: dict[str, Job],
+    every: bool,
 ) -> list[str]:
-    """Put the jobs of a run, below them those that they need, into `found`; returns all outputs that they leave.
+    """Put the jobs of a run, below them those that they need, into `found`; returns all outputs
+    that they leave.
 
-    Of a measuring run the jobs are those of `seeds`, of a recover run those of its first `ipc` shards.
+    Of a measuring run the jobs are those of `seeds`, of a recover run those of its first `ipc`
+    shards.
     """
     settings = experiments.settings
     paths = dict(enumerate(outputs(run, ipc, experiments.layout, settings.seeds)))
@@ -116,7 +142,14 @@ def _add(
     return list(paths.values())
 
 
-def measured(experiments: ExperimentSet, cell: Cell, seed: int = 0, soon: frozenset[str] = frozenset()) -> bool:
-    """Whether all runs of a cell have left what they measured with a seed, or are about to (`soon`, outputs)."""
-    paths = [experiments.layout.run_json(run, min(seed, seeds_of(run, seed + 1) - 1)) for run in cell.runs]
+def measured(
+    experiments: ExperimentSet, cell: Cell, seed: int = 0, soon: frozenset[str] = frozenset()
+) -> bool:
+    """Whether all runs of a cell have left what they measured with a seed, or are about to (`soon`,
+    outputs).
+    """
+    paths = [
+        experiments.layout.run_json(run, min(seed, seeds_of(run, seed + 1) - 1))
+        for run in cell.runs
+    ]
     return all(path in soon or Path(path).exists() for path in paths)

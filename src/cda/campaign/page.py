@@ -1,4 +1,6 @@
-"""What a campaign says: first what a slice will do and what is expected of it, last what is done of the whole."""
+"""What a campaign says: first what a slice will do and what is expected of it, last what is done of
+the whole.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from cda.campaign.jobs import Job, Stretch, measured
 from cda.campaign.times import START, Times
-from cda.experiments import Cell, ExperimentSet
+from cda.experiments.cells import Cell
+from cda.experiments.experiment_set import ExperimentSet
 
 if TYPE_CHECKING:
     from cda.campaign.slices import Budget, Outcome
@@ -20,15 +23,27 @@ class Page:
     """The pages of one slice; `every` are the whole campaign's jobs."""
 
     def __init__(
-        self, experiments: ExperimentSet, stretches: Sequence[Stretch], every: Sequence[Job], times: Times
+        self,
+        experiments: ExperimentSet,
+        stretches: Sequence[Stretch],
+        every: Sequence[Job],
+        times: Times,
     ) -> None:
-        self._experiments, self._stretches, self._every, self._times = experiments, stretches, every, times
+        self._experiments, self._stretches, self._every, self._times = (
+            experiments,
+            stretches,
+            every,
+            times,
+        )
 
     def before(self, left: Sequence[Job], budget: Budget, used: float) -> str:
         """The whole, and what this slice is expected to do with the jobs that are `left`."""
         settings = self._experiments.settings
         seeds = f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}"
-        head = f"Campaign at scale {settings.scale}, {seeds}, on {self._times.kind}. {self._whole(left)}"
+        head = (
+            f"Campaign at scale {settings.scale}, {seeds}, on {self._times.kind}. "
+            f"{self._whole(left)}"
+        )
         if not left:
             return head
         fates = _fates(left, self._times, budget, used)
@@ -38,18 +53,26 @@ class Page:
         """What the slice did, and what is done of the whole."""
         lines = [f"This slice finished {_count(len(outcome.done), 'job')}."]
         if outcome.stopped:
-            lines.append(f"Stopped in the middle, the next slice goes on from there: {outcome.stopped.name}")
+            lines.append(
+                f"Stopped in the middle, the next slice goes on from there: {outcome.stopped.name}"
+            )
         lines += [f"Failed ({how}): {name}" for name, how in outcome.failed.items()]
         lines += [f"Left to {who}, which works on it: {name}" for name, who in outcome.busy.items()]
         if outcome.left_out:
-            lines.append(f"Left out, since they need one of those: {_count(len(outcome.left_out), 'job')}")
+            lines.append(
+                f"Left out, since they need one of those: {_count(len(outcome.left_out), 'job')}"
+            )
         steps = ["", *self._steps(left)] if left else []
         return "\n".join(["", *lines, *steps, "", self._whole(left)])
 
     def _whole(self, left: Sequence[Job]) -> str:
         """How much of the campaign is done, in a line."""
-        cells = [cell for stretch in self._stretches if not stretch.control for cell in stretch.cells]
-        controls = [cell for stretch in self._stretches if stretch.control for cell in stretch.cells]
+        cells = [
+            cell for stretch in self._stretches if not stretch.control for cell in stretch.cells
+        ]
+        controls = [
+            cell for stretch in self._stretches if stretch.control for cell in stretch.cells
+        ]
         told = f"{self._measured(cells)} of {_count(len(cells), 'cell')} measured"
         seeds = self._experiments.settings.seeds
         if seeds > 1:
@@ -59,7 +82,9 @@ class Page:
         told += f"; {len(self._every) - len(left)} of {_count(len(self._every), 'job')} done"
         return f"{told}; about {clock(self._times.total(left))} left." if left else f"{told}."
 
-    def _measured(self, cells: Sequence[Cell], seed: int = 0, soon: frozenset[str] = frozenset()) -> int:
+    def _measured(
+        self, cells: Sequence[Cell], seed: int = 0, soon: frozenset[str] = frozenset()
+    ) -> int:
         return sum(measured(self._experiments, cell, seed, soon) for cell in cells)
 
     def _steps(self, left: Sequence[Job]) -> list[str]:
@@ -69,7 +94,9 @@ class Page:
             jobs = [job for job in left if job.stretch == stretch.title]
             there, cells = self._measured(stretch.cells), len(stretch.cells)
             numbers = (cells, there, cells - there, len(jobs))
-            rows.append([stretch.title, *map(str, numbers), f"{self._times.total(jobs) / 3600:.2f}"])
+            rows.append(
+                [stretch.title, *map(str, numbers), f"{self._times.total(jobs) / 3600:.2f}"]
+            )
         return columns(rows, {0})
 
     def _slice(self, left: Sequence[Job], fates: Sequence[str], budget: Budget) -> list[str]:
@@ -79,14 +106,22 @@ class Page:
         rows = [["job", "about", "rate", "this slice"]]
         for job, fate in zip(left[:shown], fates, strict=False):
             about = clock(self._times.of(job)) + (" more" if self._times.begun(job) else "")
-            rows.append([job.name, about, "measured" if self._times.measured(job.run) else "assumed", fate])
+            rows.append(
+                [job.name, about, "measured" if self._times.measured(job.run) else "assumed", fate]
+            )
         lines = columns(rows, {0, 2, 3})
         if rest := left[shown:]:
             lines.append(f"… and {_count(len(rest), 'job')} more, {clock(self._times.total(rest))}")
-        soon = frozenset(job.output for job, fate in zip(left, fates, strict=True) if fate == "finishes")
+        soon = frozenset(
+            job.output for job, fate in zip(left, fates, strict=True) if fate == "finishes"
+        )
         cells = [cell for stretch in self._stretches for cell in stretch.cells]
         new = self._measured(cells, soon=soon) - self._measured(cells)
-        limit = f" in {clock(budget.seconds)}, the last {budget.grace:g} s of it for stopping" if budget.limited else ""
+        limit = (
+            f" in {clock(budget.seconds)}, the last {budget.grace:g} s of it for stopping"
+            if budget.limited
+            else ""
+        )
         told = f"{_count(finished, 'job')} finished, {_count(new, 'cell')} measured"
         return [*lines, "", f"Expected{limit}: {told}. Of every job {START:g} s are its start-up."]
 
@@ -121,7 +156,10 @@ def columns(rows: Sequence[Sequence[str]], words: set[int]) -> list[str]:
     """Aligned rows; the columns `words` to the left, the others, which are numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = (
-        [c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        [
+            c.ljust(w) if i in words else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         for row in rows
     )
     return ["  ".join(row).rstrip() for row in aligned]

@@ -1,7 +1,9 @@
-"""One slice of a campaign: its jobs one after another, each a process of its own, until the time is over.
+"""One slice of a campaign: its jobs one after another, each a process of its own, until the time is
+over.
 
-A job that has to make way is told so by SIGTERM: it saves where it is, and the next slice goes on from there. One that
-fails costs those that need it, and no other. A slice may be killed at any instant, as its stages may.
+A job that has to make way is told so by SIGTERM: it saves where it is, and the next slice goes on
+from there. One that fails costs those that need it, and no other. A slice may be killed at any
+instant, as its stages may.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from cda.campaign.jobs import Job, jobs_of, stretches
 from cda.campaign.steps import read_campaign
 from cda.campaign.times import START, Times, kind_of
 from cda.errors import ArtifactError, CdaError, ConfigError, Interrupted
-from cda.experiments import ExperimentSet
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.paths import Layout
 from cda.files import read_json
-from cda.paths import Layout
 from cda.progress import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -37,7 +39,9 @@ CLOSING = 0.1  # share of the grace that is left for the last lines
 
 @dataclass(frozen=True)
 class Budget:
-    """The seconds of a slice from the moment it `began`, and those at their end in which a stage may save."""
+    """The seconds of a slice from the moment it `began`, and those at their end in which a stage
+    may save.
+    """
 
     began: float
     seconds: float
@@ -59,7 +63,10 @@ class Budget:
         return self.seconds - self.grace
 
     def begins(self, expected: float, used: float) -> bool:
-        """Whether a job of so many seconds is worth starting after `used`: it ends in time, or gets to work."""
+        """Whether a job of so many seconds is worth starting after `used`.
+
+        It ends in time, or gets to work.
+        """
         return used + min(expected, START + self.grace) <= self.working
 
 
@@ -83,7 +90,9 @@ def command(job: Job) -> list[str]:
 class Runner:
     """Runs jobs until they are done, the budget ends or a signal comes."""
 
-    def __init__(self, budget: Budget, times: Times, layout: Layout, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, budget: Budget, times: Times, layout: Layout, environment: Mapping[str, str]
+    ) -> None:
         self.budget, self.times, self.layout, self.environment = budget, times, layout, environment
         self.outcome = Outcome()
         self._missing: set[str] = set()  # outputs that this slice will not see
@@ -139,7 +148,10 @@ class Runner:
         return not asked
 
     def _wait(self, child: subprocess.Popen[bytes]) -> bool:
-        """Wait for a job; told to stop it saves, and what does not end in the grace is killed. Whether it was told."""
+        """Wait for a job; told to stop it saves, and what does not end in the grace is killed.
+
+        Whether it was told.
+        """
         asked = 0.0
         while child.poll() is None:
             now = time.monotonic()
@@ -152,13 +164,18 @@ class Runner:
         return asked > 0
 
     def _other(self, job: Job, pid: int) -> str:
-        """Who else works on a job: the owner of the lease that is left where it ended; empty if nobody."""
+        """Who else works on a job: the owner of the lease that is left where it ended.
+
+        Empty if nobody.
+        """
         lease = Path(self.layout.work(job.run, job.work)) / "lease.json"
         try:
             owner = read_json(lease, "a lease")
         except ArtifactError:
             return ""
-        return "" if owner.get("pid") == pid else f"process {owner.get('pid')} of {owner.get('host')}"
+        return (
+            "" if owner.get("pid") == pid else f"process {owner.get('pid')} of {owner.get('host')}"
+        )
 
 
 def _ended(code: int) -> str:
@@ -175,11 +192,12 @@ def campaign(
     dry: bool,
     gpu: str | None,
 ) -> None:
-    """Say what is to do, do the most valuable of it in `minutes` (None: all of it), say what is done of the whole.
+    """Say what is to do, do the most valuable of it in `minutes` (None: all of it), say what is
+    done of the whole.
 
-    `given` is the configuration of this call, which its stages get too; `began` when it started, on the monotonic
-    clock; `grace` the seconds at the end of the budget in which a stage may save. Raises ConfigError; CdaError if jobs
-    failed; Interrupted after a signal.
+    `given` is the configuration of this call, which its stages get too; `began` when it started, on
+    the monotonic clock; `grace` the seconds at the end of the budget in which a stage may save.
+    Raises ConfigError; CdaError if jobs failed; Interrupted after a signal.
     """
     _check(minutes, grace)
     asked = stretches(experiments, read_campaign(experiments.config))
@@ -197,10 +215,15 @@ def campaign(
     print(told.after(jobs_of(experiments, asked), outcome), flush=True)
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
-        raise Interrupted(f"stopped by {name}; what is done is saved, start it again to go on", outcome.signal)
+        raise Interrupted(
+            f"stopped by {name}; what is done is saved, start it again to go on", outcome.signal
+        )
     if outcome.failed:
         names = ", ".join(outcome.failed)
-        raise CdaError(f"campaign: failed: {names}; mend what its lines above say and start it again: it goes on")
+        raise CdaError(
+            f"campaign: failed: {names}; mend what its lines above say and start it again: it "
+            "goes on"
+        )
 
 
 def _check(minutes: float | None, grace: float) -> None:
@@ -210,4 +233,6 @@ def _check(minutes: float | None, grace: float) -> None:
         raise ConfigError(f"--minutes {minutes:g}: must be at least 0")
     if minutes and 60 * minutes <= grace + START:
         least = f"a job takes {START:g} s to start and the last {grace:g} s are for saving"
-        raise ConfigError(f"--minutes {minutes:g}: too few, {least}; give more, or a smaller --grace")
+        raise ConfigError(
+            f"--minutes {minutes:g}: too few, {least}; give more, or a smaller --grace"
+        )

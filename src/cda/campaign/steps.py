@@ -1,4 +1,7 @@
-"""What a campaign is made of: the steps of `config/campaign.yaml`, in order, and the cells that each asks for."""
+"""What a campaign is made of.
+
+The steps of `config/campaign.yaml`, in order, and the cells that each asks for.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,22 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cda.config import Settings
-from cda.declared import DatasetScale, Experiment, Group, Several
+from cda.config.experiment import DatasetScale, Experiment, Group, Several
+from cda.config.load import load_settings, read_scale
+from cda.config.settings import Settings
+from cda.config.types import Count, Name, Strict, parse
+from cda.config.yaml_source import places, read_layer, read_plain
 from cda.errors import ConfigError
-from cda.experiments import AS_DECLARED, Cell, ExperimentSet
-from cda.grids import controls_of
-from cda.schema import Count, Name, Strict, parse
-from cda.settings import load_settings, read_scale
-from cda.sourced import places, read_layer, read_plain
+from cda.experiments.cells import AS_DECLARED, Cell
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.grid import controls_of
 
-FILTERS = {"datasets": "dataset", "methods": "methods", "ipc": "ipc", "validation_models": "validation_models"}
+FILTERS = {
+    "datasets": "dataset",
+    "methods": "methods",
+    "ipc": "ipc",
+    "validation_models": "validation_models",
+}
 
 
 class Step(Strict):
@@ -25,7 +34,9 @@ class Step(Strict):
     table: Name = Field(description="a table in config/experiments/, of any scale")
     datasets: tuple[Name, ...] = Field((), description="only these data sets, in this order")
     methods: tuple[Name, ...] = Field((), description="only these methods, in this order")
-    ipc: tuple[Count, ...] = Field((), description="only these images per class, in this order, as the table has them")
+    ipc: tuple[Count, ...] = Field(
+        (), description="only these images per class, in this order, as the table has them"
+    )
     validation_models: tuple[Name, ...] = Field(
         (), description="only these trained networks, in this order, as the table has them"
     )
@@ -44,7 +55,9 @@ class Campaign(Strict):
 
 
 def read_campaign(config: Path) -> Campaign:
-    """`config/campaign.yaml`; raises ConfigError, also for a table or a filter that no cell of any scale answers."""
+    """`config/campaign.yaml`; raises ConfigError, also for a table or a filter that no cell of any
+    scale answers.
+    """
     file = config / "campaign.yaml"
     written = places(read_layer(file))
     campaign = parse(Campaign, read_plain(file), str(file), written)
@@ -64,7 +77,9 @@ def _tables(config: Path) -> dict[str, Experiment]:
 
 def _check(step: Step, tables: Mapping[str, Experiment], where: str) -> None:
     if step.table not in tables:
-        raise ConfigError(f"{where}.table: there is no table {step.table!r}; use one of {', '.join(tables)}")
+        raise ConfigError(
+            f"{where}.table: there is no table {step.table!r}; use one of {', '.join(tables)}"
+        )
     groups = list(_measured(tables[step.table]))
     if not groups:
         raise ConfigError(f"{where}.table: {step.table} has no cells that are run; leave it out")
@@ -74,7 +89,9 @@ def _check(step: Step, tables: Mapping[str, Experiment], where: str) -> None:
         for value in asked:
             if value not in there:
                 told = ", ".join(map(str, there))
-                raise ConfigError(f"{where}.{name}: no cell of {step.table} has {value!r} there; use {told}")
+                raise ConfigError(
+                    f"{where}.{name}: no cell of {step.table} has {value!r} there; use {told}"
+                )
         groups = [group for group in groups if not asked or set(asked) & set(_values(group, name))]
 
 
@@ -92,12 +109,18 @@ def _values(group: Group, name: str) -> tuple[str | int, ...]:
 
 
 def cells_of(experiments: ExperimentSet, step: Step) -> list[Cell]:
-    """The cells that a step asks for at the scale of `experiments`, in the order in which they are run."""
+    """The cells that a step asks for at the scale of `experiments`, in the order in which they are
+    run.
+    """
     settings = experiments.settings
     if step.table not in experiments.tables:
         return []
-    shrunk = {} if settings.scale == "paper" else read_scale(experiments.config, settings.scale).datasets
-    cells = [cell for cell in experiments.cells(step.table) if cell.run and _is_asked(cell, settings)]
+    shrunk = (
+        {} if settings.scale == "paper" else read_scale(experiments.config, settings.scale).datasets
+    )
+    cells = [
+        cell for cell in experiments.cells(step.table) if cell.run and _is_asked(cell, settings)
+    ]
     placed = [(_place(step, cell, shrunk.get(cell.dataset, AS_DECLARED)), cell) for cell in cells]
     return [cell for place, cell in sorted(placed, key=lambda pair: pair[0]) if -1 not in place]
 
@@ -116,4 +139,6 @@ def _place(step: Step, cell: Cell, shrunk: DatasetScale) -> tuple[int, ...]:
         ([shrunk.models.get(name, name) for name in step.validation_models], run.model),
         (list(step.methods), str(cell.key["method"])),
     )
-    return tuple(wanted.index(value) if value in wanted else -1 if wanted else 0 for wanted, value in pairs)
+    return tuple(
+        wanted.index(value) if value in wanted else -1 if wanted else 0 for wanted, value in pairs
+    )

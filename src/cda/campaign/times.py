@@ -1,7 +1,9 @@
-"""How long a campaign's jobs take on this kind of device: by what was measured, else by what is assumed.
+"""How long a campaign's jobs take on this kind of device: by what was measured, else by what is
+assumed.
 
-A job that was stopped tells in its output the seconds of its last start alone. So a small file keeps what earlier
-slices spent on such jobs: it makes their rates right, and says how much of an unfinished job is left.
+A job that was stopped tells in its output the seconds of its last start alone. So a small file
+keeps what earlier slices spent on such jobs: it makes their rates right, and says how much of an
+unfinished job is left.
 """
 
 from __future__ import annotations
@@ -12,18 +14,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cda.campaign.jobs import Job
+from cda.config.types import Strict, Weight, parse
+from cda.engine.gpus import present
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import processes
+from cda.experiments.runs import Run
 from cda.files import read_json, write_json
-from cda.gpus import present
-from cda.needs import processes
+from cda.pipeline.costs import decoded_images, operations
+from cda.pipeline.estimate import hours_of
+from cda.pipeline.limits import roughly
+from cda.pipeline.rates import measure, rates_of, read_devices
 from cda.progress import say
-from cda.results.costs import decoded_images, operations
-from cda.results.estimate import hours_of
-from cda.results.limits import roughly
-from cda.results.rates import measure, rates_of, read_devices
-from cda.runs import Run
-from cda.schema import Strict, Weight, parse
 
 START = 15.0  # seconds of a job before its work begins: torch, data, model
 NAME = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
@@ -47,12 +49,17 @@ class Times:
     """Seconds of jobs on a kind of device; keeps the record of those that were stopped."""
 
     def __init__(self, experiments: ExperimentSet, kind: str, jobs: Sequence[Job]) -> None:
-        """`jobs` are those of the whole campaign; raises ConfigError for a kind that config/devices.yaml lacks."""
+        """`jobs` are those of the whole campaign.
+
+        Raises ConfigError for a kind that config/devices.yaml lacks.
+        """
         self._experiments, self.kind, self._jobs = experiments, kind, jobs
         self._file = Path(experiments.layout.artifacts) / "work" / "campaign.json"
         self._record = Record(jobs={})
         if self._file.is_file():
-            self._record = parse(Record, read_json(self._file, "the campaign's record"), str(self._file))
+            self._record = parse(
+                Record, read_json(self._file, "the campaign's record"), str(self._file)
+            )
         self.measure()
 
     def measure(self) -> None:
@@ -70,8 +77,15 @@ class Times:
                 measure(self.rates, [jobs[0].run], settings, layout, roughly)
 
     def _take(self, run: Run, stopped: Sequence[Spent]) -> None:
-        """Take the rates of a run's jobs that were stopped and are done; their outputs tell less than they took."""
-        work = operations(run, self._experiments.settings.labels.max_gb, roughly) / self._together(run) / 1e12
+        """Take the rates of a run's jobs that were stopped and are done.
+
+        Their outputs tell less than they took.
+        """
+        work = (
+            operations(run, self._experiments.settings.labels.max_gb, roughly)
+            / self._together(run)
+            / 1e12
+        )
         for spent in stopped:
             rate = work / max(spent.seconds, 1.0)
             if spent.kind == self.kind and 0 < rate <= self.rates.device.tflops:
@@ -91,9 +105,13 @@ class Times:
         return spent is not None and not spent.done and spent.seconds > 0
 
     def of(self, job: Job) -> float:
-        """Expected seconds of a job that is to do, its start-up among them, less what earlier slices spent on it."""
+        """Expected seconds of a job that is to do, its start-up among them, less what earlier
+        slices spent on it.
+        """
         spent = self._record.jobs.get(job.output)
-        return START + max(0.0, self._seconds(job.run) - (spent.seconds if spent and not spent.done else 0.0))
+        return START + max(
+            0.0, self._seconds(job.run) - (spent.seconds if spent and not spent.done else 0.0)
+        )
 
     def total(self, jobs: Iterable[Job]) -> float:
         """Expected seconds of jobs that are to do, one after another."""
@@ -119,10 +137,11 @@ class Times:
 
 
 def kind_of(experiments: ExperimentSet, gpu: str | None) -> str:
-    """The kind of device that jobs run on, as config/devices.yaml names it: `gpu`, or what torch sees here.
+    """The kind of device that jobs run on, as config/devices.yaml names it: `gpu`, or what torch
+    sees here.
 
-    Torch is asked in a process of its own, since a look at the GPU takes memory of it. A GPU that the file does not
-    know is reckoned as runtime.gpu.
+    Torch is asked in a process of its own, since a look at the GPU takes memory of it. A GPU that
+    the file does not know is reckoned as runtime.gpu.
     """
     runtime = experiments.settings.runtime
     if gpu is not None or runtime.device == "cpu":

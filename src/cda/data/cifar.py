@@ -1,4 +1,7 @@
-"""CIFAR-100 as its authors publish it: pickles, read by an unpickler that can build plain values and uint8 arrays."""
+"""CIFAR-100 as its authors publish it.
+
+Pickles, read by an unpickler that can build plain values and uint8 arrays.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cda.data.layout import Source, Split, fit, some
+from cda.data.base import Source, Split, fit, some
 
 
 class CifarPickles(Source):
-    """The official python layout: pickled dictionaries `train`, `test` and `meta`. Its classes are sorted by name."""
+    """The official python layout: pickled dictionaries `train`, `test` and `meta`.
+
+    Its classes are sorted by name.
+    """
 
     def classes(self) -> tuple[str, ...]:
         """Sorted class names."""
-        names = self.column(self.root / "meta", self.unpickle(self.root / "meta"), "fine_label_names", str)
+        names = self.column(
+            self.root / "meta", self.unpickle(self.root / "meta"), "fine_label_names", str
+        )
         if names != sorted(names):
             self.fail(self.root / "meta", "sorted fine_label_names", some(names))
         return tuple(names)
@@ -40,12 +48,25 @@ class CifarPickles(Source):
         path = self.file(split)
         record = self.unpickle(path)
         data = record.get("data")
-        labels, names = self.column(path, record, "fine_labels", int), self.column(path, record, "filenames", str)
+        labels, names = (
+            self.column(path, record, "fine_labels", int),
+            self.column(path, record, "filenames", str),
+        )
         shape = data.shape if isinstance(data, np.ndarray) else ()
-        if not isinstance(data, np.ndarray) or shape != (len(labels), 3 * 32 * 32) or len(names) != len(labels):
-            self.fail(path, f"{len(labels)} filenames and data of [{len(labels)}, 3072]", f"{len(names)} and {shape}")
+        if (
+            not isinstance(data, np.ndarray)
+            or shape != (len(labels), 3 * 32 * 32)
+            or len(names) != len(labels)
+        ):
+            self.fail(
+                path,
+                f"{len(labels)} filenames and data of [{len(labels)}, 3072]",
+                f"{len(names)} and {shape}",
+            )
         if not all(0 <= label < self.dataset.classes for label in labels):
-            self.fail(path, f"labels below {self.dataset.classes}", f"{min(labels)} to {max(labels)}")
+            self.fail(
+                path, f"labels below {self.dataset.classes}", f"{min(labels)} to {max(labels)}"
+            )
         order = sorted(range(len(labels)), key=lambda i: (labels[i], names[i]))
         images = np.ascontiguousarray(data[order].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         if images.size and self.dataset.resolution != 32:
@@ -72,18 +93,30 @@ class CifarPickles(Source):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds plain values and uint8 arrays: the few names such a pickle uses have stand-ins, any other is refused."""
+    """Builds plain values and uint8 arrays.
+
+    The few names such a pickle uses have stand-ins, any other is refused.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        stand_ins = {"_reconstruct": _empty_array, "ndarray": None, "dtype": _uint8, "encode": _latin1}
+        stand_ins = {
+            "_reconstruct": _empty_array,
+            "ndarray": None,
+            "dtype": _uint8,
+            "encode": _latin1,
+        }
         modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs")
         if module not in modules or name not in stand_ins:
-            raise pickle.UnpicklingError(f"a pickle that asks for {module}.{name}, which is refused")
+            raise pickle.UnpicklingError(
+                f"a pickle that asks for {module}.{name}, which is refused"
+            )
         return stand_ins[name]
 
 
 def _empty_array(*_: Any) -> np.ndarray:
-    return np.empty(0, dtype=np.uint8)  # its shape and bytes follow, by `__setstate__`, which checks them
+    return np.empty(
+        0, dtype=np.uint8
+    )  # its shape and bytes follow, by `__setstate__`, which checks them
 
 
 def _uint8(code: str | bytes, *_: Any) -> np.dtype[Any]:

@@ -1,7 +1,9 @@
-"""Validation images decoded once: `val.npy`, uint8 [N, R, R, 3], is read through a memory map; `val.json` describes it.
+"""Validation images decoded once: `val.npy`, uint8 [N, R, R, 3], is read through a memory map;
+`val.json` describes it.
 
-Images are ordered by class (`sources.py`), so the description holds how many each class has instead of all labels.
-Hundreds of gigabytes cannot be read to be checked, so its digest is that of evenly spaced images.
+Images are ordered by class (`sources.py`), so the description holds how many each class has instead
+of all labels. Hundreds of gigabytes cannot be read to be checked, so its digest is that of evenly
+spaced images.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cda.data.arrays import mapped
+from cda.data.memmap import mapped
 from cda.data.sources import ImageSet
 from cda.errors import ArtifactError
 from cda.files import read_json
@@ -28,14 +30,18 @@ def description_of(path: Path) -> Path:
 
 
 def digest_of(images: NDArray[np.uint8]) -> str:
-    """SHA-256, as hex, of the shape and of `SAMPLED` evenly spaced images, the first and the last among them."""
+    """SHA-256, as hex, of the shape and of `SAMPLED` evenly spaced images, the first and the last
+    among them.
+    """
     sha = hashlib.sha256(repr(tuple(images.shape)).encode())
     for index in np.unique(np.linspace(0, len(images) - 1, SAMPLED).astype(np.int64)):
         sha.update(np.ascontiguousarray(images[index]).tobytes())
     return sha.hexdigest()
 
 
-def described(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, Any]:
+def described(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> dict[str, Any]:
     """What a description says of the images themselves; `labels` [N] are sorted."""
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     own = {"format": FORMAT, "shape": list(images.shape), "sampled_sha256": digest_of(images)}
@@ -50,22 +56,35 @@ def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:
     where = description_of(path)
     told = read_json(where, "the description of the decoded validation images")
     if told.get("run") != run or told.get("format") != FORMAT:
-        raise ArtifactError(f"{where}: describes run {told.get('run')}, not {run}; make it with `cda decode`")
+        raise ArtifactError(
+            f"{where}: describes run {told.get('run')}, not {run}; make it with `cda decode`"
+        )
     classes, counts = _classes(told, where)
     shape = (sum(counts), resolution, resolution, 3)
     images = mapped(path, "or missing images", "delete its folder and decode again")
     if images.shape != shape or images.dtype != np.uint8:
-        raise ArtifactError(f"{path}: holds {images.dtype} {images.shape}, {where.name} says {shape}; decode again")
+        raise ArtifactError(
+            f"{path}: holds {images.dtype} {images.shape}, {where.name} says {shape}; decode again"
+        )
     if digest_of(images) != told.get("sampled_sha256"):
-        raise ArtifactError(f"{path}: differs from the digest in {where.name}; delete its folder and decode again")
+        raise ArtifactError(
+            f"{path}: differs from the digest in {where.name}; delete its folder and decode again"
+        )
     return ImageSet(images, np.repeat(np.arange(len(classes), dtype=np.int64), counts), classes)
 
 
 def _classes(told: dict[str, Any], where: Path) -> tuple[tuple[str, ...], list[int]]:
-    """The class names of a description, and how many images each has; raises ArtifactError if they do not fit."""
+    """The class names of a description, and how many images each has.
+
+    Raises ArtifactError if they do not fit.
+    """
     names, counts = told.get("classes"), told.get("images_per_class")
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    counted = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+    counted = isinstance(counts, list) and all(
+        type(count) is int and count >= 0 for count in counts
+    )
     if not (named and counted and len(names) == len(counts) and any(counts)):  # type: ignore[arg-type]
-        raise ArtifactError(f"{where}: classes and images_per_class do not fit; delete its folder and decode again")
+        raise ArtifactError(
+            f"{where}: classes and images_per_class do not fit; delete its folder and decode again"
+        )
     return tuple(names), counts  # type: ignore[arg-type, return-value]

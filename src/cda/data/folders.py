@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from cda.data.layout import DAMAGED, FORMATS, Source, Split, fit, some
+from cda.data.base import DAMAGED, FORMATS, Source, Split, fit, some
 from cda.progress import track
 
 if TYPE_CHECKING:
-    from cda.config import Dataset
+    from cda.config.settings import Dataset
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_CHUNK, _AHEAD = 64, 1024  # files a thread takes at once; files read ahead of the array, which bounds the memory
+_CHUNK, _AHEAD = (
+    64,
+    1024,
+)  # files a thread takes at once; files read ahead of the array, which bounds the memory
 
 
 class ImageFiles(Source):
@@ -40,7 +43,10 @@ class ImageFiles(Source):
         """The bytes of a file; raises DataError."""
 
     def listing(self, split: Split) -> tuple[list[str], np.ndarray]:
-        """Paths and labels of a split in order. Raises DataError for an unknown or empty class or a wrong count."""
+        """Paths and labels of a split in order.
+
+        Raises DataError for an unknown or empty class or a wrong count.
+        """
         folder, classes, files = self.folder(split), self.checked_classes(), self.by_class(split)
         unknown = sorted(name for name in files.keys() - set(classes) if files[name])
         if unknown:
@@ -50,7 +56,9 @@ class ImageFiles(Source):
             self.fail(folder, "images of every class", f"none of {len(empty)} ({some(empty)})")
         paths = [path for name in classes for path in files.get(name, [])]
         self.expect_images(folder, split, len(paths))
-        return paths, np.repeat(np.arange(len(classes), dtype=np.int64), [len(files.get(name, [])) for name in classes])
+        return paths, np.repeat(
+            np.arange(len(classes), dtype=np.int64), [len(files.get(name, [])) for name in classes]
+        )
 
     def probe(self, split: Split) -> None:
         """Raise DataError unless the split is whole, as far as listing it tells."""
@@ -61,7 +69,12 @@ class ImageFiles(Source):
         paths, labels = self.listing(split)
         size = self.dataset.resolution
         images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-        progress = track(self.decoded(paths), total=len(paths), label=f"{self.dataset.name} {split}", unit="images")
+        progress = track(
+            self.decoded(paths),
+            total=len(paths),
+            label=f"{self.dataset.name} {split}",
+            unit="images",
+        )
         for i, image in enumerate(progress):
             images[i] = image
         return images, labels
@@ -76,19 +89,25 @@ class ImageFiles(Source):
         yield from self.decoded([paths[index] for index in chosen])
 
     def decoded(self, paths: Sequence[str]) -> Iterator[np.ndarray]:
-        """Yield each image as uint8 [R, R, 3]. Threads hide the latency of the disk, and decode what is large.
+        """Yield each image as uint8 [R, R, 3]. Threads hide the latency of the disk, and decode
+        what is large.
 
-        Small images stay with one decoder: they spend so little time outside the GIL that two threads are slower than
-        one (measured on 32 and 64 pixels: 1.3 to 1.5 times), while two decode photographs 1.35 times as fast.
+        Small images stay with one decoder: they spend so little time outside the GIL that two
+        threads are slower than one (measured on 32 and 64 pixels: 1.3 to 1.5 times), while two
+        decode photographs 1.35 times as fast.
         """
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
             for start in range(0, len(paths), _AHEAD):
                 ahead = paths[start : start + _AHEAD]
                 parts = [ahead[i : i + _CHUNK] for i in range(0, len(ahead), _CHUNK)]
                 if self.dataset.resolution > 64:
-                    yield from chain.from_iterable(pool.map(lambda part: self.decode_all(self.contents(part)), parts))
+                    yield from chain.from_iterable(
+                        pool.map(lambda part: self.decode_all(self.contents(part)), parts)
+                    )
                 else:
-                    yield from chain.from_iterable(map(self.decode_all, pool.map(self.contents, parts)))
+                    yield from chain.from_iterable(
+                        map(self.decode_all, pool.map(self.contents, parts))
+                    )
 
     def contents(self, paths: Sequence[str]) -> list[tuple[str, bytes]]:
         """Each file with its bytes."""
@@ -131,7 +150,9 @@ class Folders(ImageFiles):
 
     def by_name(self, split: Split) -> dict[str, str]:
         """The class folders of a split."""
-        return {entry.name: entry.path for entry in self.entries(self.folder(split)) if entry.is_dir()}
+        return {
+            entry.name: entry.path for entry in self.entries(self.folder(split)) if entry.is_dir()
+        }
 
     def by_class(self, split: Split) -> dict[str, list[str]]:
         """The image files of each class of a split, sorted."""
@@ -157,9 +178,11 @@ class Folders(ImageFiles):
 
 
 class TinyImageNet(Folders):
-    """The official layout: `wnids.txt`, `train/<wnid>/images/`, `val/images/` with `val/val_annotations.txt`.
+    """The official layout: `wnids.txt`, `train/<wnid>/images/`, `val/images/` with
+    `val/val_annotations.txt`.
 
-    Many copies have their held-out images already moved to `val/<wnid>/`; those work too, and give the same order.
+    Many copies have their held-out images already moved to `val/<wnid>/`; those work too, and give
+    the same order.
     """
 
     held_out = ("val",)
@@ -171,19 +194,27 @@ class TinyImageNet(Folders):
     def classes(self) -> tuple[str, ...]:
         """Sorted class names."""
         wnids = self.root / "wnids.txt"
-        return tuple(sorted(set(self.text(wnids).split()))) if wnids.is_file() else super().classes()
+        return (
+            tuple(sorted(set(self.text(wnids).split()))) if wnids.is_file() else super().classes()
+        )
 
     def by_class(self, split: Split) -> dict[str, list[str]]:
         """The image files of each class of a split, sorted."""
         folder = self.folder(split) / "images"
-        present = {entry.name for entry in self.entries(folder)} if split == "val" and folder.is_dir() else set()
+        present = (
+            {entry.name for entry in self.entries(folder)}
+            if split == "val" and folder.is_dir()
+            else set()
+        )
         if not present:
             return super().by_class(split)
         table, files = folder.parent / "val_annotations.txt", dict[str, list[str]]()
         for number, line in enumerate(self.text(table).splitlines(), start=1):
             name, wnid, *_ = [*line.split("\t"), ""]
             if not wnid:
-                self.fail(table, "a file, a tab and its class in each line", f"none in line {number}")
+                self.fail(
+                    table, "a file, a tab and its class in each line", f"none in line {number}"
+                )
             if name in present:
                 files.setdefault(wnid, []).append(str(folder / name))
             else:

@@ -1,7 +1,7 @@
 """ImageNet-1K and ImageNet-21K-P as they are handed out. Classes are WordNet ids, sorted.
 
-ImageNet-1K's held-out images come without folders; which class each has says Kaggle's `LOC_val_solution.csv` or the
-development kit of 2012.
+ImageNet-1K's held-out images come without folders; which class each has says Kaggle's
+`LOC_val_solution.csv` or the development kit of 2012.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cda.data.base import Split
 from cda.data.folders import EXTENSIONS, Folders
-from cda.data.layout import Split
 
 if TYPE_CHECKING:
-    from cda.config import Dataset
+    from cda.config.settings import Dataset
 
 KAGGLE = "LOC_val_solution.csv"
 KITS = ("ILSVRC2012_devkit_t12/data", "data", "")
@@ -22,7 +22,10 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 class ImageNet1K(Folders):
-    """`train/<wnid>/` and `val/<wnid>/`, or `val/*.JPEG` with the official ground truth; also in Kaggle's tree."""
+    """`train/<wnid>/` and `val/<wnid>/`, or `val/*.JPEG` with the official ground truth.
+
+    Also in Kaggle's tree.
+    """
 
     held_out = ("val",)
 
@@ -35,7 +38,11 @@ class ImageNet1K(Folders):
         if split == "train":
             return super().by_class(split)
         entries = self.entries(self.folder(split))
-        loose = {e.name: e.path for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.is_dir()}
+        loose = {
+            e.name: e.path
+            for e in entries
+            if e.name.lower().endswith(EXTENSIONS) and not e.is_dir()
+        }
         if not loose:
             return super().by_class(split)
         table, truth = self.ground_truth()
@@ -56,7 +63,9 @@ class ImageNet1K(Folders):
                 return base / KAGGLE, self.distinct(base / KAGGLE, self.kaggle(base / KAGGLE))
             for kit in KITS:
                 if (base / kit / TRUTH).is_file():
-                    return base / kit / TRUTH, self.distinct(base / kit / TRUTH, self.kit(base / kit / TRUTH))
+                    return base / kit / TRUTH, self.distinct(
+                        base / kit / TRUTH, self.kit(base / kit / TRUTH)
+                    )
         self.fail(self.top, f"{KAGGLE} or {KITS[0]}/{TRUTH}, since val has no class folders,")
 
     def distinct(self, table: Path, named: Iterator[tuple[str, str]]) -> dict[str, str]:
@@ -76,16 +85,25 @@ class ImageNet1K(Folders):
             if number == 1 and name == "ImageId":
                 continue
             if not name or not wnid:
-                self.fail(table, "an image, a comma and its class in each line", f"none in line {number}")
+                self.fail(
+                    table, "an image, a comma and its class in each line", f"none in line {number}"
+                )
             yield f"{name}.JPEG", wnid
 
     def kit(self, table: Path) -> Iterator[tuple[str, str]]:
-        """File and class of each line of the development kit: line i has image i's number of a class."""
+        """File and class of each line of the development kit.
+
+        Line i has image i's number of a class.
+        """
         wnids = self.wnids(table.with_name("meta.mat"))
         for number, line in enumerate(self.text(table).splitlines(), start=1):
             wnid = wnids.get(line.strip())
             if wnid is None:
-                self.fail(table, "a class number of meta.mat in each line", f"{line[:20]!r} in line {number}")
+                self.fail(
+                    table,
+                    "a class number of meta.mat in each line",
+                    f"{line[:20]!r} in line {number}",
+                )
             yield f"ILSVRC2012_val_{number:08d}.JPEG", wnid
 
     def wnids(self, path: Path) -> dict[str, str]:
@@ -101,7 +119,10 @@ class ImageNet1K(Folders):
 
 
 class ImageNet21K(Folders):
-    """ImageNet-21K-P (Ridnik et al. 2021): `imagenet21k_train/<wnid>/` and `imagenet21k_val/<wnid>/`."""
+    """ImageNet-21K-P (Ridnik et al.
+
+    2021): `imagenet21k_train/<wnid>/` and `imagenet21k_val/<wnid>/`.
+    """
 
     training = ("imagenet21k_train", "train")
     held_out = ("imagenet21k_val", "val")

@@ -1,11 +1,13 @@
-"""A data set as a few zip files that are read as they are: volumes `pack-000.zip`, … and `pack.json`, which lists them.
+"""A data set as a few zip files that are read as they are: volumes `pack-000.zip`, … and
+`pack.json`, which lists them.
 
-Members are `train/<class>/<file>` and `val/<class>/<file>` in the order of reading, stored and not deflated, under one
-fixed date: equal images give equal volumes. An image file's bytes are kept; images that are stored otherwise become
-PNG, as large as their authors store them.
+Members are `train/<class>/<file>` and `val/<class>/<file>` in the order of reading, stored and not
+deflated, under one fixed date: equal images give equal volumes. An image file's bytes are kept;
+images that are stored otherwise become PNG, as large as their authors store them.
 
-Reading trusts nothing. A volume has the size that `pack.json` says and plain members under these names alone, each
-once, no larger together than the volume; its SHA-256 is checked before the first of its images is decoded.
+Reading trusts nothing. A volume has the size that `pack.json` says and plain members under these
+names alone, each once, no larger together than the volume; its SHA-256 is checked before the first
+of its images is decoded.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from cda.config.types import Natural, Strict, parse
+from cda.data.base import Source, Split
 from cda.data.folders import EXTENSIONS, ImageFiles
-from cda.data.layout import Source, Split
+from cda.data.zips import SHA256, ZIP_DAMAGED, ZIP_END, filled, opened, write_zip, zip_bytes
 from cda.errors import ConfigError, DataError
 from cda.files import file_digest, whole
 from cda.progress import track
-from cda.schema import Natural, Strict, parse
-from cda.zips import SHA256, ZIP_DAMAGED, ZIP_END, filled, opened, write_zip, zip_bytes
 
 if TYPE_CHECKING:
-    from cda.config import Dataset
+    from cda.config.settings import Dataset
 
 FORMAT = "cda-pack/1"
 DESCRIPTION = "pack.json"
@@ -69,7 +71,9 @@ class Pack(Strict):
 
 
 class Packed(ImageFiles):
-    """The images of a pack; a path is the volume's and the member's, `…/pack-000.zip/train/<class>/<file>`."""
+    """The images of a pack; a path is the volume's and the member's,
+    `…/pack-000.zip/train/<class>/<file>`.
+    """
 
     def __init__(self, dataset: Dataset, root: Path, description: Path | None = None) -> None:
         super().__init__(dataset, root)
@@ -108,15 +112,24 @@ class Packed(ImageFiles):
         for volume in told.volumes:
             for name in self._open(volume):
                 split, label, file = self._parts(volume, name)
-                listed[split].setdefault(label, []).append(f"{self.root}/{volume.name}/{split}/{label}/{file}")
+                listed[split].setdefault(label, []).append(
+                    f"{self.root}/{volume.name}/{split}/{label}/{file}"
+                )
         for split, classes in listed.items():
             for label, paths in classes.items():
                 paths.sort(key=os.path.basename)
-                if any(os.path.basename(one) == os.path.basename(next_) for one, next_ in pairwise(paths)):
+                if any(
+                    os.path.basename(one) == os.path.basename(next_)
+                    for one, next_ in pairwise(paths)
+                ):
                     self.fail(self.root, "an image once", f"one of {split}/{label} in two volumes")
             found, expected = sum(map(len, classes.values())), getattr(told.images, split)
             if found != expected:
-                self.fail(self.description, f"volumes of the {expected} {split} images that it tells of", str(found))
+                self.fail(
+                    self.description,
+                    f"volumes of the {expected} {split} images that it tells of",
+                    str(found),
+                )
         return listed
 
     def _told(self) -> Pack:
@@ -146,12 +159,22 @@ class Packed(ImageFiles):
     def _parts(self, volume: Volume, name: str) -> tuple[Split, str, str]:
         """Split, class and file of a member; raises DataError for one that no pack has."""
         split, *parts = name.split("/")
-        if split not in SPLITS or len(parts) != 2 or not all(map(_plain, parts)) or not _image(parts[1]):
-            self.fail(self.root / volume.name, "members train/<class>/<image> and val/…", repr(name[:200]))
+        if (
+            split not in SPLITS
+            or len(parts) != 2
+            or not all(map(_plain, parts))
+            or not _image(parts[1])
+        ):
+            self.fail(
+                self.root / volume.name, "members train/<class>/<image> and val/…", repr(name[:200])
+            )
         return split, parts[0], parts[1]
 
     def _check(self, volume: str) -> None:
-        """Raise DataError unless a volume's bytes are those that were packed; they are hashed once."""
+        """Raise DataError unless a volume's bytes are those that were packed.
+
+        They are hashed once.
+        """
         expected = self._digests.get(volume)
         if expected is None:
             return
@@ -161,7 +184,9 @@ class Packed(ImageFiles):
         except OSError as error:
             self.fail(path, "a readable volume", error)
         if found != expected:
-            self.fail(path, f"the volume that was packed (SHA-256 {expected})", f"{found}: copy it again")
+            self.fail(
+                path, f"the volume that was packed (SHA-256 {expected})", f"{found}: copy it again"
+            )
         del self._digests[volume]
 
 
@@ -174,29 +199,41 @@ def _image(name: str) -> bool:
 
 
 def write_pack(source: Source, folder: Path, limit: int) -> str:
-    """Pack both splits of `source` into volumes of at most `limit` bytes in an empty `folder`, and read them back.
+    """Pack both splits of `source` into volumes of at most `limit` bytes in an empty `folder`, and
+    read them back.
 
-    Returns a line that says what was made. `pack.json` appears last, once everything was read back. Raises DataError
-    for a source that is missing or damaged, ConfigError for a folder that holds something or a limit below an image.
+    Returns a line that says what was made. `pack.json` appears last, once everything was read back.
+    Raises DataError for a source that is missing or damaged, ConfigError for a folder that holds
+    something or a limit below an image.
     """
     name, counts = source.dataset.name, dict.fromkeys(SPLITS, 0)
     with filled(folder, DESCRIPTION) as aside:
-        for index, members in groupby(_assigned(_images(source, "pack", counts), limit), key=itemgetter(0)):
+        for index, members in groupby(
+            _assigned(_images(source, "pack", counts), limit), key=itemgetter(0)
+        ):
             with whole(folder / f"pack-{index:03d}.zip") as beside:
                 write_zip(beside, (member[1:] for member in members))
         paths = sorted(folder.glob("pack-*.zip"), key=lambda path: (len(path.name), path.name))
-        volumes = [{"name": p.name, "bytes": p.stat().st_size, "sha256": file_digest(p)} for p in paths]
+        volumes = [
+            {"name": p.name, "bytes": p.stat().st_size, "sha256": file_digest(p)} for p in paths
+        ]
         told = {"format": FORMAT, "dataset": name, "images": counts, "volumes": volumes}
         aside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _verify(source, Packed(source.dataset, folder, aside))
     size = sum(volume.stat().st_size for volume in paths) / 1e6
     return (
-        f"{folder}: {sum(counts.values())} images of {name} packed and verified; volumes: {len(paths)}, {size:.1f} MB"
+        f"{folder}: {sum(counts.values())} images of {name} packed and verified; volumes: "
+        f"{len(paths)}, {size:.1f} MB"
     )
 
 
-def _images(source: Source, doing: str, counts: dict[Split, int] | None = None) -> Iterator[tuple[str, bytes]]:
-    """Member name and bytes of every image in order; `counts` gets how many each split has. Raises DataError."""
+def _images(
+    source: Source, doing: str, counts: dict[Split, int] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Member name and bytes of every image in order; `counts` gets how many each split has.
+
+    Raises DataError.
+    """
     classes = source.checked_classes()
     for split in SPLITS:
         named, labels, contents = _split(source, split)
@@ -205,10 +242,14 @@ def _images(source: Source, doing: str, counts: dict[Split, int] | None = None) 
         names = [
             name
             for label, chosen in enumerate(classes)
-            for name in _members(source, f"{split}/{chosen}", [named[i] for i in np.flatnonzero(labels == label)])
+            for name in _members(
+                source, f"{split}/{chosen}", [named[i] for i in np.flatnonzero(labels == label)]
+            )
         ]
         pairs = zip(names, contents, strict=True)
-        yield from track(pairs, total=len(names), label=f"{doing} {source.dataset.name} {split}", unit="images")
+        yield from track(
+            pairs, total=len(names), label=f"{doing} {source.dataset.name} {split}", unit="images"
+        )
 
 
 def _split(source: Source, split: Split) -> tuple[list[str], np.ndarray, Iterable[bytes]]:
@@ -222,12 +263,18 @@ def _split(source: Source, split: Split) -> tuple[list[str], np.ndarray, Iterabl
 
 
 def _members(source: Source, place: str, names: list[str]) -> list[str]:
-    """Names of a class's images that sort as they do, which those of files in several folders need not."""
+    """Names of a class's images that sort as they do, which those of files in several folders need
+    not.
+    """
     if not all(one < following for one, following in pairwise(names)):
         names = [f"{index:06d}-{name}" for index, name in enumerate(names)]
     for part in (place.split("/", 1)[1], *names):
         if not _plain(part):
-            source.fail(source.root, "printable names of classes and files, no dot first and no \\ within", repr(part))
+            source.fail(
+                source.root,
+                "printable names of classes and files, no dot first and no \\ within",
+                repr(part),
+            )
     return [f"{place}/{name}" for name in names]
 
 
@@ -238,12 +285,17 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _assigned(images: Iterable[tuple[str, bytes]], limit: int) -> Iterator[tuple[int, str, bytes]]:
-    """Volume, name and bytes of each image; no volume gets more than `limit` bytes; raises ConfigError."""
+    """Volume, name and bytes of each image; no volume gets more than `limit` bytes.
+
+    Raises ConfigError.
+    """
     index, used = 0, ZIP_END
     for name, content in images:
         size = zip_bytes(name) + len(content)
         if ZIP_END + size > limit:
-            raise ConfigError(f"--megabytes: {name} alone takes {ZIP_END + size} bytes of {limit}; raise it")
+            raise ConfigError(
+                f"--megabytes: {name} alone takes {ZIP_END + size} bytes of {limit}; raise it"
+            )
         if used + size > limit:
             index, used = index + 1, ZIP_END
         used += size
@@ -251,8 +303,12 @@ def _assigned(images: Iterable[tuple[str, bytes]], limit: int) -> Iterator[tuple
 
 
 def _verify(source: Source, packed: Packed) -> None:
-    """Raise DataError unless the pack gives the images of the source under their names, byte for byte."""
+    """Raise DataError unless the pack gives the images of the source under their names, byte for
+    byte.
+    """
     paths = [path for split in SPLITS for path in packed.listing(split)[0]]
     for (name, content), path in zip(_images(source, "verify"), paths, strict=True):
         if not path.endswith(f"/{name}") or packed.content(path) != content:
-            raise DataError(f"{path}: differs from the source once it is written; pack again, on another disk")
+            raise DataError(
+                f"{path}: differs from the source once it is written; pack again, on another disk"
+            )

@@ -1,7 +1,7 @@
 """The authors' released distilled images (`new000/class000_id000.jpg`) as shards of ours.
 
-An archive is a stranger's: links that lead out of its folder are refused, so that no other picture becomes a shard's,
-and an image's size is looked at before it is decoded.
+An archive is a stranger's: links that lead out of its folder are refused, so that no other picture
+becomes a shard's, and an image's size is looked at before it is decoded.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cda.config import Dataset
-from cda.data.layout import DAMAGED
+from cda.config.settings import Dataset
+from cda.data.base import DAMAGED
 from cda.errors import DataError
 
 
 def released_images(folder: Path, ipc: int, data: Dataset) -> NDArray[np.uint8]:
-    """Image `ipc` of every class, uint8 [classes, R, R, 3]; raises DataError that names the first file that is amiss.
+    """Image `ipc` of every class, uint8 [classes, R, R, 3]; raises DataError that names the first
+    file that is amiss.
 
-    Class c lies in `new<c>` with three digits, or with more where the authors' script wrote more (21K has five).
+    Class c lies in `new<c>` with three digits, or with more where the authors' script wrote more
+    (21K has five).
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; unpack the authors' archive there, so that it holds new000/class000_id000.jpg"
+            f"{folder}: no such folder; unpack the authors' archive there, so that it holds "
+            "new000/class000_id000.jpg"
         )
     return np.stack(
         [
@@ -38,18 +41,22 @@ def released_images(folder: Path, ipc: int, data: Dataset) -> NDArray[np.uint8]:
 def _image(folder: Path, path: Path, data: Dataset) -> NDArray[np.uint8]:
     try:
         if not Path(os.path.realpath(path, strict=True)).is_relative_to(os.path.realpath(folder)):
-            raise DataError(f"{path}: a link out of {folder}; unpack the authors' own archive, which has none")
+            raise DataError(
+                f"{path}: a link out of {folder}; unpack the authors' own archive, which has none"
+            )
         with Image.open(path, formats=["JPEG", "PNG"]) as image:
             if image.size != (data.resolution, data.resolution):
                 raise DataError(
-                    f"{path}: {image.width}×{image.height} pixels, {data.name} has {data.resolution}×{data.resolution}"
+                    f"{path}: {image.width}×{image.height} pixels, {data.name} has "
+                    f"{data.resolution}×{data.resolution}"
                 )
             return np.asarray(image.convert("RGB"))
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(
-            f"{path}: missing; a release holds every IPC index of all {data.classes} classes; or lower shards_per_job"
+            f"{path}: missing; a release holds every IPC index of all {data.classes} classes; "
+            "or lower shards_per_job"
         ) from None
     except DAMAGED as error:
         raise DataError(f"{path}: unreadable image ({error}); unpack the archive again") from None

@@ -1,11 +1,14 @@
-"""Distilled images on disk: a shard is one IPC index over all classes, a tar that WebDataset reads too.
+"""Distilled images on disk: a shard is one IPC index over all classes, a tar that WebDataset reads
+too.
 
-`ipc-007.tar` holds `00042_007.png` (or `.jpg`, by `recover.image`) and `00042_007.cls` for class 42, and
-`__shard.json__` with the class names, the run and a digest of the pixels. Only what is a function of the run is inside,
-so that equal runs give equal bytes; times and losses lie in `ipc-007.json`.
+`ipc-007.tar` holds `00042_007.png` (or `.jpg`, by `recover.image`) and `00042_007.cls` for class
+42, and `__shard.json__` with the class names, the run and a digest of the pixels. Only what is a
+function of the run is inside, so that equal runs give equal bytes; times and losses lie in
+`ipc-007.json`.
 
-Reading trusts nothing: plain members under these names alone, each once, are taken into memory, and never written
-anywhere; images are PNG or JPEG of one size, which is looked at before they are decoded.
+Reading trusts nothing: plain members under these names alone, each once, are taken into memory, and
+never written anywhere; images are PNG or JPEG of one size, which is looked at before they are
+decoded.
 
     from cda.data.shards import DistilledDataset
     dataset = DistilledDataset("artifacts/recover/cifar100/<run>", ipc=10, transform=...)
@@ -34,7 +37,10 @@ FORMAT = "cda-shard/1"
 META = "__shard.json__"
 SAID = ("run", "dataset", "ipc", "classes")
 MEMBER = re.compile(r"(\d{5})_(\d{3,})\.(png|jpg|cls)")
-FORMATS = {"png": "PNG", "jpg": "JPEG"}  # of an image by its name; PIL knows others, which run programs of their own
+FORMATS = {
+    "png": "PNG",
+    "jpg": "JPEG",
+}  # of an image by its name; PIL knows others, which run programs of their own
 JPEG_QUALITY = 75  # the authors' code (fidelity 9)
 LARGEST_MEMBER = 2**26  # bytes
 LARGEST_SIDE = 4096  # pixels
@@ -58,20 +64,32 @@ def _encoded(pixels: Pixels, kind: str) -> bytes:
 
 
 def _decoded(content: bytes, kind: str, size: int | None = None) -> Pixels:
-    """Pixels [R, R, 3]; raises what PIL does, or ValueError if R is not `size` (by default, if it is absurd)."""
+    """Pixels [R, R, 3]; raises what PIL does, or ValueError if R is not `size` (by default, if it
+    is absurd).
+    """
     with Image.open(io.BytesIO(content), formats=[FORMATS[kind]]) as image:
         side = size or min(image.width, LARGEST_SIDE)
         if image.size != (side, side):
-            raise ValueError(f"an image of {image.width}×{image.height} pixels, where {side}×{side} belong")
+            raise ValueError(
+                f"an image of {image.width}×{image.height} pixels, where {side}×{side} belong"
+            )
         return np.asarray(image.convert("RGB"))
 
 
 def write_shard(
-    path: Path, images: Pixels, classes: list[str], ipc: int, run: str, dataset: str, kind: str = "png"
+    path: Path,
+    images: Pixels,
+    classes: list[str],
+    ipc: int,
+    run: str,
+    dataset: str,
+    kind: str = "png",
 ) -> None:
-    """Write images uint8 [classes, R, R, 3], one a class in class order, as the shard of IPC index `ipc`.
+    """Write images uint8 [classes, R, R, 3], one a class in class order, as the shard of IPC index
+    `ipc`.
 
-    `kind` is png, or jpg, which loses a little: what is read later is then what JPEG made of the images.
+    `kind` is png, or jpg, which loses a little: what is read later is then what JPEG made of the
+    images.
     """
     assert len(images) == len(classes)
     encoded = [_encoded(pixels, kind) for pixels in images]
@@ -87,7 +105,10 @@ def write_shard(
     meta["pixels"] = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
     members = [(META, json.dumps(meta, ensure_ascii=False).encode())]
     for label, content in enumerate(encoded):
-        members += [(f"{label:05d}_{ipc:03d}.{kind}", content), (f"{label:05d}_{ipc:03d}.cls", str(label).encode())]
+        members += [
+            (f"{label:05d}_{ipc:03d}.{kind}", content),
+            (f"{label:05d}_{ipc:03d}.cls", str(label).encode()),
+        ]
     with whole(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members:
             entry = tarfile.TarInfo(name)  # no time, no owner: equal content gives equal bytes
@@ -96,7 +117,10 @@ def write_shard(
 
 
 class _Plain(tarfile.TarInfo):
-    """The header of a plain file; of anything else (a link, a device, a sparse file, a long name) nothing is read."""
+    """The header of a plain file.
+
+    Of anything else (a link, a device, a sparse file, a long name) nothing is read.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Plain:
@@ -127,7 +151,9 @@ def read_shard(path: Path, size: int | None = None) -> tuple[Pixels, dict[str, A
     if meta.get("format") != FORMAT:
         raise ArtifactError(f"{path}: not a shard of format {FORMAT}; {remake}")
     if wanted != meta.get("pixels"):
-        raise ArtifactError(f"{path}: its pixels differ from the digest it was written with; {remake}")
+        raise ArtifactError(
+            f"{path}: its pixels differ from the digest it was written with; {remake}"
+        )
     return images, meta
 
 
@@ -143,7 +169,9 @@ def _members(tar: tarfile.TarFile) -> dict[str, bytes]:
     content: dict[str, bytes] = {}
     for member in tar:
         if member.name != META and not MEMBER.fullmatch(member.name):
-            raise ValueError(f"foreign member {member.name!r}; it holds only its description, images and classes")
+            raise ValueError(
+                f"foreign member {member.name!r}; it holds only its description, images and classes"
+            )
         if member.name in content:
             raise ValueError(f"{member.name} is there twice")
         file = tar.extractfile(member)
@@ -159,13 +187,20 @@ def _described(content: bytes) -> dict[str, Any]:
     names = meta["classes"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{META}: classes must be a list of names")
-    if not isinstance(meta["run"], str) or not isinstance(meta["dataset"], str) or type(meta["ipc"]) is not int:
+    if (
+        not isinstance(meta["run"], str)
+        or not isinstance(meta["dataset"], str)
+        or type(meta["ipc"]) is not int
+    ):
         raise ValueError(f"{META}: run and dataset must be names, ipc a number")
     return meta
 
 
 def _images(content: dict[str, bytes], classes: int, size: int | None) -> Pixels:
-    """The decoded images in class order; raises KeyError or ValueError if one is missing or labelled otherwise."""
+    """The decoded images in class order.
+
+    Raises KeyError or ValueError if one is missing or labelled otherwise.
+    """
     found: dict[int, Pixels] = {}
     for name, data in content.items():
         match = MEMBER.fullmatch(name)
@@ -192,23 +227,30 @@ def shard_paths(folder: Path, ipc: int) -> list[Path]:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ArtifactError(
-            f"{folder}: {len(missing)} of {ipc} shards are missing ({missing[0]} first); recover them or pull them"
+            f"{folder}: {len(missing)} of {ipc} shards are missing ({missing[0]} first); "
+            "recover them or pull them"
         )
     for path in there:
         if path.name in wanted and path != found[path.name]:
             raise ArtifactError(
-                f"{path}: {found[path.name].parent.name} has it too; delete the part that is not the run's"
+                f"{path}: {found[path.name].parent.name} has it too; delete the part that is "
+                "not the run's"
             )
     return [found[name] for name in wanted]
 
 
 def load_distilled(
-    folder: Path, ipc: int, dataset: str | None = None, run: str | None = None, size: int | None = None
+    folder: Path,
+    ipc: int,
+    dataset: str | None = None,
+    run: str | None = None,
+    size: int | None = None,
 ) -> tuple[Pixels, NDArray[np.int64], list[str], str]:
-    """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a digest of it all.
+    """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a
+    digest of it all.
 
-    Raises ArtifactError, by default for a damaged shard or one that is not its neighbours'; also for one of another
-    `dataset`, `run` or `size` (R).
+    Raises ArtifactError, by default for a damaged shard or one that is not its neighbours'; also
+    for one of another `dataset`, `run` or `size` (R).
     """
     paths = shard_paths(folder, ipc)
     images = np.empty(0, np.uint8)
@@ -219,7 +261,8 @@ def load_distilled(
         neighbours = (first["classes"], first["run"], dataset or first["dataset"])
         if (meta["classes"], meta["run"], meta["dataset"]) != neighbours or meta["ipc"] != index:
             raise ArtifactError(
-                f"{path}: belongs to run {meta['run']} on {meta['dataset']}, not to its neighbours'; recover it again"
+                f"{path}: belongs to run {meta['run']} on {meta['dataset']}, not to its "
+                "neighbours'; recover it again"
             )
         if run is not None and meta["run"] != run:
             raise ArtifactError(f"{path}: belongs to run {meta['run']}, not {run}")
@@ -229,13 +272,22 @@ def load_distilled(
         said.append(meta)
     labels = np.tile(np.arange(len(said[0]["classes"]), dtype=np.int64), ipc)
     whole_set = images.reshape(-1, *images.shape[2:])
-    return whole_set, labels, said[0]["classes"], digest(*(meta["pixels"].encode() for meta in said))
+    return (
+        whole_set,
+        labels,
+        said[0]["classes"],
+        digest(*(meta["pixels"].encode() for meta in said)),
+    )
 
 
 class DistilledDataset:
-    """A map-style PyTorch dataset (PIL image, class) over the first `ipc` shards of a recover run's folder."""
+    """A map-style PyTorch dataset (PIL image, class) over the first `ipc` shards of a recover run's
+    folder.
+    """
 
-    def __init__(self, folder: str | Path, ipc: int, transform: Callable[[Image.Image], Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, ipc: int, transform: Callable[[Image.Image], Any] | None = None
+    ) -> None:
         self.images, self.targets, self.classes, _ = load_distilled(Path(folder), ipc)
         self.transform = transform
 

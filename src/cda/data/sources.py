@@ -1,12 +1,14 @@
-"""Real data sets as arrays: the handwritten digits, CIFAR-100, the ImageNets, and any pair of image folders.
+"""Real data sets as arrays: the handwritten digits, CIFAR-100, the ImageNets, and any pair of image
+folders.
 
-One rule holds for all layouts: classes are sorted by name and a label is the index of its class; images are ordered by
-class, then by file name. So image 17 of a split is the same image whichever of a data set's layouts is at hand, or a
-pack of it (`packed.py`), which goes before any layout.
+One rule holds for all layouts: classes are sorted by name and a label is the index of its class;
+images are ordered by class, then by file name. So image 17 of a split is the same image whichever
+of a data set's layouts is at hand, or a pack of it (`packed.py`), which goes before any layout.
 
-Nothing on disk is trusted: a data set that is missing, partial or damaged ends in a DataError of one line, which names
-the path, what was expected and found, and how to get the data. CIFAR-100 is published as pickles; they are read by an
-unpickler that can build nothing but plain values and uint8 arrays. No torch here: checking data takes a second.
+Nothing on disk is trusted: a data set that is missing, partial or damaged ends in a DataError of
+one line, which names the path, what was expected and found, and how to get the data. CIFAR-100 is
+published as pickles; they are read by an unpickler that can build nothing but plain values and
+uint8 arrays. No torch here: checking data takes a second.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from cda.data.base import Source, Split
 from cda.data.cifar import CifarPickles
 from cda.data.folders import Folders, TinyImageNet
 from cda.data.imagenet import ImageNet1K, ImageNet21K
-from cda.data.layout import Source, Split
 from cda.data.packed import DESCRIPTION, Packed, write_pack
 from cda.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from cda.config import Dataset
+    from cda.config.settings import Dataset
 
 _DIGITS_VAL = 0.2
 _STORED = {"cifar100": 32, "digits": 8}  # pixels a side, of layouts whose images are no files
@@ -36,7 +38,9 @@ _STORED = {"cifar100": 32, "digits": 8}  # pixels a side, of layouts whose image
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split: `images` uint8 [N, R, R, 3], `labels` int64 [N], and the sorted class names that labels index."""
+    """One split: `images` uint8 [N, R, R, 3], `labels` int64 [N], and the sorted class names that
+    labels index.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -53,30 +57,46 @@ def load(dataset: Dataset, split: Split, root: Path) -> ImageSet:
 
 
 def labels_of(dataset: Dataset, split: Split, root: Path) -> np.ndarray:
-    """Labels [N] of a split; of images in folders nothing but their names is read. Raises DataError."""
+    """Labels [N] of a split; of images in folders nothing but their names is read.
+
+    Raises DataError.
+    """
     return _source(dataset, root).labels(split)
 
 
 def select(dataset: Dataset, split: Split, root: Path, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield images `chosen` [n] of a split, uint8 [R, R, 3] each; in folders no other is read. Raises DataError."""
+    """Yield images `chosen` [n] of a split, uint8 [R, R, 3] each; in folders no other is read.
+
+    Raises DataError.
+    """
     return _source(dataset, root).select(split, chosen)
 
 
 def files(dataset: Dataset, root: Path) -> Folders:
-    """A data set of an image a file, to be decoded one by one. Raises ConfigError for one that is stored otherwise."""
+    """A data set of an image a file, to be decoded one by one.
+
+    Raises ConfigError for one that is stored otherwise.
+    """
     source = _source(dataset, root)
     if not isinstance(source, Folders):
-        raise ConfigError(f"data set {dataset.name}: stream needs a file an image, which it has not; drop stream")
+        raise ConfigError(
+            f"data set {dataset.name}: stream needs a file an image, which it has not; drop stream"
+        )
     return source
 
 
 def class_names(dataset: Dataset, root: Path) -> tuple[str, ...]:
-    """Sorted class names, from folders or metadata. Raises DataError unless there are `dataset.classes` of them."""
+    """Sorted class names, from folders or metadata.
+
+    Raises DataError unless there are `dataset.classes` of them.
+    """
     return _source(dataset, root).checked_classes()
 
 
 def check(dataset: Dataset, root: Path) -> str | None:
-    """None if both splits are at hand and whole as far as listing them tells, else the problem in one line."""
+    """None if both splits are at hand and whole as far as listing them tells, else the problem in
+    one line.
+    """
     try:
         source = _source(dataset, root)
         source.checked_classes()
@@ -88,11 +108,14 @@ def check(dataset: Dataset, root: Path) -> str | None:
 
 
 def pack(dataset: Dataset, root: Path, folder: Path, limit: int) -> str:
-    """Write a data set as volumes of at most `limit` bytes (`packed.py`); a line that says what was made.
+    """Write a data set as volumes of at most `limit` bytes (`packed.py`); a line that says what was
+    made.
 
     Raises DataError, and ConfigError for a folder that is not empty or a limit that is too low.
     """
-    stored = dataset.model_copy(update={"resolution": _STORED.get(dataset.layout, dataset.resolution)})
+    stored = dataset.model_copy(
+        update={"resolution": _STORED.get(dataset.layout, dataset.resolution)}
+    )
     return write_pack(_source(stored, root), folder, limit)
 
 
@@ -112,7 +135,9 @@ def _source(dataset: Dataset, root: Path) -> Source:
                 return CifarPickles(dataset, base)
     folders = Folders(dataset, root)
     if dataset.layout == "cifar100" and not (root / "train").is_dir():
-        folders.fail(root, "cifar-100-python/{train,test,meta}, unpacked, or folders train and test")
+        folders.fail(
+            root, "cifar-100-python/{train,test,meta}, unpacked, or folders train and test"
+        )
     return folders
 
 
@@ -129,16 +154,18 @@ class _Named(Source):
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Raise DataError."""
         raise DataError(
-            f"{self.dataset.name} has no {split} images (layout: no_images); only figures and scores do without"
+            f"{self.dataset.name} has no {split} images (layout: no_images); only figures and "
+            "scores do without"
         )
 
 
 class _Digits(Source):
-    """The 1,797 handwritten digits inside scikit-learn: 8x8, 17 grey levels, here scaled to bytes, enlarged bilinearly.
+    """The 1,797 handwritten digits inside scikit-learn: 8x8, 17 grey levels, here scaled to bytes,
+    enlarged bilinearly.
 
-    They have no official split. Ours holds out a fifth of each class, drawn once and for all: the rows with the
-    smallest values of `Philox(key=digit).random_raw`, a stream that numpy promises to keep (its `permutation` may
-    change).
+    They have no official split. Ours holds out a fifth of each class, drawn once and for all: the
+    rows with the smallest values of `Philox(key=digit).random_raw`, a stream that numpy promises to
+    keep (its `permutation` may change).
     """
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
@@ -160,14 +187,21 @@ class _Digits(Source):
         """Images uint8 [N, R, R, 3] and labels [N] of a split."""
         self.probe(split)
         try:
-            table = np.loadtxt(self.root, delimiter=",", dtype=np.int64, ndmin=2)  # 64 pixels and the digit
+            table = np.loadtxt(
+                self.root, delimiter=",", dtype=np.int64, ndmin=2
+            )  # 64 pixels and the digit
             pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
         except (OSError, ValueError, EOFError) as error:
             self.fail(self.root, "a table of digits", error)
         rows = np.concatenate([_digit_rows(labels, digit, split) for digit in range(10)])
         grey = ((pixels[rows] * 255 + 8) // 16).astype(np.uint8)
         size = (self.dataset.resolution, self.dataset.resolution)
-        large = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in grey])
+        large = np.stack(
+            [
+                np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+                for image in grey
+            ]
+        )
         return np.repeat(large[..., None], 3, axis=3), labels[rows]
 
 

@@ -1,19 +1,19 @@
 """Crop, flip and roll as two small matrices an image, and where their draws come from.
 
-Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of Y holds the two
-weights of an output row's source rows. A flip reverses the rows of X, a roll rotates the rows of both, a padded crop
-has rows of zeros. So any of them, and any chain of them, is one pair of R×R matrices, batched, exact, deterministic in
-its gradient too, and fast on any device. The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8).
-A crop of an R×R image resized to R×R only ever enlarges, so torchvision's antialiasing would change nothing;
-`packed` asserts that.
+Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of
+Y holds the two weights of an output row's source rows. A flip reverses the rows of X, a roll
+rotates the rows of both, a padded crop has rows of zeros. So any of them, and any chain of them, is
+one pair of R×R matrices, batched, exact, deterministic in its gradient too, and fast on any device.
+The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8). A crop of an R×R image
+resized to R×R only ever enlarges, so torchvision's antialiasing would change nothing; `packed`
+asserts that.
 
-Draws are made on the CPU by counter-based generators, so that they depend on what they are for and on nothing that ran
-before.
+Draws are made on the CPU by counter-based generators, so that they depend on what they are for and
+on nothing that ran before.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,9 @@ DRAWS_PER_IMAGE = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
 
 
 class Views(NamedTuple):
-    """How N images are seen: boxes [N, 4] (top, left, height, width), flips [N], rolls [N, 2] (down, right), pixels."""
+    """How N images are seen: boxes [N, 4] (top, left, height, width), flips [N], rolls [N, 2]
+    (down, right), pixels.
+    """
 
     boxes: NDArray[np.int64]
     flips: NDArray[np.bool_]
@@ -40,7 +42,10 @@ class Views(NamedTuple):
 
 
 class Cutouts(NamedTuple):
-    """Squares that cover N images: boxes [N, 4] (top, bottom, left, right) and colours [N, 3] in [0, 1]."""
+    """Squares that cover N images.
+
+    Boxes [N, 4] (top, bottom, left, right) and colours [N, 3] in [0, 1].
+    """
 
     boxes: NDArray[np.int64]
     colours: NDArray[np.float32]
@@ -50,17 +55,13 @@ class Cutouts(NamedTuple):
         return Cutouts(self.boxes[chosen], self.colours[chosen])
 
 
-def generator(*purpose: object) -> np.random.Generator:
-    """A generator for `purpose`, e.g. ("relabel", seed, epoch): equal purposes give equal draws, on any machine."""
-    digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-
-
 def crop_boxes(uniform: Floats, size: int, low: float, high: float) -> NDArray[np.int64]:
-    """RandomResizedCrop's boxes [N, 4] from uniform draws [N, >= 22] in [0, 1), by torchvision's rules.
+    """RandomResizedCrop's boxes [N, 4] from uniform draws [N, >= 22] in [0, 1), by torchvision's
+    rules.
 
-    A box has an area ratio in [low, high] and a log-uniform aspect ratio in 3/4 to 4/3; the first of ten that fits is
-    taken, else the whole image (of a square image, torchvision's fall-back is all of it).
+    A box has an area ratio in [low, high] and a log-uniform aspect ratio in 3/4 to 4/3; the first
+    of ten that fits is taken, else the whole image (of a square image, torchvision's fall-back is
+    all of it).
     """
     area = size * size * (low + (high - low) * uniform[:, :TRIES])
     ratio = np.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * uniform[:, TRIES : 2 * TRIES])
@@ -81,9 +82,11 @@ def draw_views(
     draws: np.random.Generator, count: int, size: int, *, crop: str, scale: tuple[float, float] = (0.08, 1.0),
     padding: int = 0, flip: float = 0.5, jitter: int = 0,
 ) -> Views:  # fmt: skip
-    """How `count` images of `size` pixels are seen; image i's draws depend on the generator and i, not on `count`.
+    """How `count` images of `size` pixels are seen; image i's draws depend on the generator and i,
+    not on `count`.
 
-    `crop` is random_resized_crop (area ratio in `scale`), pad_crop (a window of the zero-padded image) or none.
+    `crop` is random_resized_crop (area ratio in `scale`), pad_crop (a window of the zero-padded
+    image) or none.
     """
     uniform = draws.random((count, DRAWS_PER_IMAGE + 2))
     boxes = np.tile(np.array([0, 0, size, size], dtype=np.int64), (count, 1))
@@ -99,10 +102,11 @@ def draw_views(
 
 
 def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Resampling matrices [N, R, R] of one axis, whose rows are the output pixels `out` [N, R] of the resized crop.
+    """Resampling matrices [N, R, R] of one axis, whose rows are the output pixels `out` [N, R] of
+    the resized crop.
 
-    Output pixel o reads source coordinate `start + (o + ½) · length/size − ½`. torchvision crops first and resizes
-    then, so the coordinate is clamped to the crop and not to the image.
+    Output pixel o reads source coordinate `start + (o + ½) · length/size − ½`. torchvision crops
+    first and resizes then, so the coordinate is clamped to the crop and not to the image.
     """
     size = out.shape[1]
     span = length.to(dtype)[:, None]
@@ -110,20 +114,29 @@ def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Ten
     floor = source.floor()
     weight = (source - floor)[..., None]
     distance = torch.arange(size, device=out.device) - (floor.long() + start[:, None])[..., None]
-    return (distance == 0) * (1 - weight) + (distance == 1) * weight  # the last pixel of a crop has weight 0 here
+    return (distance == 0) * (1 - weight) + (
+        distance == 1
+    ) * weight  # the last pixel of a crop has weight 0 here
 
 
 def packed(views: Views, size: int) -> NDArray[np.int64]:
-    """Views as one array [N, 5] (box, flip), or [N, 7] if any of them rolls: a device takes it in one copy."""
-    assert (views.boxes[:, 2:] <= size).all(), "a crop larger than the image would need antialiasing"
+    """Views as one array [N, 5] (box, flip), or [N, 7] if any of them rolls.
+
+    A device takes it in one copy.
+    """
+    assert (views.boxes[:, 2:] <= size).all(), (
+        "a crop larger than the image would need antialiasing"
+    )
     parts = [views.boxes, views.flips[:, None], *([views.rolls] if views.rolls.any() else [])]
     return np.concatenate(parts, axis=1, dtype=np.int64)
 
 
 def matrices(views: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls as `packed` views.
+    """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls
+    as `packed` views.
 
-    Flip and roll only say which pixel of the resized crop an output pixel is, so they cost no pass over the matrices.
+    Flip and roll only say which pixel of the resized crop an output pixel is, so they cost no pass
+    over the matrices.
     """
     down = across = torch.arange(size, device=views.device)[None]
     if views.shape[1] > 5:
@@ -141,20 +154,25 @@ def resampling(
 
 
 def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-    """Images [N, C, R, R] through `resampling` matrices of N views, or of N/B views each shared by B images."""
+    """Images [N, C, R, R] through `resampling` matrices of N views, or of N/B views each shared by
+    B images.
+    """
     rows, columns = matrices
     views, size = len(rows), images.shape[-1]
     with torch.autocast(images.device.type, enabled=False):
-        wide = images.reshape(views, -1, size) @ columns.mT  # one product a view: [B·C·R, R] @ [R, R]
+        wide = (
+            images.reshape(views, -1, size) @ columns.mT
+        )  # one product a view: [B·C·R, R] @ [R, R]
         tall = wide.view(views, -1, size, size).mT.reshape(views, -1, size) @ rows.mT
     return tall.view(views, -1, size, size).mT.reshape(images.shape)
 
 
 def mixing_boxes(ratio: Floats, centre: Floats, size: int) -> NDArray[np.int64]:
-    """CutMix boxes [N, 4] (top, bottom, left, right) for mixing ratios [N] and centres [N, 2] in [0, 1).
+    """CutMix boxes [N, 4] (top, bottom, left, right) for mixing ratios [N] and centres [N, 2] in
+    [0, 1).
 
-    The patch covers a share 1 − ratio of the image before it is clipped at the borders (Yun et al. 2019, as in the
-    authors' relabelling).
+    The patch covers a share 1 − ratio of the image before it is clipped at the borders (Yun et al.
+    2019, as in the authors' relabelling).
     """
     half = (size * np.sqrt(1.0 - ratio)).astype(np.int64) // 2
     middle = np.floor(centre * size).astype(np.int64)
@@ -164,21 +182,25 @@ def mixing_boxes(ratio: Floats, centre: Floats, size: int) -> NDArray[np.int64]:
 
 
 def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> Tensor:
-    """Images [N, C, R, R] with each one's box [N, 4] (top, bottom, left, right) filled from its partner."""
+    """Images [N, C, R, R] with each one's box [N, 4] (top, bottom, left, right) filled from its
+    partner.
+    """
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     top, bottom, left, right = (boxes[:, i, None] for i in range(4))
-    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[
-        :, None, None, :
-    ]
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & (
+        (columns >= left) & (columns < right)
+    )[:, None, None, :]
     return torch.where(inside, partners, images)
 
 
 def draw_cutouts(draws: np.random.Generator, count: int, size: int, share: float) -> Cutouts:
-    """A square of side `share` · `size` pixels on each of `count` images, clipped where it crosses the border.
+    """A square of side `share` · `size` pixels on each of `count` images, clipped where it crosses
+    the border.
 
-    Its centre and its colour, one for the whole square, are uniform (CutoutPIL of Ridnik et al. 2021, whose side is a
-    pixel more). Image i's draws depend on the generator and i, not on `count`.
+    Its centre and its colour, one for the whole square, are uniform (CutoutPIL of Ridnik et al.
+    2021, whose side is a pixel more). Image i's draws depend on the generator and i, not on
+    `count`.
     """
     uniform, side = draws.random((count, 5)), round(share * size)
     low = np.floor(uniform[:, :2] * size).astype(np.int64) - side // 2

@@ -1,37 +1,49 @@
-"""The regulariser of recovery: batch statistics as the recovery model's BN layers remember the real data's.
+"""The regulariser of recovery: batch statistics as the recovery model's BN layers remember the real
+data's.
 
-Paper Eq. 7 sums, over BN layers, the L2 distances of channel means and variances to the running ones. As in the
-authors' code the statistics are of the layer's INPUT, the variance is biased, and the first layer counts ten times
-(fidelity 5). They are taken per class block: a batch may hold several blocks in a row, each matched by itself. On a CPU
-in float32, `cda.native` computes them with the layer's output in one pass; hooks and torch are the reference.
+Paper Eq. 7 sums, over BN layers, the L2 distances of channel means and variances to the running
+ones. As in the authors' code the statistics are of the layer's INPUT, the variance is biased, and
+the first layer counts ten times (fidelity 5). They are taken per class block: a batch may hold
+several blocks in a row, each matched by itself. On a CPU in float32, kernels that the caller passes
+compute them with the layer's output in one pass; hooks and torch are the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cda.errors import ConfigError
-from cda.native import batch_norm
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """Its BN layers with running statistics, in module order; raises ConfigError if there is none."""
-    layers = [module for module in model.modules() if isinstance(module, BatchNorm) and module.running_mean is not None]
+    """Its BN layers with running statistics, in module order.
+
+    Raises ConfigError if there is none.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, BatchNorm) and module.running_mean is not None
+    ]
     if not layers:
         raise ConfigError(
-            f"recovery model {type(model).__name__} has no BN layers to match; choose one that has, such as resnet18"
+            f"recovery model {type(model).__name__} has no BN layers to match; choose one "
+            "that has, such as resnet18"
         )
     return layers
 
 
 def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Tensor:
-    """‖var − RV‖₂ + ‖mean − RM‖₂ of each block [blocks] for features [blocks·B, C, …], in float32 or better."""
+    """‖var − RV‖₂ + ‖mean − RM‖₂ of each block [blocks] for features [blocks·B, C, …], in float32
+    or better.
+    """
     precise = features if features.dtype == torch.float64 else features.float()
     grouped = precise.reshape(blocks, -1, *features.shape[1:])
     over = [1, *range(3, grouped.ndim)]
@@ -40,36 +52,69 @@ def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Ten
 
 
 def _distance(block_mean: Tensor, block_var: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(block_var - var, dim=1) + torch.linalg.vector_norm(block_mean - mean, dim=1)
+    return torch.linalg.vector_norm(block_var - var, dim=1) + torch.linalg.vector_norm(
+        block_mean - mean, dim=1
+    )
+
+
+class Kernels(Protocol):
+    """Frozen BN layers computed together with the mean and the biased variance [blocks, C] of their
+    input.
+    """
+
+    def suits(self, module: nn.Module) -> bool:
+        """Whether the kernels take a layer of this shape and dtype."""
+
+    def normalised(
+        self, x: Tensor, layer: nn.BatchNorm2d, blocks: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """layer(x), means and variances."""
+
+    def rectified(
+        self, x: Tensor, plus: Tensor | None, layer: nn.BatchNorm2d, blocks: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """relu(layer(x) + plus), means and variances."""
 
 
 class BNMatching:
-    """Watches a model's BN layers: after a forward pass over `blocks` class blocks, `loss` sums their distances.
+    """Watches a model's BN layers: after a forward pass over `blocks` class blocks, `loss` sums
+    their distances.
 
-    `native` lets the kernels of `cda.native` stand in for the layers that they suit.
+    `kernels` (`cda.engine.kernels.batch_norm`) stand in for the layers that they suit; None: torch
+    computes all.
     """
 
-    def __init__(self, model: nn.Module, blocks: int, first_multiplier: float = 10.0, native: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: int,
+        first_multiplier: float = 10.0,
+        kernels: Kernels | None = None,
+    ) -> None:
         layers = bn_layers(model)
         self.blocks = blocks
         self.multipliers = [first_multiplier] + [1.0] * (len(layers) - 1)
         self._distances: dict[int, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
         for index, layer in enumerate(layers):
-            if native and isinstance(layer, nn.BatchNorm2d) and batch_norm.suits(layer):
-                layer.forward = partial(self._forward, index, layer)  # type: ignore[method-assign]
-                layer.rectified = partial(self._rectified, index, layer)  # type: ignore[assignment]
+            if kernels and isinstance(layer, nn.BatchNorm2d) and kernels.suits(layer):
+                layer.forward = partial(self._forward, index, kernels, layer)  # type: ignore[method-assign]
+                layer.rectified = partial(self._rectified, index, kernels, layer)  # type: ignore[assignment]
                 self._undo += [partial(delattr, layer, name) for name in ("forward", "rectified")]
             else:
                 self._undo.append(layer.register_forward_pre_hook(self._hook(index)).remove)
 
-    def _forward(self, index: int, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-        return self._kept(index, layer, batch_norm.normalised(x, layer, self.blocks))
+    def _forward(self, index: int, kernels: Kernels, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        return self._kept(index, layer, kernels.normalised(x, layer, self.blocks))
 
-    def _rectified(self, index: int, layer: nn.BatchNorm2d, x: Tensor, plus: Tensor | None) -> Tensor:
-        return self._kept(index, layer, batch_norm.rectified(x, plus, layer, self.blocks))
+    def _rectified(
+        self, index: int, kernels: Kernels, layer: nn.BatchNorm2d, x: Tensor, plus: Tensor | None
+    ) -> Tensor:
+        return self._kept(index, layer, kernels.rectified(x, plus, layer, self.blocks))
 
-    def _kept(self, index: int, layer: nn.BatchNorm2d, made: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _kept(
+        self, index: int, layer: nn.BatchNorm2d, made: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
         y, mean, var = made
         assert layer.running_mean is not None
         assert layer.running_var is not None
@@ -87,8 +132,12 @@ class BNMatching:
         return keep
 
     def loss(self) -> Tensor:
-        """Σ_k m_k (…) of each block [blocks], over the layers of the last forward pass in their order."""
-        total = torch.stack([self.multipliers[k] * self._distances[k] for k in sorted(self._distances)]).sum(dim=0)
+        """Σ_k m_k (…) of each block [blocks], over the layers of the last forward pass in their
+        order.
+        """
+        total = torch.stack(
+            [self.multipliers[k] * self._distances[k] for k in sorted(self._distances)]
+        ).sum(dim=0)
         self._distances.clear()
         return total
 

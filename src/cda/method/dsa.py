@@ -1,8 +1,9 @@
 """Continual learning's augmentation: Differentiable Siamese Augmentation (Zhao and Bilen 2021).
 
-One of color, crop, cutout, flip, scale and rotate is drawn for a batch, and every image then has its own draw: the
-authors' continual-learning code leaves the Siamese sharing of draws off. Images are normalised, so the zeros that crop,
-cutout, scale and rotate bring in are the data set's mean colour. All of it is differentiable in the images.
+One of color, crop, cutout, flip, scale and rotate is drawn for a batch, and every image then has
+its own draw: the authors' continual-learning code leaves the Siamese sharing of draws off. Images
+are normalised, so the zeros that crop, cutout, scale and rotate bring in are the data set's mean
+colour. All of it is differentiable in the images.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ SCALE, ROTATE = 1.2, 15.0  # largest ratio, largest angle in degrees
 
 
 def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Add `brightness`, then scale each pixel's distance to its grey, then to the image's mean; [N] each."""
-    add, saturate, stretch = (value.view(-1, 1, 1, 1) for value in (brightness, saturation, contrast))
+    """Add `brightness`, then scale each pixel's distance to its grey, then to the image's mean.
+
+    [N] each.
+    """
+    add, saturate, stretch = (
+        value.view(-1, 1, 1, 1) for value in (brightness, saturation, contrast)
+    )
     images = images + add
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * saturate + grey
@@ -34,13 +40,20 @@ def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 
 def cutout(images: Tensor, start: Tensor, side: int) -> Tensor:
-    """Zeros in a square of `side` pixels that begins at row and column `start` [N, 2] and may reach over the border."""
+    """Zeros in a square of `side` pixels that begins at row and column `start` [N, 2] and may reach
+    over the border.
+    """
     top, left = start.unbind(dim=1)
-    return cutmix(images, torch.zeros_like(images), torch.stack([top, top + side, left, left + side], dim=1))
+    return cutmix(
+        images, torch.zeros_like(images), torch.stack([top, top + side, left, left + side], dim=1)
+    )
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """What is at (x, y), both in [-1, 1], comes from matrix · (x, y), bilinear, zero outside; matrices [N, 2, 2]."""
+    """What is at (x, y), both in [-1, 1], comes from matrix · (x, y), bilinear, zero outside.
+
+    Matrices [N, 2, 2].
+    """
     affine = F.pad(matrices.to(images), (0, 1))
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -57,12 +70,16 @@ def _on(images: Tensor, values: NDArray[Any]) -> Tensor:
 
 def _color(images: Tensor, draws: np.random.Generator) -> Tensor:
     uniform = _on(images, draws.random((3, len(images))))
-    return color(images, (uniform[0] - 0.5) * BRIGHTNESS, uniform[1] * SATURATION, uniform[2] + CONTRAST)
+    return color(
+        images, (uniform[0] - 0.5) * BRIGHTNESS, uniform[1] * SATURATION, uniform[2] + CONTRAST
+    )
 
 
 def _crop(images: Tensor, draws: np.random.Generator) -> Tensor:
     size = images.shape[-1]
-    views = draw_views(draws, len(images), size, crop="pad_crop", padding=_pixels(CROP_PAD, size), flip=0.0)
+    views = draw_views(
+        draws, len(images), size, crop="pad_crop", padding=_pixels(CROP_PAD, size), flip=0.0
+    )
     return resample(images, resampling(views, size, images.device, images.dtype))
 
 
@@ -86,7 +103,9 @@ def _scale(images: Tensor, draws: np.random.Generator) -> Tensor:
 def _rotate(images: Tensor, draws: np.random.Generator) -> Tensor:
     angles: Floats = np.deg2rad((draws.random(len(images)) - 0.5) * 2 * ROTATE)
     cosine, sine = np.cos(angles), np.sin(angles)
-    return warp(images, _on(images, np.stack([cosine, -sine, sine, cosine], axis=1).reshape(-1, 2, 2)))
+    return warp(
+        images, _on(images, np.stack([cosine, -sine, sine, cosine], axis=1).reshape(-1, 2, 2))
+    )
 
 
 OPERATIONS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
@@ -100,8 +119,10 @@ OPERATIONS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 
 def augment(images: Tensor, draws: np.random.Generator) -> Tensor:
-    """Normalised images [N, 3, R, R] under one operation that `draws` chooses, each with its own parameters.
+    """Normalised images [N, 3, R, R] under one operation that `draws` chooses, each with its own
+    parameters.
 
-    The result is a pure function of images and draws; draws are made on the CPU, so they are the same on any device.
+    The result is a pure function of images and draws; draws are made on the CPU, so they are the
+    same on any device.
     """
     return list(OPERATIONS.values())[int(draws.integers(len(OPERATIONS)))](images, draws)

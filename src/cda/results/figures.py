@@ -1,7 +1,8 @@
 """The figures of `config/experiments/`: a PNG each and, of plots, an SVG beside it.
 
-How a kind is drawn is told in `plots` (of tables and of the method) and in `pictures` (of distilled images). The same
-inputs give the same bytes: no dates, no names drawn from memory addresses, and nobody's own matplotlib settings.
+How a kind is drawn is told in `plots` (of tables and of the method) and in `pictures` (of distilled
+images). The same inputs give the same bytes: no dates, no names drawn from memory addresses, and
+nobody's own matplotlib settings.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cda.errors import ConfigError
-from cda.experiments import ExperimentSet
+from cda.experiments.experiment_set import ExperimentSet
 from cda.files import whole
 from cda.results import pictures, plots
 from cda.results.tables import table
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 DPI = 200
-OF_TABLES = {"bars": plots.bars, "lines": plots.lines, "continual": plots.continual, "bounds": plots.bounds}
+OF_TABLES = {
+    "bars": plots.bars,
+    "lines": plots.lines,
+    "continual": plots.continual,
+    "bounds": plots.bounds,
+}
 OF_METHOD = {"crops": plots.crops, "schedulers": plots.schedulers}
 OF_IMAGES = {"grid": pictures.grid, "progress": pictures.progress}
 STYLE: dict[RcKeyType, Any] = {
@@ -51,12 +57,15 @@ STYLE: dict[RcKeyType, Any] = {
 def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
     """Draw the declared figure `name` at `out` (PNG) and, if it is a plot, beside it as SVG.
 
-    Raises ConfigError for an unknown figure, or one whose tables or classes do not fit its kind, and ArtifactError for
-    images that are missing, which `cells=present` shows as panels that were not run.
+    Raises ConfigError for an unknown figure, or one whose tables or classes do not fit its kind,
+    and ArtifactError for images that are missing, which `cells=present` shows as panels that were
+    not run.
     """
     if name not in experiments.figures:
         there = ", ".join(experiments.figures) or "none"
-        raise ConfigError(f"there is no figure {name!r} at scale {experiments.settings.scale}; there is {there}")
+        raise ConfigError(
+            f"there is no figure {name!r} at scale {experiments.settings.scale}; there is {there}"
+        )
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -74,11 +83,14 @@ def _drawn(experiments: ExperimentSet, name: str) -> Figure:
         return figure
     if declared.kind in OF_TABLES:
         if not declared.tables:
-            raise ConfigError(f"figure {name}: tables is missing; name the tables whose cells it draws")
+            raise ConfigError(
+                f"figure {name}: tables is missing; name the tables whose cells it draws"
+            )
         for own in declared.tables:
             if own in experiments.tables and experiments.tables[own].sizes_of:
                 raise ConfigError(
-                    f"figure {name}: table {own} holds sizes and no accuracies; name another under tables"
+                    f"figure {name}: table {own} holds sizes and no accuracies; name another "
+                    "under tables"
                 )
         figure = OF_TABLES[declared.kind]({own: table(experiments, own) for own in declared.tables})
     else:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cda.errors import ArtifactError
-from cda.experiments import Cell, ExperimentSet
+from cda.experiments.cells import Cell
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.runs import Run
 from cda.files import read_json
-from cda.runs import Run
 
 
 class Measured(NamedTuple):
-    """Of a cell: the run that counts, its metric for every seed that was run, and the devices that these ran on."""
+    """Of a cell: the run that counts, its metric for every seed that was run, and the devices that
+    these ran on.
+    """
 
     run: Run | None
     values: list[float]
@@ -21,7 +24,8 @@ class Measured(NamedTuple):
 
 
 def measurements(experiments: ExperimentSet, cell: Cell) -> Measured:
-    """What the cell's run JSONs say; of several runs, the one with the best mean, once all are measured.
+    """What the cell's run JSONs say; of several runs, the one with the best mean, once all are
+    measured.
 
     Raises ArtifactError for a JSON of another run.
     """
@@ -29,7 +33,11 @@ def measurements(experiments: ExperimentSet, cell: Cell) -> Measured:
     measured = [one for one in found if one.values]
     if len(measured) < len(found):  # the best of several is known only when all are
         measured = measured if len(found) == 1 else []
-    return max(measured, key=lambda one: statistics.fmean(one.values)) if measured else Measured(cell.run, [], [])
+    return (
+        max(measured, key=lambda one: statistics.fmean(one.values))
+        if measured
+        else Measured(cell.run, [], [])
+    )
 
 
 def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> Measured:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cda.experiments import ExperimentSet
+from cda.experiments.experiment_set import ExperimentSet
 from cda.files import write_json
 from cda.results.tables import row_of
 
-SHOWN = ("dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model", "metric")
+SHOWN = (
+    "dataset",
+    "method",
+    "recovery_model",
+    "ipc",
+    "recovery_iterations",
+    "setting",
+    "validation_model",
+    "metric",
+)
 
 
 def metrics(experiments: ExperimentSet) -> dict[str, Any]:
@@ -18,7 +27,10 @@ def metrics(experiments: ExperimentSet) -> dict[str, Any]:
     for name in experiments.tables:
         rows = [row_of(experiments, cell) for cell in experiments.cells(name)]
         measured = [row for row in rows if row["status"] == "measured"]
-        counted: dict[str, Any] = {"cells": sum(row["status"] != "quoted" for row in rows), "measured": len(measured)}
+        counted: dict[str, Any] = {
+            "cells": sum(row["status"] != "quoted" for row in rows),
+            "measured": len(measured),
+        }
         for row in measured:
             counted[" ".join(str(row[key]) for key in SHOWN if row[key] != "")] = row["measured"]
         if counted["cells"]:

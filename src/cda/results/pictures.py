@@ -1,4 +1,7 @@
-"""Pictures of distilled images: many of them by class (Figures 9 to 11), and how they emerge (Figures 6 and 8)."""
+"""Pictures of distilled images.
+
+Many of them by class (Figures 9 to 11), and how they emerge (Figures 6 and 8).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from numpy.typing import NDArray
 
 from cda.data.shards import read_shard, shard_name
 from cda.errors import ArtifactError, ConfigError
-from cda.experiments import ExperimentSet
-from cda.results.looks import FAINT, LETTER, WIDTH, look, network
-from cda.runs import Run
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.runs import Run
+from cda.results.style import FAINT, LETTER, WIDTH, look, network
 
 Pixels = NDArray[np.uint8]
 Shown = tuple[Pixels, list[str]]  # images [classes, R, R, 3] and what their classes are called
@@ -57,7 +60,8 @@ class Source:
             if name not in names:
                 there = ", ".join(names[:3])
                 raise ConfigError(
-                    f"figure {self.figure}: classes: {name!r} is no class of {self.run.dataset}; it has such as {there}"
+                    f"figure {self.figure}: classes: {name!r} is no class of "
+                    f"{self.run.dataset}; it has such as {there}"
                 )
         return [names.index(name) for name in self.classes], list(self.classes.values())
 
@@ -68,14 +72,19 @@ class Source:
             return None
         images, meta = read_shard(path, self.resolution)
         if (meta["run"], len(meta["classes"])) != (self.run.id, self.run.data.classes):
-            raise ArtifactError(f"{path}: belongs to run {meta['run']}, not {self.run.id}; recover it again or pull it")
+            raise ArtifactError(
+                f"{path}: belongs to run {meta['run']}, not {self.run.id}; recover it again "
+                "or pull it"
+            )
         indices, labels = self.chosen(meta["classes"])
         return images[indices], labels
 
     def kept(self) -> set[int]:
         """The recovery steps whose images there are: its snapshots, and the last."""
         recipe = self.run.recipe.recover
-        return {step for step in recipe.snapshots if step <= recipe.iterations} | {recipe.iterations}
+        return {step for step in recipe.snapshots if step <= recipe.iterations} | {
+            recipe.iterations
+        }
 
     def after(self, step: int) -> str:
         """The file of the first shard's images after `step`."""
@@ -90,22 +99,32 @@ def _sources(experiments: ExperimentSet, name: str) -> list[Source]:
         shown = [(key, run) for key, run in shown if run.recipe.recover.synthetic]
     if not shown:
         raise ConfigError(
-            f"figure {name}: groups give no run whose images it could show; name data sets that are there"
+            f"figure {name}: groups give no run whose images it could show; name data sets "
+            "that are there"
         )
-    asked = {name: label or name for name, _, label in (one.partition("=") for one in figure.classes)}
+    asked = {
+        name: label or name for name, _, label in (one.partition("=") for one in figure.classes)
+    }
     present = experiments.settings.cells == "present"
     found = []
     for (key, run), label in zip(shown, _labels([key for key, _ in shown]), strict=True):
         own = asked if key["dataset"] == run.dataset else {}  # a stand-in has other classes
         count = min(len(asked) or MOST, run.data.classes)
-        found.append(Source(name, label, run, Path(experiments.layout.part(run, 0)), own, count, present))
+        found.append(
+            Source(name, label, run, Path(experiments.layout.part(run, 0)), own, count, present)
+        )
     return found
 
 
 def _labels(keys: list[dict[str, Any]]) -> list[str]:
     """What tells the runs apart: the method, and the recovery model and data set if they differ."""
-    differ = [name for name in ("recovery_model", "dataset") if len({key[name] for key in keys}) > 1]
-    return [", ".join([look(key["method"]).label, *(network(key[name]) for name in differ)]) for key in keys]
+    differ = [
+        name for name in ("recovery_model", "dataset") if len({key[name] for key in keys}) > 1
+    ]
+    return [
+        ", ".join([look(key["method"]).label, *(network(key[name]) for name in differ)])
+        for key in keys
+    ]
 
 
 def _drawable(name: str) -> str:
@@ -119,11 +138,16 @@ def _gap(resolution: int) -> int:
 
 
 def _mosaic(images: Pixels, across: int) -> Pixels:
-    """Images [N, R, R, 3] in rows of `across` with white gaps; a last row that is not full is filled with white."""
+    """Images [N, R, R, 3] in rows of `across` with white gaps.
+
+    A last row that is not full is filled with white.
+    """
     gap, missing = _gap(images.shape[1]), -len(images) % across
     padded = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     padded = np.concatenate([padded, np.full((missing, *padded.shape[1:]), 255, np.uint8)])
-    rows = [np.concatenate(list(padded[i : i + across]), axis=1) for i in range(0, len(padded), across)]
+    rows = [
+        np.concatenate(list(padded[i : i + across]), axis=1) for i in range(0, len(padded), across)
+    ]
     return np.concatenate(rows, axis=0)[:-gap, :-gap]
 
 
@@ -136,17 +160,32 @@ def _show(axis: Axes, images: Pixels | None, across: int, count: int, resolution
     axis.spines[:].set_visible(images is None)
     axis.spines[:].set_color("0.7")
     if images is None:
-        axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", va="center", color=FAINT, style="italic")
+        axis.text(
+            0.5,
+            0.5,
+            "not run",
+            transform=axis.transAxes,
+            ha="center",
+            va="center",
+            color=FAINT,
+            style="italic",
+        )
 
 
 def grid(experiments: ExperimentSet, name: str) -> Figure:
-    """About a hundred images by class: a panel a run, a column a class, a row a shard (Figures 9 to 11).
+    """About a hundred images by class: a panel a run, a column a class, a row a shard (Figures 9 to
+    11).
 
-    Classes that do not fit beside each other with their names take several bands, each with fewer shards.
+    Classes that do not fit beside each other with their names take several bands, each with fewer
+    shards.
     """
     sources = _sources(experiments, name)
     albums = [[source.images(shard_name(0))] for source in sources]
-    labels = [label for source, album in zip(sources, albums, strict=True) for label in _told(source, album)]
+    labels = [
+        label
+        for source, album in zip(sources, albums, strict=True)
+        for label in _told(source, album)
+    ]
     panel, most = PANEL if len(sources) > 1 else WIDTH, max(source.count for source in sources)
     word = max((len(word) for label in labels for word in label.split()), default=1)
     bands = math.ceil(most / max(1, min(MOST, int(panel / (LETTER * word + 0.04)))))
@@ -154,9 +193,15 @@ def grid(experiments: ExperimentSet, name: str) -> Figure:
     cell = panel / across
     fits = max(word, int(cell / LETTER))
     below = 0.13 * max((len(textwrap.wrap(label, fits)) for label in labels), default=1) + 0.1
-    shards = min(MOST // bands, int((PAGE / bands - below) / cell), *(s.run.data.shards_per_job for s in sources))
+    shards = min(
+        MOST // bands,
+        int((PAGE / bands - below) / cell),
+        *(s.run.data.shards_per_job for s in sources),
+    )
     shards = max(1, shards if labels else min(shards, 2))  # an empty frame need not be large
-    height = bands * (shards * cell + below) + (0.5 if bands == 1 else 0.3) + 0.2 * (len(sources) > 1)
+    height = (
+        bands * (shards * cell + below) + (0.5 if bands == 1 else 0.3) + 0.2 * (len(sources) > 1)
+    )
     figure = Figure(figsize=(panel * len(sources), height), layout="constrained")
     axes = figure.subplots(bands, len(sources), squeeze=False)
     for source, album, column in zip(sources, albums, axes.T, strict=True):
@@ -173,17 +218,25 @@ def grid(experiments: ExperimentSet, name: str) -> Figure:
 
 
 def _told(source: Source, read: Iterable[Shown | None]) -> list[str]:
-    """What a run's classes are called: as declared, or as its images say; nothing if there are none."""
+    """What a run's classes are called: as declared, or as its images say.
+
+    Nothing if there are none.
+    """
     return list(source.classes.values()) or next((labels for _, labels in filter(None, read)), [])
 
 
-def _band(album: Sequence[Shown | None], part: slice, across: int) -> tuple[Pixels | None, list[str]]:
+def _band(
+    album: Sequence[Shown | None], part: slice, across: int
+) -> tuple[Pixels | None, list[str]]:
     """Some classes of every shard, filled with white to `across` a shard, and what they are called."""
     there = [(images[part], labels[part]) for images, labels in filter(None, album)]
     if len(there) < len(album):
         return None, []
     missing = across - len(there[0][0])
-    filled = [np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255) for images, _ in there]
+    filled = [
+        np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
+        for images, _ in there
+    ]
     return np.concatenate(filled), there[0][1]
 
 
@@ -196,13 +249,19 @@ def _name_columns(axis: Axes, labels: Sequence[str], resolution: int) -> None:
 
 
 def progress(experiments: ExperimentSet, name: str) -> Figure:
-    """How images emerge: a row a method, a column a recovery step, all from the same noise (Figures 6 and 8).
+    """How images emerge: a row a method, a column a recovery step, all from the same noise (Figures
+    6 and 8).
 
-    Named classes have a block each; else one block shows the first ten. Raises ConfigError if the runs share no step.
+    Named classes have a block each; else one block shows the first ten. Raises ConfigError if the
+    runs share no step.
     """
     sources = _sources(experiments, name)
     steps, most = _steps(experiments, name, sources), min(source.count for source in sources)
-    read = {(source.run.id, step): source.images(source.after(step)) for source in sources for step in steps}
+    read = {
+        (source.run.id, step): source.images(source.after(step))
+        for source in sources
+        for step in steps
+    }
     if experiments.figures[name].classes:
         blocks, across = [slice(index, index + 1) for index in range(most)], min(2, most)
         wide = min(1.5, (WIDTH / across - 0.25) / len(steps))
@@ -213,13 +272,23 @@ def progress(experiments: ExperimentSet, name: str) -> Figure:
     down = math.ceil(len(blocks) / across)
     size = ((wide * len(steps) + 0.25) * across, (tall * len(sources) + room) * down + 0.4)
     figure = Figure(figsize=(max(size[0], LEAST), size[1]), layout="constrained")
-    titles = next((told for source in sources if (told := _told(source, read.values()))), [""] * most)
-    for block, title, own in zip(blocks, titles, figure.subfigures(down, across, squeeze=False).flat, strict=False):
+    titles = next(
+        (told for source in sources if (told := _told(source, read.values()))), [""] * most
+    )
+    for block, title, own in zip(
+        blocks, titles, figure.subfigures(down, across, squeeze=False).flat, strict=False
+    ):
         axes = own.subplots(len(sources), len(steps), squeeze=False)
         for row, source in zip(axes, sources, strict=True):
             for axis, step in zip(row, steps, strict=True):
                 found, count = read[source.run.id, step], block.stop - (block.start or 0)
-                _show(axis, found[0][block] if found else None, min(5, count), count, source.resolution)
+                _show(
+                    axis,
+                    found[0][block] if found else None,
+                    min(5, count),
+                    count,
+                    source.resolution,
+                )
             row[0].set_ylabel(source.label)
         for axis, step in zip(axes[0], steps, strict=True):
             axis.set_title(f"step {step:,}" if wide > 0.8 else f"{step:,}", fontsize=8)
@@ -229,10 +298,16 @@ def progress(experiments: ExperimentSet, name: str) -> Figure:
 
 
 def _steps(experiments: ExperimentSet, name: str, sources: list[Source]) -> list[int]:
-    """The asked steps that every run kept; all that every run kept where that leaves no two, as at another scale."""
+    """The asked steps that every run kept.
+
+    All that every run kept where that leaves no two, as at another scale.
+    """
     kept = set.intersection(*(source.kept() for source in sources))
     steps = [step for step in experiments.figures[name].steps if step in kept]
     steps = steps if len(steps) > 1 else sorted(kept)
     if not steps:
-        raise ConfigError(f"figure {name}: its methods share no recover.snapshots; set the same steps in the recipe")
+        raise ConfigError(
+            f"figure {name}: its methods share no recover.snapshots; set the same steps in "
+            "the recipe"
+        )
     return steps

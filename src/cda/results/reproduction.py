@@ -1,4 +1,6 @@
-"""docs/reproduction.md: how much of the paper has been measured, and how far from its numbers that lies."""
+"""docs/reproduction.md: how much of the paper has been measured, and how far from its numbers that
+lies.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,22 @@ from typing import Any
 
 import pandas as pd
 
-from cda.experiments import ExperimentSet
+from cda.config.load import load_settings, merged
+from cda.experiments.experiment_set import ExperimentSet
 from cda.results import contrasts
 from cda.results.tables import aligned, table
-from cda.settings import load_settings, merged
 
 SCALES = ("paper", "mini")  # those whose results are kept
-HEAD = ["table", "cells reported", "measured", "mean delta", "worst delta", "where", "cells of ours", "measured"]
+HEAD = [
+    "table",
+    "cells reported",
+    "measured",
+    "mean delta",
+    "worst delta",
+    "where",
+    "cells of ours",
+    "measured",
+]
 INTRODUCTION = """\
 # What has been reproduced
 
@@ -22,7 +33,8 @@ Made by `make docs` from the run JSONs in `results/`. Deltas are measured minus 
 paper quotes from other papers are not counted; cells that it does not report, controls among them, are ours.
 """
 SCALED = (
-    "{} A delta to the paper then tells what the scale costs, and nothing about the paper. Settings are named as the "
+    "{} A delta to the paper then tells what the scale costs, and nothing about the paper. "
+    "Settings are named as the "
     "tables declare them; `cda config show RUN` tells the values that ran."
 )
 KEYS = ("dataset", "method", "ipc", "recovery_model", "validation_model", "setting")
@@ -30,12 +42,18 @@ KEYS = ("dataset", "method", "ipc", "recovery_model", "validation_model", "setti
 
 def page(given: Mapping[str, Any]) -> str:
     """The page under the configuration `given`; raises ArtifactError for JSONs of other runs."""
-    settings = [load_settings(merged(given, {"scale": scale, "cells": "present"})) for scale in SCALES]
+    settings = [
+        load_settings(merged(given, {"scale": scale, "cells": "present"})) for scale in SCALES
+    ]
     return "\n".join([INTRODUCTION, *(_scale(ExperimentSet(one)) for one in settings)])
 
 
 def _scale(experiments: ExperimentSet) -> str:
-    frames = {name: table(experiments, name) for name, one in experiments.tables.items() if not one.sizes_of}
+    frames = {
+        name: table(experiments, name)
+        for name, one in experiments.tables.items()
+        if not one.sizes_of
+    }
     rows = [[_link(experiments, name), *_counts(frame)] for name, frame in frames.items()]
     lines = [f"## Scale {experiments.settings.scale}", "", headline(frames), ""]
     if experiments.scaled_down:
@@ -56,7 +74,10 @@ def headline(frames: Mapping[str, pd.DataFrame]) -> str:
     told = f"{len(deltas)} of {len(asked)} reported cells are measured"
     if deltas.empty:
         return f"{told}."
-    return f"{told}; deltas are {deltas.mean():+.2f} points on average, {deltas.abs().mean():.2f} without their signs."
+    return (
+        f"{told}; deltas are {deltas.mean():+.2f} points on average, "
+        f"{deltas.abs().mean():.2f} without their signs."
+    )
 
 
 def _asked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +86,9 @@ def _asked(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _runs(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Cells that a run measures; where none is scaled down, also those of data sets that are not declared."""
+    """Cells that a run measures; where none is scaled down, also those of data sets that are not
+    declared.
+    """
     return (frame["run"] != "") | (frame["scale"] == "paper")
 
 
@@ -74,10 +97,22 @@ def _counts(frame: pd.DataFrame) -> list[str]:
     deltas = asked["delta"].dropna().astype(float)
     told = ["", "", ""]
     if not deltas.empty:
-        worst = asked.to_dict("records")[int(asked["delta"].astype(float).abs().fillna(-1).argmax())]
-        where = [f"IPC {worst[key]}" if key == "ipc" else str(worst[key]) for key in KEYS if worst[key] != ""]
+        worst = asked.to_dict("records")[
+            int(asked["delta"].astype(float).abs().fillna(-1).argmax())
+        ]
+        where = [
+            f"IPC {worst[key]}" if key == "ipc" else str(worst[key])
+            for key in KEYS
+            if worst[key] != ""
+        ]
         told = [f"{deltas.mean():+.2f}", f"{worst['delta']:+.2f}", " ".join(where)]
-    return [str(len(asked)), str(len(deltas)), *told, str(len(ours)), str(int((ours["status"] == "measured").sum()))]
+    return [
+        str(len(asked)),
+        str(len(deltas)),
+        *told,
+        str(len(ours)),
+        str(int((ours["status"] == "measured").sum())),
+    ]
 
 
 def _readings(experiments: ExperimentSet) -> Iterator[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from cda.catalog import label, method_label
-from cda.declared import KEYS, Experiment
+from cda.config.experiment import KEYS, Experiment
+from cda.config.names import label, method_label
 from cda.errors import ConfigError
-from cda.experiments import Cell, ExperimentSet
+from cda.experiments.cells import Cell
+from cda.experiments.experiment_set import ExperimentSet
 from cda.files import write_text
-from cda.results import contrasts, sizes
+from cda.results import contrasts, label_sizes
 from cda.results.measured import measurements
 
 COLUMNS = (
@@ -58,16 +59,19 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "role": "control" if cell.control else "paper" if cell.reported else "ours",
         "note": cell.note,
         "device": "; ".join(devices),
-        **dict(zip(SIZES, sizes.of_cell(run), strict=True)),
+        **dict(zip(SIZES, label_sizes.of_cell(run), strict=True)),
         **{key: getattr(cell, key) for key in UNTOLD},
     }
 
 
 def table(experiments: ExperimentSet, name: str) -> pd.DataFrame:
-    """The tidy table `name`, cells in declared order; what is UNTOLD is for the Markdown and no column of the CSV."""
+    """The tidy table `name`, cells in declared order.
+
+    What is UNTOLD is for the Markdown and no column of the CSV.
+    """
     cells = experiments.cells(name)  # refuses a name that there is not
     if experiments.tables[name].sizes_of:
-        return sizes.sizes(experiments, name)
+        return label_sizes.sizes(experiments, name)
     rows = [row_of(experiments, cell) for cell in cells]
     further = SIZES if experiments.tables[name].label_sizes else ()
     return pd.DataFrame(rows, columns=[*COLUMNS, *further, *UNTOLD])
@@ -83,22 +87,31 @@ def _shown(row: pd.Series[Any]) -> str:
 
 def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[str]]:
     """Header and body of a Markdown table with the keys `rows` down and `columns` across."""
-    text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(dict.fromkeys(rows + columns, str))
+    text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(
+        dict.fromkeys(rows + columns, str)
+    )
     for key in ("recovery_model", "validation_model"):
         text[key] = text[key].map(_network)
     text["method"] = text["method"].map(method_label)
     row_keys = _ordered(list(dict.fromkeys(text[rows].itertuples(index=False, name=None))))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
-    cells = {(tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"] for _, r in text.iterrows()}
+    cells = {
+        (tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"]
+        for _, r in text.iterrows()
+    }
     if len(cells) < len(text):
         shown = f"rows {', '.join(rows)} and columns {', '.join(columns)}"
         raise ConfigError(
-            f"layout: {shown} do not tell all cells apart; add a key such as setting to the table's layout"
+            f"layout: {shown} do not tell all cells apart; add a key such as setting to the "
+            "table's layout"
         )
     head = ["" if row == "varied" else row for row in rows] + [
         " · ".join(part for part in key if part) for key in column_keys
     ]
-    return [head, *([*key, *(cells.get((key, column), "") for column in column_keys)] for key in row_keys)]
+    return [
+        head,
+        *([*key, *(cells.get((key, column), "") for column in column_keys)] for key in row_keys),
+    ]
 
 
 def _network(name: str) -> str:
@@ -112,7 +125,10 @@ def _ordered(keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     came = [list(dict.fromkeys(parts)) for parts in zip(*keys, strict=True)]
 
     def rank(key: tuple[str, ...]) -> list[float]:
-        return [float(part) if part.isdigit() else seen.index(part) for part, seen in zip(key, came, strict=True)]
+        return [
+            float(part) if part.isdigit() else seen.index(part)
+            for part, seen in zip(key, came, strict=True)
+        ]
 
     return sorted(keys, key=rank)
 
@@ -122,7 +138,10 @@ def aligned(lines: list[list[str]]) -> str:
     lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
     ]
     drawn.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(drawn)
@@ -131,7 +150,9 @@ def aligned(lines: list[list[str]]) -> str:
 def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str) -> bool:
     """Whether `key` sets controls apart from each other or from the table's own cells."""
     values = frame[key][controls]
-    return values.nunique() > 1 or set(values) != set(frame[key][~controls & (frame["status"] != "quoted")])
+    return values.nunique() > 1 or set(values) != set(
+        frame[key][~controls & (frame["status"] != "quoted")]
+    )
 
 
 def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
@@ -140,7 +161,11 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     if experiment.sizes_of:
         return _computed(experiment, frame)
     counts = frame["status"].value_counts()
-    told = ", ".join(f"{counts[status]} {status}" for status in ("measured", "quoted", "not_run") if status in counts)
+    told = ", ".join(
+        f"{counts[status]} {status}"
+        for status in ("measured", "quoted", "not_run")
+        if status in counts
+    )
     scaled = f" **{experiments.scaled_down}**" if experiments.scaled_down else ""
     if scaled and (frame["setting"] != "").any():
         named = "as in the paper" if experiment.reported else "as declared"
@@ -149,11 +174,13 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
     if scaled and (able := (frame["run"] != "") | (frame["status"] == "quoted")).any():
         frame = frame[able]  # what the scale has no place for is in the notes, and in the CSV
-    reported = " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
+    reported = (
+        " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
+    )
     controls = frame["role"] == "control"
     rows: list[str] = [*experiment.layout.rows]
     if experiment.label_sizes:
-        frame, rows = sizes.told(frame), [*rows, *sizes.TOLD]
+        frame, rows = label_sizes.told(frame), [*rows, *label_sizes.TOLD]
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
@@ -163,18 +190,25 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
         apart = [key for key in further if _tells(frame, controls, key)]
         down = [*rows, *(key for key in apart if key == "setting")]
         across = [*columns, *(key for key in apart if key != "setting")]
-        lines += ["", "Controls, ours and not the paper's:", "", aligned(_pivot(frame[controls], down, across))]
+        lines += [
+            "",
+            "Controls, ours and not the paper's:",
+            "",
+            aligned(_pivot(frame[controls], down, across)),
+        ]
     if differences := contrasts.rows(experiments, name):
         lines += ["", contrasts.TOLD, "", aligned(differences)]
     once = " A measured number without ± is of one seed." if (frame["seeds"] == 1).any() else ""
     lines += ["", f"{experiment.caption}{reported}{once}{scaled}"]
-    return "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
+    return (
+        "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
+    )
 
 
 def _computed(experiment: Experiment, frame: pd.DataFrame) -> str:
     """Sizes for people: a table a data set."""
     lines = [f"# {experiment.title}", "", experiment.caption]
-    for heading, text in sizes.sections(frame):
+    for heading, text in label_sizes.sections(frame):
         lines += ["", f"## {heading}", "", aligned(text)]
     return "\n".join(lines) + "\n"
 
@@ -182,7 +216,9 @@ def _computed(experiment: Experiment, frame: pd.DataFrame) -> str:
 def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
     """Write the tidy table at `csv` and the Markdown table beside it."""
     frame = table(experiments, name)
-    write_text(csv, frame.drop(columns=[*UNTOLD], errors="ignore").to_csv(index=False, lineterminator="\n"))
+    write_text(
+        csv, frame.drop(columns=[*UNTOLD], errors="ignore").to_csv(index=False, lineterminator="\n")
+    )
     write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
 
 
@@ -198,7 +234,9 @@ def describe(experiments: ExperimentSet, run_id: str) -> str:
     for part in ("architecture", run.stage) if run.model else (run.stage,):
         for key, value in values.get(part, {}).items():
             sourced = run.values.get(f"{part}.{key}")
-            source = f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"
+            source = (
+                f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"
+            )
             unused = "" if part == "architecture" or key in counted else "  [changes nothing here]"
             lines.append(f"  {part}.{key}: {json.dumps(value)}  # {source}{unused}")
     return "\n".join(lines)

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cda.config import Settings
+from cda.config.settings import Settings
 from cda.data import sources
+from cda.data.base import Split
 from cda.data.decoded import read_decoded
-from cda.data.layout import Split
-from cda.data.loaders import Images, images_of
 from cda.data.sources import ImageSet
+from cda.engine.device import Machine, processes, start
+from cda.engine.gpus import take
+from cda.engine.images import Images, images_of
 from cda.errors import ConfigError
-from cda.gpus import take
-from cda.needs import gpus
-from cda.paths import Layout, data_root
-from cda.runs import Run, decode_run
-from cda.runtime import Machine, processes, start
+from cda.experiments.jobs import gpus
+from cda.experiments.paths import Layout, data_root
+from cda.experiments.runs import Run, decode_run
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Context:
         Where there are several GPUs, the job takes one that no other job holds.
         """
         if processes() > 1 and self.run.stage != "squeeze":
-            raise ConfigError(f"torchrun: {self.run.stage} is a job of one process; only squeeze may have more")
+            raise ConfigError(
+                f"torchrun: {self.run.stage} is a job of one process; only squeeze may have more"
+            )
         if self.settings.runtime.device != "cpu":
             take(gpus(self.run, self.settings))
         return start(self.settings.runtime)
@@ -57,13 +59,15 @@ class Context:
 
     def real_images(self, split: Split, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Yield images `chosen` [n] of a real split, uint8 [R, R, 3] each; raises DataError."""
-        return sources.select(self.run.data, split, data_root(self.settings, self.run.dataset), chosen)
+        return sources.select(
+            self.run.data, split, data_root(self.settings, self.run.dataset), chosen
+        )
 
     def validation(self, machine: Machine, decoded: Path | None = None) -> Images:
         """The real validation images, ready for `Images.evaluate`.
 
-        They are on the device, those of a streamed data set in the memory map that its decode run left, by default in
-        its standard place. Raises DataError or ArtifactError.
+        They are on the device, those of a streamed data set in the memory map that its decode run
+        left, by default in its standard place. Raises DataError or ArtifactError.
         """
         data = self.run.data
         if not data.stream:

@@ -1,9 +1,10 @@
 """Continual (Tables 14, 15, Figure 7): class-incremental learning on distilled images.
 
-Classes come in equal steps; after each, a fresh model is trained on the first distilled images of every class seen so
-far and tested on the real validation images of those classes. Reads shards and a squeezed model, the teacher; writes
-one JSON. The teacher knows all classes, those of later steps too: that is the paper's protocol and stands beside its
-tables. Here it is in evaluation mode, in the authors' code it is not (fidelity 26).
+Classes come in equal steps; after each, a fresh model is trained on the first distilled images of
+every class seen so far and tested on the real validation images of those classes. Reads shards and
+a squeezed model, the teacher; writes one JSON. The teacher knows all classes, those of later steps
+too: that is the paper's protocol and stands beside its tables. Here it is in evaluation mode, in
+the authors' code it is not (fidelity 26).
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cda.checkpoint import Checkpoint, Stop, working
-from cda.data.loaders import Images, channels_last, unit
+from cda.config.recipe import Continual
 from cda.data.shards import load_distilled
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Machine
+from cda.engine.images import Images, channels_last, unit
+from cda.engine.lock import working
+from cda.engine.signals import Stop
+from cda.engine.trainer import Trainer, fit
 from cda.errors import ArtifactError, ConfigError, DataError
+from cda.experiments.runs import Run
 from cda.files import read_json, write_json
 from cda.method import dsa
-from cda.method.augment import generator
-from cda.method.kd import kd_loss
-from cda.recipe import Continual
-from cda.runs import Run
-from cda.runtime import Machine
+from cda.method.losses import kd_loss
+from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.networks import fresh_model, load_squeezed
-from cda.training import Trainer, fit
+from cda.stages.models import fresh_model, load_squeezed
 
 Labels = NDArray[np.int64]
 Curve = list[dict[str, float]]
@@ -47,23 +50,34 @@ def class_order(seed: int, classes: int) -> Labels:
 
 
 def seen_classes(run: Run) -> list[Labels]:
-    """The classes seen after every step, in the order they came; raises ConfigError if the steps cannot be equal."""
+    """The classes seen after every step, in the order they came.
+
+    Raises ConfigError if the steps cannot be equal.
+    """
     recipe, classes = run.recipe.continual, run.data.classes
     assert recipe is not None
     if classes % recipe.steps:
         able = ", ".join(str(steps) for steps in range(1, classes + 1) if classes % steps == 0)
         raise ConfigError(
-            f"recipe of {run.dataset}: continual.steps ({recipe.steps}) must divide its {classes} classes; use {able}"
+            f"recipe of {run.dataset}: continual.steps ({recipe.steps}) must divide its "
+            f"{classes} classes; use {able}"
         )
     order = class_order(recipe.order, classes)
     return [order[: classes * step // recipe.steps] for step in range(1, recipe.steps + 1)]
 
 
 class SeenBatches:
-    """The memory of the seen classes, shuffled and augmented, with the teacher's logits for the very same inputs."""
+    """The memory of the seen classes, shuffled and augmented, with the teacher's logits for the
+    very same inputs.
+    """
 
     def __init__(
-        self, memory: Images, seen: Labels, recipe: Continual, teacher: nn.Module, purpose: tuple[object, ...]
+        self,
+        memory: Images,
+        seen: Labels,
+        recipe: Continual,
+        teacher: nn.Module,
+        purpose: tuple[object, ...],
     ) -> None:
         self.set, self.recipe, self.purpose = memory, recipe, purpose
         self.index = np.flatnonzero(np.isin(memory.labels.cpu().numpy(), seen))
@@ -118,7 +132,10 @@ class Learner:
     key: str  # tells work begun with these inputs from work begun with others
 
     def learn(self, seen: Labels, stop: Stop) -> Curve:
-        """Train a fresh model on the memory of the classes `seen`; what an earlier start finished is read back."""
+        """Train a fresh model on the memory of the classes `seen`.
+
+        What an earlier start finished is read back.
+        """
         run, work = self.context.run, self.context.work(f"seed-{self.seed}")
         recipe = run.recipe.continual
         assert recipe is not None
@@ -129,12 +146,16 @@ class Learner:
                 curve: Curve = told["curve"]
                 return curve
         purpose = ("continual", self.seed, "seen", len(seen))
-        checkpoint = Checkpoint(work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds)
+        checkpoint = Checkpoint(
+            work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds
+        )
         trainer = Trainer(fresh_model(run, self.machine, purpose), recipe, self.machine, purpose)
         history = fit(
             trainer,
             SeenBatches(self.memory, seen, recipe, self.teacher, purpose),
-            lambda logits, target: kd_loss(logits, target, recipe.temperature, recipe.temperature_squared),
+            lambda logits, target: kd_loss(
+                logits, target, recipe.temperature, recipe.temperature_squared
+            ),
             lambda model: accuracy(model, self.test, seen),
             checkpoint,
             stop,
@@ -147,36 +168,49 @@ class Learner:
 def run(context: Context, images_folder: Path, model_path: Path, seed: int, out: Path) -> None:
     """Train and test after every step with one seed; write the run's JSON at `out`.
 
-    Raises ConfigError, DataError or ArtifactError where the inputs do not fit together, Interrupted after a signal: the
-    next start goes on from there.
+    Raises ConfigError, DataError or ArtifactError where the inputs do not fit together, Interrupted
+    after a signal: the next start goes on from there.
     """
     run = context.run
     if seed < 0:
         raise ConfigError(f"--seed {seed}: seeds are counted from 0")
     steps = seen_classes(run)
     source, size = run.upstream["images"].id, run.data.resolution
-    pixels, labels, classes, digest = load_distilled(images_folder, run.ipc, run.dataset, source, size)
+    pixels, labels, classes, digest = load_distilled(
+        images_folder, run.ipc, run.dataset, source, size
+    )
     machine = context.machine()
     teacher, sha256 = _load_teacher(model_path, run.upstream["model"], classes, machine)
     test = context.validation(machine)
     if test.classes != classes:
         raise DataError(
-            f"{images_folder}: not the classes of {run.dataset} at hand; point config key data at the right one"
+            f"{images_folder}: not the classes of {run.dataset} at hand; point config key "
+            "data at the right one"
         )
     memory = Images(pixels, labels, run.data, machine)
-    learner = Learner(context, machine, memory, teacher, test, seed, f"{run.id} {seed} {digest} {sha256}")
+    learner = Learner(
+        context, machine, memory, teacher, test, seed, f"{run.id} {seed} {digest} {sha256}"
+    )
     with working(context.work(f"seed-{seed}")) as stop:
         curves = {str(len(seen)): learner.learn(seen, stop) for seen in steps}
-        write_json(out, _record(context, curves, [classes[label] for label in steps[-1]], seed, machine))
+        write_json(
+            out, _record(context, curves, [classes[label] for label in steps[-1]], seed, machine)
+        )
 
 
-def _load_teacher(path: Path, run: Run, classes: list[str], machine: Machine) -> tuple[nn.Module, str]:
-    """The teacher, frozen, and its digest; raises ArtifactError unless its classes are the shards', in their order."""
+def _load_teacher(
+    path: Path, run: Run, classes: list[str], machine: Machine
+) -> tuple[nn.Module, str]:
+    """The teacher, frozen, and its digest.
+
+    Raises ArtifactError unless its classes are the shards', in their order.
+    """
     teacher = load_squeezed(path, run, machine)
     described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
     if described.get("classes") != classes:
         raise ArtifactError(
-            f"{path}: its classes, or their order, are not those of the distilled images; squeeze it again or pull it"
+            f"{path}: its classes, or their order, are not those of the distilled images; "
+            "squeeze it again or pull it"
         )
     return teacher, str(described["sha256"])
 
@@ -184,7 +218,9 @@ def _load_teacher(path: Path, run: Run, classes: list[str], machine: Machine) ->
 def _record(
     context: Context, curves: dict[str, Curve], order: list[str], seed: int, machine: Machine
 ) -> dict[str, Any]:
-    """What the run's JSON says; everything outside `provenance` is the same on the same kind of CPU."""
+    """What the run's JSON says; everything outside `provenance` is the same on the same kind of
+    CPU.
+    """
     run = context.run
     told = {"model": run.model, "ipc": run.ipc, "seed": seed, "class_order": order}
     for metric in ("top1", "top1_masked"):

@@ -1,7 +1,9 @@
-"""Decode: a large data set's validation images, decoded and resized once for all stages that test on them.
+"""Decode: a large data set's validation images, decoded and resized once for all stages that test
+on them.
 
-Reads the real data set; writes `val.npy`, which is read through a memory map, and beside it `val.json`. Images are
-written as they are decoded, so memory does not grow with their number; a killed job goes on where it was.
+Reads the real data set; writes `val.npy`, which is read through a memory map, and beside it
+`val.json`. Images are written as they are decoded, so memory does not grow with their number; a
+killed job goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from cda.checkpoint import Stop, working
 from cda.data import sources
-from cda.data.arrays import room, written
 from cda.data.decoded import described, description_of
 from cda.data.folders import Folders
+from cda.data.memmap import room, written
+from cda.engine.lock import working
+from cda.engine.signals import Stop
 from cda.errors import ConfigError
+from cda.experiments.paths import data_root
 from cda.files import whole, write_json
-from cda.paths import data_root
 from cda.progress import Progress
 from cda.stages.context import Context
 
@@ -32,13 +35,17 @@ TOGETHER = 1024  # images between two looks at the clock
 
 
 def run(context: Context, out: Path) -> None:
-    """Write the validation images of the run's data set at `out` (val.npy), described in val.json beside it.
+    """Write the validation images of the run's data set at `out` (val.npy), described in val.json
+    beside it.
 
-    Raises ConfigError for a data set that is not streamed, DataError for one that is missing or damaged.
+    Raises ConfigError for a data set that is not streamed, DataError for one that is missing or
+    damaged.
     """
     data, work = context.run.data, context.work("val")
     if not data.stream:
-        raise ConfigError(f"data set {data.name}: is read into memory; only one with stream: true is decoded")
+        raise ConfigError(
+            f"data set {data.name}: is read into memory; only one with stream: true is decoded"
+        )
     machine = context.machine()
     source = sources.files(data, data_root(context.settings, data.name))
     classes = source.checked_classes()
@@ -49,7 +56,9 @@ def run(context: Context, out: Path) -> None:
         del images
         with whole(out) as aside:
             shutil.move(work / "val.npy", aside)
-        write_json(description_of(out), context.described() | told | {"provenance": machine.provenance()})
+        write_json(
+            description_of(out), context.described() | told | {"provenance": machine.provenance()}
+        )
 
 
 def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path, stop: Stop) -> Map:
@@ -57,7 +66,9 @@ def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path,
     size, every = context.run.data.resolution, context.settings.runtime.checkpoint_seconds
     mark, key = work / "decoded.json", _listing_digest(paths, source.root)
     done, shape = written(mark, work / "val.npy", key), (len(paths), size, size, 3)
-    images = room(work / "val.npy", shape, np.uint8, fresh=not done, mend="make room, then start again")
+    images = room(
+        work / "val.npy", shape, np.uint8, fresh=not done, mend="make room, then start again"
+    )
     saved = time.monotonic()
     progress = Progress(len(paths), f"decode {context.run.id}", "images", done)
     for index, image in enumerate(source.decoded(paths[done:]), start=done):

@@ -1,8 +1,10 @@
-"""Recover: synthesise the images of some consecutive shards; or take real or released images in their place.
+"""Recover: synthesise the images of some consecutive shards; or take real or released images in
+their place.
 
-Reads a squeezed model (or images); writes a part folder of shards `ipc-000.tar` with `ipc-000.json` beside each, and
-the first shard's snapshots under `snapshots/`. A shard depends on the run and its index alone. Finished blocks and the
-newest state of the unfinished ones wait in the work folder, so that a killed job goes on where it was.
+Reads a squeezed model (or images); writes a part folder of shards `ipc-000.tar` with `ipc-000.json`
+beside each, and the first shard's snapshots under `snapshots/`. A shard depends on the run and its
+index alone. Finished blocks and the newest state of the unfinished ones wait in the work folder, so
+that a killed job goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,25 +21,29 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cda.checkpoint import Checkpoint, Stop, working
 from cda.data.shards import shard_name, write_shard
+from cda.engine import memory
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Machine, out_of_memory
+from cda.engine.lock import working
+from cda.engine.recovery import Block, Objective, Recovery, blocks_of
+from cda.engine.signals import Stop
 from cda.errors import ConfigError
 from cda.files import file_digest, publish, read_json, whole, write_json
-from cda.method.augment import generator
 from cda.method.bn_matching import bn_layers
-from cda.method.recovery import Block, Objective, Recovery, blocks_of
 from cda.progress import Progress, say
-from cda.runtime import Machine, out_of_memory
-from cda.stages import packing
+from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.networks import load_squeezed, outputs_of
+from cda.stages.models import load_squeezed, outputs_of
 
 Pixels = NDArray[np.uint8]
 
 
 def groups(blocks: list[Block], together: int) -> Iterator[list[Block]]:
     """Blocks of equal size, at most `together` at a time."""
-    for _, same in itertools.groupby(sorted(blocks, key=lambda b: b.first - b.last), key=lambda b: b.last - b.first):
+    for _, same in itertools.groupby(
+        sorted(blocks, key=lambda b: b.first - b.last), key=lambda b: b.last - b.first
+    ):
         equal = list(same)
         yield from (equal[start : start + together] for start in range(0, len(equal), together))
 
@@ -89,7 +95,10 @@ def _synthesise(
         (len(blocks) - len(left)) * recipe.iterations,
     )
     if len(left) < len(blocks):
-        say(f"recover {run.id}: {len(blocks) - len(left)} of {len(blocks)} class blocks are done already")
+        say(
+            f"recover {run.id}: {len(blocks) - len(left)} of {len(blocks)} class blocks are "
+            "done already"
+        )
     if left:
         Job(context, machine, model, outputs, work, stop, progress, len(blocks)).recover(left)
     progress.close()
@@ -97,7 +106,10 @@ def _synthesise(
 
 
 def _forget_other_model(work: Path, sha256: str) -> None:
-    """Drop what was begun with another model's bytes: blocks of two models must not share a shard."""
+    """Drop what was begun with another model's bytes.
+
+    Blocks of two models must not share a shard.
+    """
     mark = work / "model.json"
     if mark.is_file() and read_json(mark, "the mark of the model")["sha256"] != sha256:
         shutil.rmtree(work / "blocks", ignore_errors=True)
@@ -120,7 +132,10 @@ class Job:
     _made: Objective | None = None
 
     def recover(self, left: list[Block]) -> None:
-        """Take all blocks to their last step, as many together as fit; where memory does not suffice, fewer."""
+        """Take all blocks to their last step, as many together as fit.
+
+        Where memory does not suffice, fewer.
+        """
         together = min(self._together(left[0]), len(left))
         while left:
             done = self._tried(next(groups(left, together)))
@@ -150,11 +165,14 @@ class Job:
             return int(read_json(mark, "the number of packed blocks")["together"])
         run = self.context.run
         try:
-            memory = packing.measured(self._objective(1), block, run.recipe.recover, run.data)
+            needed = memory.measured(self._objective(1), block, run.recipe.recover, run.data)
         except torch.OutOfMemoryError:
             return self._fewer(1)
-        together = min(self.blocks, memory.most(packing.room()))
-        say(f"recover {run.id}: {together} class blocks together, {memory.of(together) / 1e9:.1f} GB")
+        together = min(self.blocks, needed.most(memory.room()))
+        say(
+            f"recover {run.id}: {together} class blocks together, "
+            f"{needed.of(together) / 1e9:.1f} GB"
+        )
         write_json(mark, {"together": together})
         return together
 
@@ -165,9 +183,17 @@ class Job:
             torch.cuda.empty_cache()
         run = self.context.run
         if together == 1:
-            problem = f"recover {run.id}: a class block of {run.recipe.recover.block_size} does not fit into memory"
-            raise ConfigError(f"{problem}; lower recover.block_size or use a {self.machine.device.type} with more")
-        say(f"recover {run.id}: {together} class blocks do not fit into memory; going on with {together // 2}")
+            problem = (
+                f"recover {run.id}: a class block of {run.recipe.recover.block_size} "
+                "does not fit into memory"
+            )
+            raise ConfigError(
+                f"{problem}; lower recover.block_size or use a {self.machine.device.type} with more"
+            )
+        say(
+            f"recover {run.id}: {together} class blocks do not fit into memory; going on with "
+            f"{together // 2}"
+        )
         write_json(self.work / "packed.json", {"together": together // 2})
         return together // 2
 
@@ -189,8 +215,12 @@ class Job:
         """Take one group of blocks to its last step, from its checkpoint if there is one."""
         run, recipe, work = self.context.run, self.context.run.recipe.recover, self.work
         key = f"{run.id} {[(b.shard, b.first) for b in group]}"
-        checkpoint = Checkpoint(work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds)
-        recovery = Recovery(objective, group, recipe, run.data, label=f"recover {run.id}", outputs=self.outputs)
+        checkpoint = Checkpoint(
+            work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds
+        )
+        recovery = Recovery(
+            objective, group, recipe, run.data, label=f"recover {run.id}", outputs=self.outputs
+        )
         if (state := checkpoint.load()) is not None:
             recovery.restore(state)
             say(f"recover {run.id}: going on from step {recovery.done} of {recipe.iterations}")
@@ -205,7 +235,10 @@ class Job:
             self.progress.note = recovery.summary()
             self.progress.update(len(group))
         for index, block in enumerate(group):
-            trace = [{"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]} for row in recovery.trace]
+            trace = [
+                {"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]}
+                for row in recovery.trace
+            ]
             write_json(_block_file(work, block).with_suffix(".json"), {"trace": trace})
         _keep(work, group, recovery.pixels(), None)
         checkpoint.clear()
@@ -220,9 +253,15 @@ def _keep(work: Path, group: list[Block], pixels: Pixels, step: int | None) -> N
 
 
 def _take(context: Context, shards: range, work: Path) -> list[str]:
-    """Real images (the random control) or released ones (the authors' folder) as the blocks' finished images."""
+    """Real images (the random control) or released ones (the authors' folder) as the blocks'
+    finished images.
+    """
     run, recipe = context.run, context.run.recipe.recover
-    made = _random_shards(context, shards) if recipe.mode == "random" else _released_shards(context, shards)
+    made = (
+        _random_shards(context, shards)
+        if recipe.mode == "random"
+        else _released_shards(context, shards)
+    )
     for shard, images in zip(shards, made, strict=True):
         _save_pixels(_block_file(work, Block(shard, 0, run.data.classes)), images)
     return context.class_names()
@@ -236,7 +275,10 @@ def _released_shards(context: Context, shards: range) -> Iterator[Pixels]:
 
 
 def _random_shards(context: Context, shards: range) -> Iterator[Pixels]:
-    """Real images of every class, a shard at a time; the train split is listed whole and the chosen images are read."""
+    """Real images of every class, a shard at a time.
+
+    The train split is listed whole and the chosen images are read.
+    """
     classes, seed = context.run.data.classes, context.run.recipe.recover.seed
     labels = context.real_labels("train")
     chosen = [_random_choice(labels, classes, shard, seed) for shard in shards]
@@ -245,8 +287,11 @@ def _random_shards(context: Context, shards: range) -> Iterator[Pixels]:
         yield np.stack(list(itertools.islice(images, classes)))
 
 
-def _random_choice(labels: NDArray[np.int64], classes: int, shard: int, seed: int) -> NDArray[np.int64]:
-    """Index [classes] of every class's `shard`-th image in a fixed random order; raises ConfigError if one has fewer.
+def _random_choice(
+    labels: NDArray[np.int64], classes: int, shard: int, seed: int
+) -> NDArray[np.int64]:
+    """Index [classes] of every class's `shard`-th image in a fixed random order; raises ConfigError
+    if one has fewer.
 
     `labels` [N] are sorted, as all layouts' are.
     """
@@ -256,12 +301,16 @@ def _random_choice(labels: NDArray[np.int64], classes: int, shard: int, seed: in
         own = range(first[label], first[label + 1])
         if shard >= len(own):
             found = f"class {label} has {len(own)} images, too few for shard {shard}"
-            raise ConfigError(f"recover mode random: {found}; lower the data set's shards_per_job or the IPC")
+            raise ConfigError(
+                f"recover mode random: {found}; lower the data set's shards_per_job or the IPC"
+            )
         chosen.append(own[generator("random", seed, "class", label).permutation(len(own))[shard]])
     return np.array(chosen, dtype=np.int64)
 
 
-def _write_part(context: Context, machine: Machine, shards: range, classes: list[str], work: Path) -> None:
+def _write_part(
+    context: Context, machine: Machine, shards: range, classes: list[str], work: Path
+) -> None:
     """Join finished blocks into the part's shards, with what was measured beside each."""
     run, recipe = context.run, context.run.recipe.recover
     shutil.rmtree(work / "out", ignore_errors=True)
@@ -271,17 +320,33 @@ def _write_part(context: Context, machine: Machine, shards: range, classes: list
         target = work / "out" / shard_name(shard)
         _join(context, target, work, blocks, classes)
         traces = [_block_file(work, block).with_suffix(".json") for block in blocks]
-        told: dict[str, Any] = {"blocks": [read_json(path, "a block's losses") for path in traces if path.is_file()]}
+        told: dict[str, Any] = {
+            "blocks": [read_json(path, "a block's losses") for path in traces if path.is_file()]
+        }
         told |= {"sha256": file_digest(target), "provenance": machine.provenance()}
         write_json(target.with_suffix(".json"), context.described() | {"ipc": shard} | told)
         if shard == 0 and recipe.synthetic:
             for step in [s for s in recipe.snapshots if s <= recipe.iterations]:
-                _join(context, work / "out" / "snapshots" / f"step-{step:05d}.tar", work, blocks, classes, step)
+                _join(
+                    context,
+                    work / "out" / "snapshots" / f"step-{step:05d}.tar",
+                    work,
+                    blocks,
+                    classes,
+                    step,
+                )
 
 
 def _join(
-    context: Context, target: Path, work: Path, blocks: list[Block], classes: list[str], step: int | None = None
+    context: Context,
+    target: Path,
+    work: Path,
+    blocks: list[Block],
+    classes: list[str],
+    step: int | None = None,
 ) -> None:
-    images = np.concatenate([np.load(_block_file(work, block, step), allow_pickle=False) for block in blocks])
+    images = np.concatenate(
+        [np.load(_block_file(work, block, step), allow_pickle=False) for block in blocks]
+    )
     kind = context.run.recipe.recover.image
     write_shard(target, images, classes, blocks[0].shard, context.run.id, context.run.dataset, kind)

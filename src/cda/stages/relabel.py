@@ -1,7 +1,9 @@
-"""Relabel: the relabel model's logits for every distilled image under every epoch's augmentation (FKD).
+"""Relabel: the relabel model's logits for every distilled image under every epoch's augmentation
+(FKD).
 
-Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`, and `logits.npy` as
-the recipe's codec keeps them). Hard and online labels leave a header only: it is the augmentations' rule all the same.
+Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`,
+and `logits.npy` as the recipe's codec keeps them). Hard and online labels leave a header only: it
+is the augmentations' rule all the same.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ from typing import Any
 
 import torch
 
-from cda.checkpoint import Stop, working
-from cda.data.codecs import Codec
-from cda.data.labels import FORMAT, LabelWriter
-from cda.data.loaders import DistilledBatches, Images
+from cda.config.recipe import Relabel
+from cda.data.label_codec import Codec
+from cda.data.label_store import FORMAT, LabelWriter
 from cda.data.shards import load_distilled
+from cda.engine.batches import DistilledBatches
+from cda.engine.device import Machine
+from cda.engine.images import Images
+from cda.engine.lock import working
+from cda.engine.signals import Stop
+from cda.experiments.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
 from cda.files import publish, read_json, write_json
 from cda.progress import Progress, say
-from cda.recipe import Relabel
-from cda.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
-from cda.runtime import Machine
 from cda.stages.context import Context
-from cda.stages.networks import faster, load_squeezed
+from cda.stages.models import faster, load_squeezed
 
 BATCH = 256  # images the relabel model sees at a time; changes nothing but speed and rounding
 
@@ -35,7 +39,10 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
     mode = label_mode(run, context.settings.labels.max_gb)
     if mode != run.recipe.relabel.labels:
         size, limit = label_gigabytes(run), context.settings.labels.max_gb
-        instead = "the model will run while validating; relabel.bits, top_k and reuse make a store smaller"
+        instead = (
+            "the model will run while validating; relabel.bits, top_k and reuse make a "
+            "store smaller"
+        )
         say(f"relabel {run.id}: {size:.3g} GB exceed labels.max_gb = {limit:.3g}; {instead}")
     pixels, labels, classes, images_digest = load_distilled(
         images_folder, run.ipc, data.name, run.upstream["images"].id, data.resolution
@@ -45,13 +52,18 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
         told: dict[str, Any] = {}
         if mode == "stored":
             assert model_path is not None
-            described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
+            described = read_json(
+                model_path.with_name("squeeze.json"), "the squeezed model's description"
+            )
             key = f"{images_digest} {described.get('sha256')}"
             images = Images(pixels, labels, data, machine)
             batches = DistilledBatches(images, recipe_of(run), BATCH, label_epochs(run))
             told = _write_logits(context, machine, batches, model_path, out_aside, stop, key)
         _write_header(
-            context, machine, out_aside, {"labels": mode, "classes": classes, "images_digest": images_digest, **told}
+            context,
+            machine,
+            out_aside,
+            {"labels": mode, "classes": classes, "images_digest": images_digest, **told},
         )
         publish(out_aside, out)
 
@@ -64,20 +76,34 @@ def recipe_of(run: Run) -> Relabel:
 def _write_header(context: Context, machine: Machine, folder: Path, told: dict[str, Any]) -> None:
     run = context.run
     header = {"format": FORMAT, **context.described(), "ipc": run.ipc, "epochs": served_epochs(run)}
-    header |= {"recipe": recipe_of(run).model_dump(mode="json"), "temperature": run.recipe.validate_.temperature}
+    header |= {
+        "recipe": recipe_of(run).model_dump(mode="json"),
+        "temperature": run.recipe.validate_.temperature,
+    }
     write_json(folder / "header.json", header | told | {"provenance": machine.provenance()})
 
 
 @torch.inference_mode()
 def _write_logits(
-    context: Context, machine: Machine, batches: DistilledBatches, model_path: Path, folder: Path, stop: Stop, key: str
+    context: Context,
+    machine: Machine,
+    batches: DistilledBatches,
+    model_path: Path,
+    folder: Path,
+    stop: Stop,
+    key: str,
 ) -> dict[str, Any]:
-    """Stream the logits of every label epoch to disk; epochs that an earlier start finished are kept."""
+    """Stream the logits of every label epoch to disk.
+
+    Epochs that an earlier start finished are kept.
+    """
     run, recipe = context.run, context.run.recipe
     epochs = label_epochs(run)
     model = load_squeezed(model_path, run.upstream["model"], machine)
     logits_of = faster(model, machine, epochs * batches.steps, BATCH)
-    codec = Codec(run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature)
+    codec = Codec(
+        run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature
+    )
     writer = LabelWriter(folder, codec, epochs, batches.images, key)
     if writer.done:
         say(f"relabel {run.id}: going on from epoch {writer.done} of {epochs}")

@@ -1,9 +1,11 @@
-"""Score: classify images with a squeezed model that took no part in making them (paper Section 3.7, Table 9).
+"""Score: classify images with a squeezed model that took no part in making them (paper Section 3.7,
+Table 9).
 
-Reads a squeezed model and the first shards of a recover run, or the real validation images; writes one JSON, as
-validate does. The paper gives the "mean of random 10-crop and global images": here `top1_global` is the accuracy on
-whole images and `top1_10crop` the mean accuracy on `score.crops` random resized crops of each, not flipped. A crop is
-drawn for (seed, crop number, image), so that every method's images are cropped alike.
+Reads a squeezed model and the first shards of a recover run, or the real validation images; writes
+one JSON, as validate does. The paper gives the "mean of random 10-crop and global images": here
+`top1_global` is the accuracy on whole images and `top1_10crop` the mean accuracy on `score.crops`
+random resized crops of each, not flipped. A crop is drawn for (seed, crop number, image), so that
+every method's images are cropped alike.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from cda.data.loaders import Images
+from cda.config.recipe import Score
 from cda.data.shards import load_distilled
+from cda.engine.images import Images
 from cda.errors import ArtifactError
 from cda.files import write_json
-from cda.method.augment import draw_views, generator, resample, resampling
+from cda.method.augment import draw_views, resample, resampling
 from cda.progress import Progress, say
-from cda.recipe import Score
+from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.networks import described_squeeze, load_squeezed, outputs_of
+from cda.stages.models import described_squeeze, load_squeezed, outputs_of
 
 BATCH = 256  # images the model sees at a time; changes nothing but speed and rounding
 
@@ -31,7 +34,7 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
     """Classify and write the run's JSON at `out`.
 
     Args:
-        context: The job; its run is a `cda.runs.score_run`.
+        context: The job; its run is a `cda.experiments.runs.score_run`.
         images_folder: Folder of the recover run, None where the run looks at the real validation images.
         model_path: The squeezed `model.safetensors`, its description beside it.
         out: The JSON: accuracies in percent; of shards also `top1_global` and `top1_10crop`.
@@ -46,9 +49,16 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
     if "images" in run.upstream:
         assert images_folder is not None
         source = run.upstream["images"].id
-        pixels, labels, classes, _ = load_distilled(images_folder, run.ipc, run.dataset, source, run.data.resolution)
-        outputs = np.array(outputs_of(model_path, described_squeeze(model_path, run.upstream["model"]), run.data))
-        images, sampled = Images(pixels, outputs[labels], run.data, machine, classes), run.recipe.score
+        pixels, labels, classes, _ = load_distilled(
+            images_folder, run.ipc, run.dataset, source, run.data.resolution
+        )
+        outputs = np.array(
+            outputs_of(model_path, described_squeeze(model_path, run.upstream["model"]), run.data)
+        )
+        images, sampled = (
+            Images(pixels, outputs[labels], run.data, machine, classes),
+            run.recipe.score,
+        )
     else:
         images = context.validation(machine)
     _check(context, model_path, images.classes)
@@ -58,7 +68,12 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
     if sampled is not None:
         crops = crop_accuracies(model, images, sampled, f"score {run.id}")
         measured |= {"top1_global": measured["top1"], "top1_10crop": sum(crops) / len(crops)}
-    described = context.described() | {"model": run.model, "ipc": run.ipc, "seed": 0, "images": len(images)}
+    described = context.described() | {
+        "model": run.model,
+        "ipc": run.ipc,
+        "seed": 0,
+        "images": len(images),
+    }
     write_json(out, described | measured | {"provenance": machine.provenance()})
 
 
@@ -71,15 +86,24 @@ def crop_accuracies(model: nn.Module, images: Images, values: Score, label: str)
     for crop in range(values.crops):
         draws = generator("score", values.seed, crop)
         views = draw_views(
-            draws, len(images), images.size, crop="random_resized_crop", scale=values.crop_scale, flip=0.0
+            draws,
+            len(images),
+            images.size,
+            crop="random_resized_crop",
+            scale=values.crop_scale,
+            flip=0.0,
         )
         correct = torch.zeros((), device=images.device, dtype=torch.long)
         for start in range(0, len(images), BATCH):
             chosen = np.arange(start, min(start + BATCH, len(images)))
             index = torch.from_numpy(chosen).to(images.device)
-            seen = resample(images.at(index), resampling(views.of(chosen), images.size, images.device))
+            seen = resample(
+                images.at(index), resampling(views.of(chosen), images.size, images.device)
+            )
             with images.machine.autocast():
-                logits = model(images.normalised(seen).contiguous(memory_format=torch.channels_last))
+                logits = model(
+                    images.normalised(seen).contiguous(memory_format=torch.channels_last)
+                )
             correct += (logits.float().argmax(dim=1) == images.labels[index]).sum()
             progress.update(len(chosen))
         accuracies.append(float(correct) * 100 / len(images))
@@ -89,14 +113,18 @@ def crop_accuracies(model: nn.Module, images: Images, values: Score, label: str)
 
 
 def _check(context: Context, path: Path, classes: list[str]) -> None:
-    """Raise ArtifactError unless the model knows the images' classes and was trained under their normalisation."""
+    """Raise ArtifactError unless the model knows the images' classes and was trained under their
+    normalisation.
+    """
     data = context.run.data
     described = described_squeeze(path, context.run.upstream["model"])
     if [described["classes"][output] for output in outputs_of(path, described, data)] != classes:
         raise ArtifactError(
-            f"{path}: its classes are not those of the {context.run.dataset} images to score; squeeze it on the same"
+            f"{path}: its classes are not those of the {context.run.dataset} images to score; "
+            "squeeze it on the same"
         )
     if (described.get("mean"), described.get("std")) != (list(data.mean), list(data.std)):
         raise ArtifactError(
-            f"{path}: was trained under another mean and std than {context.run.dataset}'s; squeeze it again"
+            f"{path}: was trained under another mean and std than {context.run.dataset}'s; "
+            "squeeze it again"
         )

@@ -1,8 +1,10 @@
-"""Squeeze: train the recovery model on the real data, or take published weights (paper Section 2.2).
+"""Squeeze: train the recovery model on the real data, or take published weights (paper Section
+2.2).
 
-Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy, network, classes,
-normalisation). Weights that were trained here are kept in half precision, and the accuracy is that of the kept ones;
-published weights stay as they are. Under torchrun its processes share every batch, and rank 0 writes.
+Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy,
+network, classes, normalisation). Weights that were trained here are kept in half precision, and the
+accuracy is that of the kept ones; published weights stay as they are. Under torchrun its processes
+share every batch, and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -15,18 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cda import models
-from cda.checkpoint import Checkpoint, Stop, working, write_tensors
 from cda.data import sources
-from cda.data.loaders import SqueezeBatches, images_of
+from cda.engine.batches import SqueezeBatches
+from cda.engine.checkpoint import Checkpoint, load_state, write_tensors
+from cda.engine.device import Machine, processes
+from cda.engine.images import images_of
+from cda.engine.lock import working
+from cda.engine.signals import Stop
+from cda.engine.trainer import Batches, Loss, Trainer, fit
 from cda.errors import ConfigError, DataError
+from cda.experiments.paths import data_root
 from cda.files import file_digest, whole, write_json
+from cda.method import networks
 from cda.method.bn_matching import bn_layers
-from cda.paths import data_root
-from cda.runtime import Machine, processes
 from cda.stages.context import Context
-from cda.stages.networks import fresh_model
-from cda.training import Batches, Loss, Trainer, fit
+from cda.stages.models import fresh_model
 
 
 def smoothed_ce(smoothing: float) -> Loss:
@@ -46,15 +51,30 @@ def round_to_half(model: nn.Module) -> None:
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
-    """What is kept in half precision: not biases, nor what BN layers hold, which is small and spans many magnitudes."""
+    """What is kept in half precision.
+
+    Not biases, nor what BN layers hold, which is small and spans many magnitudes.
+    """
     return (parameter for parameter in model.parameters() if parameter.ndim > 1)
 
 
-def write_model(context: Context, model: nn.Module, classes: list[str], out: Path, told: dict[str, Any]) -> None:
-    """Write the weights and their description, the description last; in half precision what that holds exactly."""
-    halved = {id(weight) for weight in _matrices(model) if torch.equal(weight.half().to(weight.dtype), weight)}
+def write_model(
+    context: Context, model: nn.Module, classes: list[str], out: Path, told: dict[str, Any]
+) -> None:
+    """Write the weights and their description, the description last.
+
+    In half precision what that holds exactly.
+    """
+    halved = {
+        id(weight)
+        for weight in _matrices(model)
+        if torch.equal(weight.half().to(weight.dtype), weight)
+    }
     state = model.state_dict(keep_vars=True)
-    tensors = {name: (t.half() if id(t) in halved else t).detach().cpu().contiguous() for name, t in state.items()}
+    tensors = {
+        name: (t.half() if id(t) in halved else t).detach().cpu().contiguous()
+        for name, t in state.items()
+    }
     with whole(out) as aside:
         write_tensors(tensors, aside)
     data = context.run.data
@@ -70,8 +90,8 @@ def write_model(context: Context, model: nn.Module, classes: list[str], out: Pat
 def run(context: Context, out: Path, recovered: bool = False) -> None:
     """Train the run's model to `out` (model.safetensors), or fetch its published weights.
 
-    Raises ConfigError before any work if the model is to be `recovered` from and has no BN layers, or if the recipe
-    asks for what the data set cannot have.
+    Raises ConfigError before any work if the model is to be `recovered` from and has no BN layers,
+    or if the recipe asks for what the data set cannot have.
     """
     recipe = context.run.recipe.squeeze
     if recovered:
@@ -79,12 +99,16 @@ def run(context: Context, out: Path, recovered: bool = False) -> None:
     if recipe.weights:
         if processes() > 1:
             raise ConfigError(
-                "squeeze.weights: published weights are fetched by one process; start it without torchrun"
+                "squeeze.weights: published weights are fetched by one process; start it "
+                "without torchrun"
             )
         _published(context, recipe.weights, out)
         return
     if recipe.randaugment and not context.run.data.stream:
-        problem = f"squeeze.randaugment: {recipe.randaugment}, but data set {context.run.dataset} is not streamed"
+        problem = (
+            f"squeeze.randaugment: {recipe.randaugment}, but data set "
+            f"{context.run.dataset} is not streamed"
+        )
         raise ConfigError(f"{problem}; set it to 0, or stream: true in the data set's file")
     machine = context.machine()
     with working(context.work("model"), machine.leads) as stop:
@@ -94,7 +118,7 @@ def run(context: Context, out: Path, recovered: bool = False) -> None:
 
 def _network(context: Context) -> nn.Module:
     run = context.run
-    return models.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
+    return networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
 
 
 def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
@@ -102,21 +126,35 @@ def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
     run, recipe = context.run, context.run.recipe.squeeze
     test, batches = context.validation(machine), _batches(context, machine)
     if test.classes != context.class_names():
-        raise DataError(f"{run.dataset}: not the classes of the decoded validation images; decode the data set at hand")
-    path, every = context.work("model") / "state.safetensors", context.settings.runtime.checkpoint_seconds
+        raise DataError(
+            f"{run.dataset}: not the classes of the decoded validation images; decode the "
+            "data set at hand"
+        )
+    path, every = (
+        context.work("model") / "state.safetensors",
+        context.settings.runtime.checkpoint_seconds,
+    )
     checkpoint = Checkpoint(path, run.id, every, machine.leads)
     model = fresh_model(run, machine, ("squeeze", recipe.seed))
-    if recipe.init and machine.leads and checkpoint.load() is None:  # the other ranks get rank 0's weights
-        from cda.stages.published import start_from
+    if (
+        recipe.init and machine.leads and checkpoint.load() is None
+    ):  # the other ranks get rank 0's weights
+        from cda.engine.pretrained import start_from
 
         start_from(model, recipe.init, run.model)
     trainer = Trainer(model, recipe, machine, ("squeeze", recipe.seed))
     loss = smoothed_ce(recipe.label_smoothing)
     history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
     round_to_half(trainer.model)
-    told = {**test.evaluate(trainer.model), "best_top1": history.best["top1"], "curve": history.curve}
+    told = {
+        **test.evaluate(trainer.model),
+        "best_top1": history.best["top1"],
+        "curve": history.curve,
+    }
     if machine.leads:
-        write_model(context, trainer.model, test.classes, out, told | {"provenance": machine.provenance()})
+        write_model(
+            context, trainer.model, test.classes, out, told | {"provenance": machine.provenance()}
+        )
 
 
 def _batches(context: Context, machine: Machine) -> Batches:
@@ -124,24 +162,30 @@ def _batches(context: Context, machine: Machine) -> Batches:
     data, recipe = context.run.data, context.run.recipe.squeeze
     if not data.stream:
         return SqueezeBatches(images_of(context.real("train"), data, machine), recipe)
-    from cda.data.streaming import StreamedBatches
+    from cda.engine.streaming import StreamedBatches
 
-    return StreamedBatches(sources.files(data, data_root(context.settings, data.name)), recipe, machine)
+    return StreamedBatches(
+        sources.files(data, data_root(context.settings, data.name)), recipe, machine
+    )
 
 
 def _published(context: Context, weights: str, out: Path) -> None:
-    """Published weights as a squeeze run: their name, digest and the accuracy their publisher states."""
-    from cda.stages.published import state_of
+    """Published weights as a squeeze run.
+
+    Their name, digest and the accuracy their publisher states.
+    """
+    from cda.engine.pretrained import state_of
 
     run = context.run
     state, stated, classes = state_of(weights, run.model, context.class_names())
-    model = models.build(run.model, len(classes), run.data.resolution, run.recipe.architecture)
+    model = networks.build(run.model, len(classes), run.data.resolution, run.recipe.architecture)
     try:
-        models.load_state(model, state)
+        load_state(model, state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ConfigError(
-            f"squeeze.weights: {weights} does not fit {run.model} with {len(classes)} classes ({reason})"
+            f"squeeze.weights: {weights} does not fit {run.model} with {len(classes)} classes "
+            f"({reason})"
         ) from None
     told = {"top1": stated, "weights": weights, "provenance": context.machine().provenance()}
     write_model(context, model, classes, out, told)

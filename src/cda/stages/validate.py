@@ -1,6 +1,8 @@
-"""Validate (post-train): train a fresh model on distilled images alone, test it on the real validation set.
+"""Validate (post-train): train a fresh model on distilled images alone, test it on the real
+validation set.
 
-Reads shards, a label store and, for online labels, the relabel model; writes one JSON, the only thing a table reads.
+Reads shards, a label store and, for online labels, the relabel model; writes one JSON, the only
+thing a table reads.
 """
 
 from __future__ import annotations
@@ -14,18 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cda.checkpoint import Checkpoint, working
-from cda.data.labels import LabelStore
-from cda.data.loaders import DistilledBatches, Images, Placed
+from cda.config.recipe import Validate
+from cda.data.label_store import LabelStore
 from cda.data.shards import load_distilled
+from cda.engine.batches import DistilledBatches, Placed
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Machine
+from cda.engine.images import Images
+from cda.engine.lock import working
+from cda.engine.trainer import History, Loss, Trainer, fit
 from cda.errors import ConfigError, DataError
 from cda.files import write_json
-from cda.method.kd import kd_loss, mixed_ce
-from cda.recipe import Validate
-from cda.runtime import Machine
+from cda.method.losses import kd_loss, mixed_ce
 from cda.stages.context import Context
-from cda.stages.networks import fresh_model, load_squeezed
-from cda.training import History, Loss, Trainer, fit
+from cda.stages.models import fresh_model, load_squeezed
 
 AHEAD = 2**28  # bytes of labels that are on the device at once
 
@@ -34,7 +38,12 @@ class LabelledBatches:
     """Distilled batches with what the loss needs: soft labels, or hard labels of the mixture."""
 
     def __init__(
-        self, batches: DistilledBatches, store: LabelStore, teacher: nn.Module | None, machine: Machine, epochs: int = 1
+        self,
+        batches: DistilledBatches,
+        store: LabelStore,
+        teacher: nn.Module | None,
+        machine: Machine,
+        epochs: int = 1,
     ) -> None:
         self.inner, self.store, self.machine = batches, store, machine
         self.steps, self.images = batches.steps, batches.images
@@ -45,7 +54,8 @@ class LabelledBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(inputs, target) of every step.
 
-        A target is a store's encoded rows, the teacher's logits, or (own class, partner's class, own share).
+        A target is a store's encoded rows, the teacher's logits, or (own class, partner's class,
+        own share).
         """
         rows: Iterator[Tensor] | None = None
         for inputs, (_, placed, index) in self.inner.epoch(epoch, first_step):
@@ -53,7 +63,12 @@ class LabelledBatches:
                 rows = rows or self._rows(epoch, placed.plan.order, first_step)
                 yield inputs, next(rows)
             else:
-                yield inputs, self._online(inputs) if self.store.mode == "online" else self._hard(placed, index)
+                yield (
+                    inputs,
+                    self._online(inputs)
+                    if self.store.mode == "online"
+                    else self._hard(placed, index),
+                )
 
     def _rows(self, epoch: int, order: NDArray[np.int64], first_step: int) -> Iterator[Tensor]:
         """A store's rows [B, width] of every step; those of many steps go to the device at once."""
@@ -76,8 +91,15 @@ class LabelledBatches:
 
 
 def loss_of(recipe: Validate, store: LabelStore) -> Loss:
-    """The recipe's loss for the store's kind of labels; it decodes rows itself, so that a compiled step does."""
-    temperature, squared, smoothing = recipe.temperature, recipe.temperature_squared, recipe.label_smoothing
+    """The recipe's loss for the store's kind of labels.
+
+    It decodes rows itself, so that a compiled step does.
+    """
+    temperature, squared, smoothing = (
+        recipe.temperature,
+        recipe.temperature_squared,
+        recipe.label_smoothing,
+    )
     codec = store.codec
 
     def stored(logits: Tensor, rows: Any) -> Tensor:
@@ -93,14 +115,25 @@ def loss_of(recipe: Validate, store: LabelStore) -> Loss:
     return {"stored": stored, "online": online, "hard": hard}[store.mode]
 
 
-def run(context: Context, images_folder: Path, labels: Path, model_path: Path | None, seed: int, out: Path) -> None:
+def run(
+    context: Context,
+    images_folder: Path,
+    labels: Path,
+    model_path: Path | None,
+    seed: int,
+    out: Path,
+) -> None:
     """Train and test with one seed; write the run's JSON at `out`."""
     run, recipe = context.run, context.run.recipe.validate_
     if seed < 0:
         raise ConfigError(f"--seed {seed}: seeds are counted from 0")
     store = LabelStore(labels)
     pixels, targets, classes, images_digest = load_distilled(
-        images_folder, run.ipc, run.dataset, run.upstream["labels"].upstream["images"].id, run.data.resolution
+        images_folder,
+        run.ipc,
+        run.dataset,
+        run.upstream["labels"].upstream["images"].id,
+        run.data.resolution,
     )
     store.check(run.upstream["labels"].id, images_digest, classes, recipe.epochs)
     store.verify()
@@ -108,7 +141,8 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
     test = context.validation(machine)
     if test.classes != classes:
         raise DataError(
-            f"{images_folder}: not the classes of {run.dataset} at hand; point config key data at the right one"
+            f"{images_folder}: not the classes of {run.dataset} at hand; point config key "
+            "data at the right one"
         )
     teacher = (
         load_squeezed(model_path, run.upstream["labels"].upstream["model"], machine)
@@ -121,16 +155,27 @@ def run(context: Context, images_folder: Path, labels: Path, model_path: Path | 
         checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
         images = Images(pixels, targets, run.data, machine)
         distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
-        trainer = Trainer(fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed))
+        trainer = Trainer(
+            fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed)
+        )
         batches = LabelledBatches(distilled, store, teacher, machine, recipe.epochs)
         label = f"validate {run.id} seed {seed}"
-        history = fit(trainer, batches, loss_of(recipe, store), test.evaluate, checkpoint, stop, label)
+        history = fit(
+            trainer, batches, loss_of(recipe, store), test.evaluate, checkpoint, stop, label
+        )
         write_json(out, _record(context, history, seed, machine))
 
 
 def _record(context: Context, history: History, seed: int, machine: Machine) -> dict[str, Any]:
-    """What the run's JSON says; everything outside `provenance` is the same on the same kind of CPU."""
+    """What the run's JSON says; everything outside `provenance` is the same on the same kind of
+    CPU.
+    """
     run, last, best = context.run, history.last, history.best
-    measured = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
+    measured = {
+        "top1": last["top1"],
+        "top5": last["top5"],
+        "best_top1": best["top1"],
+        "best_epoch": best["epoch"],
+    }
     described = context.described() | {"model": run.model, "ipc": run.ipc, "seed": seed}
     return described | measured | {"curve": history.curve, "provenance": machine.provenance()}

@@ -1,0 +1,107 @@
+"""What one user, scale and command line say.
+
+`config/config.yaml` and the scale's file, laid over each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cda.config.experiment import Scale
+from cda.config.settings import Settings
+from cda.config.types import parse
+from cda.config.yaml_source import Layer, Sourced, below, nested, places, read_layer, read_plain
+from cda.errors import ConfigError
+
+CONFIG = Path("config")
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CONFIG) -> Settings:
+    """`config/config.yaml`, then the scale's `settings`, then `overrides` (the command line).
+
+    Raises ConfigError.
+    """
+    file = config / "config.yaml"
+    layer = dict(read_layer(file))
+    given = _given(overrides or {})
+    scale = given.get("scale", layer.get("scale", Sourced("paper", ""))).value
+    if scale != "paper":
+        read_scale(config, scale)
+        layer |= below(read_layer(scale_file(config, scale)), "settings")
+    layer |= given
+    return parse(Settings, nested(layer), str(file), places(layer))
+
+
+def from_environment() -> dict[str, Any]:
+    """What $CDA_CONFIG gives, as JSON: the configuration of the workflow that started this job.
+
+    Raises ConfigError.
+    """
+    try:
+        given = json.loads(os.environ.get("CDA_CONFIG") or "{}")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ConfigError(
+            'CDA_CONFIG in the environment: must be a JSON object such as {"scale": "demo"}; '
+            "unset or mend it"
+        )
+    return given
+
+
+def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """`first` with the values of `then`, nested key by nested key."""
+    result = dict(first)
+    for key, value in then.items():
+        before = result.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(before or {}, value) if both else value
+    return result
+
+
+def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
+    layer: Layer = {}
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and key != "data_paths":
+            layer |= _given(value, f"{prefix}{key}.")
+        else:
+            layer[prefix + key] = Sourced(value, "the command line")
+    return layer
+
+
+def declared(config: Path) -> list[str]:
+    """Names of the data sets in `config/datasets/`."""
+    return sorted(path.stem for path in (config / "datasets").glob("*.yaml"))
+
+
+def scale_file(config: Path, scale: str) -> Path:
+    """Where a scale is declared."""
+    return config / "scales" / f"{scale}.yaml"
+
+
+def read_scale(config: Path, scale: str) -> Scale:
+    """A scale; raises ConfigError for an unknown scale, key or data set."""
+    file = scale_file(config, scale)
+    if not re.fullmatch(r"\w[\w-]*", str(scale)) or not file.is_file():  # it names folders too
+        known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
+        raise ConfigError(
+            f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}"
+        )
+    written, names = places(read_layer(file)), declared(config)
+    told = parse(Scale, read_plain(file), str(file), written)
+    for name, shrunk in told.datasets.items():
+        for asked in (name, shrunk.stand_in or name):
+            if asked not in names:
+                place = next(
+                    (where for key, where in written.items() if key.startswith(f"datasets.{name}")),
+                    str(file),
+                )
+                raise ConfigError(
+                    f"{place}: data set {asked} is not declared; use one of {', '.join(names)}"
+                )
+    return told

@@ -1,0 +1,122 @@
+"""What all of the configuration's models share.
+
+Strictness, ranges, names that are safe, and errors of one line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cda.errors import ConfigError
+
+M = TypeVar("M", bound="Strict")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not yes or no")
+    return value
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError("must be [low, high] with 0 < low <= high <= 1")
+    return value
+
+
+def _named(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", value):
+        raise ValueError(
+            "must be a name of letters, digits, _, - and ., the first a letter, digit or _"
+        )
+    return value
+
+
+def _folder(value: str) -> str:
+    return value and _named(value)
+
+
+def _published(value: str) -> str:
+    _named(value.replace(":", ".", 1))
+    return value
+
+
+# What becomes part of a path or of a command: no name leaves its folder or means anything to a
+# shell.
+Name = Annotated[str, AfterValidator(_named)]
+Folder = Annotated[str, AfterValidator(_folder)]  # or none
+Published = Annotated[str, AfterValidator(_published)]
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]
+CropScale = Annotated[tuple[Ratio, Ratio], AfterValidator(_ordered)]
+Spread = Annotated[float, Field(gt=0.0, le=1.0), BeforeValidator(_number)]
+Weight = Annotated[float, Field(ge=0.0), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
+
+
+class Strict(BaseModel):
+    """A model that knows its keys.
+
+    An unknown one is an error, and values never change after reading.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+def parse(
+    model: type[M], values: dict[str, Any], where: str, written: Mapping[str, str] | None = None
+) -> M:
+    """`values` as a `model`; raises ConfigError, one line that names the place, the key and what is
+    allowed.
+
+    The place is `where`, or what `written` says for the key (dotted keys to file and line).
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = min(
+            error.errors(), key=lambda found: found["type"] != "extra_forbidden"
+        )  # a typo explains the rest
+        key, told = ".".join(map(str, problem["loc"])), _message(model, problem)
+        near = [
+            k
+            for k in written or ()
+            if k == key or key.startswith(f"{k}.") or k.startswith(f"{key}.")
+        ]
+        place = written[near[0]] if written and near else where
+        raise ConfigError(f"{place}: {key or model.__name__.lower()} {told}") from None
+
+
+def _message(model: type[Strict], problem: Any) -> str:
+    """What pydantic found wrong, in words that say what is allowed."""
+    if problem["type"] == "extra_forbidden":
+        return f"is not a known key; use one of {', '.join(_keys(model, problem['loc'][:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return message[0].lower() + message[1:] + shown
+
+
+def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
+    """The keys that are known at `path` below `model`."""
+    for part in (part for part in path if isinstance(part, str)):
+        fields = [
+            field.annotation
+            for name, field in model.model_fields.items()
+            if part in (name, field.alias)
+        ]
+        if not fields:  # a mapping's own key, such as a data set's name
+            continue
+        kind = fields[0]
+        inner = (kind, *getattr(kind, "__args__", ()))
+        model = next(
+            option for option in inner if isinstance(option, type) and issubclass(option, Strict)
+        )
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,210 @@
+"""The label store: soft labels of every image in every epoch, and the rule that makes each epoch's
+images again.
+
+What image i looks like in epoch e (crop, flip, cutout, partner, patch) is a pure function of the
+relabel seed, e and i (for mixing also of the label batch and the number of images), so a store
+holds logits and a header and no coordinates. Mixing partners come from the same block of
+`batch_size` images in the epoch's order, so that one store serves every batch size of
+post-training.
+
+Where epochs of training share an epoch of labels (`reuse`), they see its very images, since labels
+belong to the augmentation they were made under, but each in an order of its own, so that batches
+differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cda.config.recipe import Relabel
+from cda.config.types import parse
+from cda.data.label_codec import Codec
+from cda.data.memmap import mapped, room, written
+from cda.errors import ArtifactError, ConfigError
+from cda.files import file_digest, read_json, write_json
+
+FORMAT = "cda-labels/1"
+FIRST = "fp16"  # what the first stores call labels that are stored
+
+
+def logits_file(folder: Path) -> Path:
+    """The stored rows [epochs of labels, images, width]: fp16 logits, or a codec's bytes."""
+    return folder / "logits.npy"
+
+
+def header_of(folder: Path) -> dict[str, Any]:
+    """A label store's header; raises ArtifactError if it is none."""
+    path = folder / "header.json"
+    header = read_json(path, "the label store's header")
+    if header.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path}: not a label store of format {FORMAT} (found {header.get('format')!r}); "
+            "make it again"
+        )
+    kinds = {"labels": str, "classes": list, "images_digest": str, "epochs": int, "recipe": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(header.get(key), kind)]:
+        raise ArtifactError(f"{path}: lacks {', '.join(wrong)}; delete the store and relabel again")
+    if not header["classes"] or not all(isinstance(name, str) for name in header["classes"]):
+        raise ArtifactError(
+            f"{path}: its classes are no list of names; delete the store and relabel again"
+        )
+    if header["labels"] == FIRST:
+        header |= {"labels": "stored", "recipe": header["recipe"] | {"labels": "stored"}}
+    if header["labels"] not in ("stored", "online", "hard"):
+        raise ArtifactError(
+            f"{path}: has unknown labels {header['labels']!r}; delete the store and relabel again"
+        )
+    return header
+
+
+class LabelStore:
+    """A finished label store, read by (epoch, images) through a memory map.
+
+    Raises ArtifactError if it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.header = folder, header_of(folder)
+        self.mode: str = self.header["labels"]
+        self.recipe = self._recipe()
+        self.codec = Codec(
+            len(self.header["classes"]),
+            self.recipe.bits,
+            self.recipe.top_k,
+            self.header.get("temperature", 1.0),
+        )
+        self._rows: NDArray[Any] | None = self._map() if self.mode == "stored" else None
+
+    def _recipe(self) -> Relabel:
+        """What its augmentations are drawn by and its logits are kept by, as the header records it."""
+        path, header = self.folder / "header.json", self.header
+        try:
+            recipe = parse(
+                Relabel, header["recipe"] | {"epochs": header["epochs"]}, f"{path}: recipe"
+            )
+        except ConfigError as error:
+            raise ArtifactError(f"{error}; delete the store and relabel again") from None
+        temperature = header.get("temperature")
+        known = isinstance(temperature, int | float) and 0 < temperature < 1e6
+        if recipe.top_k and not (known and recipe.top_k < len(header["classes"])):
+            raise ArtifactError(
+                f"{path}: its classes or temperature do not fit its top_k {recipe.top_k}; "
+                "delete the store and relabel again"
+            )
+        return recipe
+
+    def _map(self) -> NDArray[Any]:
+        path, told, codec = logits_file(self.folder), self.header.get("shape"), self.codec
+        shape = tuple(told) if isinstance(told, list) else ()
+        if not shape or shape[0] != self.recipe.label_epochs(self.header["epochs"]):
+            raise ArtifactError(
+                f"{path.with_name('header.json')}: its shape does not hold its epochs; "
+                "relabel again"
+            )
+        rows = mapped(path, "label store", f"delete {self.folder} and relabel again")
+        if rows.shape != shape or shape[2:] != (codec.width,) or rows.dtype != codec.dtype:
+            wanted = f"{np.dtype(codec.dtype)} {shape} of {codec.width} a row"
+            raise ArtifactError(
+                f"{path}: holds {rows.dtype} {rows.shape}, its header says {wanted}; relabel again"
+            )
+        return rows
+
+    def verify(self) -> None:
+        """Raises ArtifactError if the stored logits are not the bytes that were written.
+
+        Reads all of them once.
+        """
+        if self._rows is not None and file_digest(logits_file(self.folder)) != self.header.get(
+            "sha256"
+        ):
+            raise ArtifactError(
+                f"{logits_file(self.folder)}: differs from its header's digest; delete it and "
+                "relabel again"
+            )
+
+    def check(self, run: str, images: str, classes: list[str], epochs: int) -> None:
+        """Raises ArtifactError unless it is that run's, for these images (digest) and classes, with
+        enough epochs.
+        """
+        where = self.folder / "header.json"
+        if self.header.get("run") != run:
+            raise ArtifactError(
+                f"{where}: holds the labels of run {self.header.get('run')}, not of {run}; "
+                "relabel again"
+            )
+        if self.header["images_digest"] != images:
+            raise ArtifactError(
+                f"{where}: these labels belong to another set of images; relabel the shards at hand"
+            )
+        if self.header["classes"] != classes:
+            raise ArtifactError(
+                f"{where}: classes are in another order than the shards'; relabel the shards "
+                "at hand"
+            )
+        if self.header["epochs"] < epochs:
+            raise ArtifactError(
+                f"{where}: labels for {self.header['epochs']} epochs, the recipe's "
+                f"validate.epochs is {epochs}; relabel"
+            )
+
+    def rows(self, epoch: int, images: NDArray[np.int64]) -> NDArray[Any]:
+        """Encoded rows [n, width] of `images` [n] in `epoch` of training, for `codec.decode` on any
+        device.
+        """
+        assert self._rows is not None
+        return self._rows[self.recipe.label_epoch(epoch), images]
+
+    def read(self, epoch: int, images: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [n, classes] of `images` [n] in `epoch` of training."""
+        return self.codec.decode(torch.from_numpy(self.rows(epoch, images))).numpy()
+
+
+class LabelWriter:
+    """Streams a store's rows to its folder, epoch after epoch; an interrupted one goes on from its
+    last `mark`.
+
+    Rows go through a memory map, so that memory does not grow with the store. Its room is taken
+    first, and `key` tells what the labels are made from: those of another are not gone on with.
+    """
+
+    def __init__(self, folder: Path, codec: Codec, epochs: int, images: int, key: str = "") -> None:
+        self.codec, self.path, self.shape = (
+            codec,
+            logits_file(folder),
+            (epochs, images, codec.width),
+        )
+        self._mark, self._key = (
+            folder.with_name("epochs.json"),
+            f"{key} {self.shape} {np.dtype(codec.dtype)}",
+        )
+        self.done = written(self._mark, self.path, self._key)
+        mend = "make room, lower labels.max_gb or keep labels smaller (relabel.bits, top_k, reuse)"
+        self._rows = room(self.path, self.shape, codec.dtype, fresh=not self.done, mend=mend)
+
+    def write(self, epoch: int, images: NDArray[np.int64], logits: Tensor) -> None:
+        """Keep the logits [n, classes] of `images` [n] in the label epoch `epoch`.
+
+        Raises ArtifactError for NaN.
+        """
+        if not bool((logits.abs().amax() <= torch.finfo(torch.float16).max).all()):
+            raise ArtifactError(
+                f"{self.path}: logits of epoch {epoch} are no numbers that fp16 holds; "
+                "squeeze the relabel model again"
+            )
+        self._rows[epoch, images] = self.codec.encode(logits).cpu().numpy()
+
+    def mark(self, done: int) -> None:
+        """Bring the first `done` epochs to the disk and say so."""
+        self._rows.flush()
+        write_json(self._mark, {"done": done, "key": self._key})
+
+    def close(self) -> dict[str, Any]:
+        """Bring everything to the disk; what a header says of it."""
+        self._rows.flush()
+        return {"shape": list(self.shape), "sha256": file_digest(self.path)}

@@ -1,0 +1,1 @@
+"""How a stage computes: device, checkpoints, loops, batches, CPU kernels, published weights."""

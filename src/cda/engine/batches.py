@@ -1,0 +1,206 @@
+"""Batches of a training: the real set augmented and shuffled, or distilled images as a label
+store's epoch sees them.
+
+What image i looks like in epoch e (crop, flip, cutout, partner, patch) is a pure function of the
+relabel seed, e and i (for mixing also of the label batch and the number of images). Mixing partners
+come from the same block of `batch_size` images in the epoch's order, so that one label store serves
+every batch size of post-training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cda.config.recipe import Relabel, Squeeze
+from cda.engine.images import Images, Looks, channels_last, on_gpu, shown
+from cda.method.augment import (
+    Cutouts,
+    Views,
+    cutmix,
+    draw_cutouts,
+    draw_views,
+    mixing_boxes,
+    mixup,
+)
+from cda.rng import generator
+
+
+class EpochPlan(NamedTuple):
+    """How one epoch sees N images; everything but `order` is indexed by image."""
+
+    order: NDArray[np.int64]  # [N] the epoch's order
+    views: Views
+    partners: NDArray[np.int64]  # [N] whom each image is mixed with
+    ratios: NDArray[
+        np.float64
+    ]  # [N] share of the image itself in the mixed label; 1 without mixing
+    boxes: NDArray[np.int64]  # [N, 4] CutMix patch: top, bottom, left, right
+    cutouts: Cutouts | None = None
+
+
+def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
+    """The plan of `epoch` for `count` images of `size` pixels; the same on every machine.
+
+    With reuse, set `epochs`.
+    """
+    own = recipe.label_epoch(epoch)
+    views = draw_views(
+        generator("relabel", recipe.seed, own, "views"), count, size,
+        crop=recipe.augment, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip,
+    )  # fmt: skip
+    partners, ratios, boxes = _mixed(recipe, size, count, own)
+    cutouts = None
+    if recipe.cutout:
+        cutouts = draw_cutouts(
+            generator("relabel", recipe.seed, own, "cutout"), count, size, recipe.cutout
+        )
+    return EpochPlan(_order(recipe, count, epoch), views, partners, ratios, boxes, cutouts)
+
+
+def _order(recipe: Relabel, count: int, epoch: int) -> NDArray[np.int64]:
+    return generator("relabel", recipe.seed, epoch, "order").permutation(count)
+
+
+def _mixed(
+    recipe: Relabel, size: int, count: int, own: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Partners, ratios and patches of the label epoch `own`.
+
+    One ratio and patch for each block of its order.
+    """
+    order, draws = _order(recipe, count, own), generator("relabel", recipe.seed, own, "mixing")
+    partners, ratios = np.arange(count), np.ones(count)
+    boxes = np.zeros((count, 4), dtype=np.int64)
+    for start in range(0, count if recipe.mixing != "none" else 0, recipe.batch_size):
+        block = order[start : start + recipe.batch_size]
+        partners[block] = block[draws.permutation(len(block))]
+        ratio = draws.beta(recipe.mixing_alpha, recipe.mixing_alpha)
+        ratios[block] = ratio
+        boxes[block] = mixing_boxes(np.array([ratio]), draws.random((1, 2)), size)
+    if (
+        recipe.mixing == "cutmix"
+    ):  # the patch was clipped at the border: what counts is the area that is left
+        ratios = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / size**2
+    return partners, ratios, boxes
+
+
+class SqueezeBatches:
+    """The real training set, augmented and shuffled.
+
+    Every epoch a pure function of (seed, epoch).
+    """
+
+    def __init__(self, images: Images, recipe: Squeeze) -> None:
+        self.set, self.recipe = images, recipe
+        self.images = len(images)
+        self.steps = -(-len(images) // recipe.batch_size)
+        self._seen = on_gpu(self._shown, images.machine, recipe.epochs * self.steps)
+
+    def _shown(self, pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
+        return channels_last(self.set.normalised(shown(pixels, views, squares)))
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """(normalised images [B, 3, R, R], labels [B]) of every step; a rank's share of them."""
+        recipe, images = self.recipe, self.set
+        order = generator("squeeze", recipe.seed, epoch, "order").permutation(len(images))
+        views = draw_views(
+            generator("squeeze", recipe.seed, epoch, "views"), len(images), images.size,
+            crop=recipe.augment, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip,
+        )  # fmt: skip
+        draws = generator("squeeze", recipe.seed, epoch, "cutout")
+        cutouts = (
+            draw_cutouts(draws, len(images), images.size, recipe.cutout) if recipe.cutout else None
+        )
+        looks, at = Looks.of(views, cutouts, images), images.resident(order)
+        for step in range(first_step, self.steps):
+            batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            index, chosen = images.machine.share(at[batch]), images.machine.share(order[batch])
+            yield self._seen(images.taken(index, chosen), *looks.at(index)), images.labels[index]
+
+
+class Placed(NamedTuple):
+    """An epoch's plan on the device, by image but for the order."""
+
+    plan: EpochPlan
+    order: Tensor  # [N]
+    looks: Looks
+    partners: Tensor  # [N]
+    mixing: Tensor  # [N, 5] CutMix box, share of the image itself
+
+
+class DistilledBatches:
+    """Distilled images as a label store's epoch sees them, augmented and mixed; any batch size sees
+    the same images.
+
+    `epochs` says how long the job is, for whether compiling pays.
+    """
+
+    def __init__(self, images: Images, recipe: Relabel, batch_size: int, epochs: int = 1) -> None:
+        self.set, self.recipe, self.batch_size = images, recipe, batch_size
+        self.images = len(images)
+        self.steps = -(-len(images) // batch_size)
+        self._shown = on_gpu(self._mixed, images.machine, epochs * self.steps)
+        self._placed: Placed | None = None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """How `epoch` sees every image."""
+        return epoch_plan(self.recipe, self.set.size, len(self.set), epoch)
+
+    def placed(self, plan: EpochPlan) -> Placed:
+        """The plan on the device, where the last one stays."""
+        if self._placed is None or self._placed.plan is not plan:
+            looks, mixing = (
+                Looks.of(plan.views, plan.cutouts, self.set),
+                np.c_[plan.boxes, plan.ratios],
+            )
+            order, partners, mixes = map(
+                self.set.resident, (plan.order, plan.partners, mixing.astype(np.float32))
+            )
+            self._placed = Placed(plan, order, looks, partners, mixes)
+        return self._placed
+
+    def inputs(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
+        """Normalised, augmented and mixed images `chosen` [B] of the plan's epoch, float32 [B, 3,
+        R, R].
+        """
+        return self._inputs(self.placed(plan), self.set.resident(chosen), chosen)
+
+    def _inputs(self, placed: Placed, index: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+        """The same of `chosen` that are on the device as `index`."""
+        mixing = placed.mixing[index]
+        if (
+            self.recipe.mixing != "none"
+        ):  # partners are seen as their own views say, behind the images themselves
+            index = torch.cat([index, placed.partners[index]])
+            chosen = np.concatenate([chosen, placed.plan.partners[chosen]])
+        return self._shown(self.set.taken(index, chosen), *placed.looks.at(index), mixing)
+
+    def _mixed(
+        self, pixels: Tensor, views: Tensor, squares: Tensor | None, mixing: Tensor
+    ) -> Tensor:
+        images = shown(pixels, views, squares)
+        if self.recipe.mixing != "none":
+            images, partners = images.chunk(2)
+            own = mixing[:, 4]
+            images = (
+                cutmix(images, partners, mixing[:, :4])
+                if self.recipe.mixing == "cutmix"
+                else mixup(images, partners, own)
+            )
+        return channels_last(self.set.normalised(images))
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """(inputs, (epoch, its plan on the device, image indices there)) of every step, in the
+        label store's order.
+        """
+        placed = self.placed(self.plan(epoch))
+        for step in range(first_step, self.steps):
+            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            index = placed.order[batch]
+            yield self._inputs(placed, index, placed.plan.order[batch]), (epoch, placed, index)

@@ -1,0 +1,145 @@
+"""Long stages survive: checkpoints without pickles, signals that stop cleanly, a lease against two
+jobs at one work.
+
+A checkpoint is one safetensors file: tensors as they are, everything else as JSON in its header,
+under the key of what it belongs to.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cda.errors import ArtifactError
+from cda.files import whole
+from cda.progress import say
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors put into `tensors` and referred to by name."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [pack(item, tensors) for item in value]
+    return value
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `pack` packed (tuples come back as lists)."""
+    if isinstance(value, dict):
+        return (
+            tensors[value["tensor"]]
+            if "tensor" in value
+            else {key: unpack(item, tensors) for key, item in value["dict"]}
+        )
+    return [unpack(item, tensors) for item in value] if isinstance(value, list) else value
+
+
+class Checkpoint:
+    """The newest state of an unfinished piece of work; a state saved under another `key` is not
+    taken.
+
+    Of several processes that share the work, one `writes`.
+    """
+
+    def __init__(self, path: Path, key: str, every: float, writes: bool = True) -> None:
+        self.path, self.key, self.every, self.writes = path, key, every, writes
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self._saved >= self.every
+
+    def save(self, state: Any) -> None:
+        """Write `state` (tensors in dicts and lists, and JSON values) whole."""
+        if self.writes:
+            tensors: dict[str, Tensor] = {}
+            header = {"key": self.key, "state": json.dumps(pack(state, tensors))}
+            with whole(self.path) as aside:
+                write_tensors(tensors, aside, header)
+        self._saved = time.monotonic()
+
+    def load(self) -> Any | None:
+        """The saved state, or None if there is none that can be used."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("key") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                return unpack(json.loads(header["state"]), tensors)
+        except (SafetensorError, OSError, ValueError, KeyError):
+            say(f"{self.path}: damaged checkpoint, starting this piece again")
+            return None
+
+    def clear(self) -> None:
+        """Forget it: the work is done."""
+        self.path.unlink(missing_ok=True)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, header: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, for whom the umask says (safetensors: the owner alone).
+
+    Raises OSError.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(tensors, path, metadata=header)
+        path.chmod(mode)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from None
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put tensors from a file into `model`; raises RuntimeError, as torch does, if they are another
+    network's.
+
+    A file keeps no versions of modules, without which torchvision's MNASNet refuses tensors: the
+    model's own are given.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(model.state_dict(), "_metadata")  # type: ignore[attr-defined] # noqa: B009
+    model.load_state_dict(versioned)
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Put the safetensors at `path` into `model`.
+
+    Raises ArtifactError if they are damaged or another network's.
+    """
+    try:
+        load_state(model, load_file(path))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path}: no such model; make it with `cda squeeze` or pull it"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{path}: damaged model file ({error}); delete it and make or pull it again"
+        ) from None
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ArtifactError(
+            f"{path}: weights of another network ({first}); check the recipe's model and "
+            "architecture"
+        ) from None
+    return model

@@ -1,0 +1,88 @@
+"""Kernels in C for recovery in float32 on a CPU, where no matrix units for bf16 are there to be
+used.
+
+`winograd.c` and `batch_norm.c` are compiled when they are first needed, for the processor at hand,
+into the user's cache. Without a C compiler that knows OpenMP torch does the work, less than half as
+fast (results/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from cda.progress import say
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.c", "batch_norm.c"))
+FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None, with one line said, where they cannot be compiled."""
+    compiler = next(
+        (found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None
+    )
+    if compiler is None:
+        say(
+            "no C compiler found: recovery without its own kernels (same results up to "
+            "rounding, slower)"
+        )
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        say(
+            f"{compiler} cannot compile recovery's kernels ({lines[0] if lines else error}): "
+            "running without them"
+        )
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    """Path of the shared library; the cache has one for every source, compiler and processor."""
+    flags = [
+        *FLAGS,
+        "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
+    ]
+    if "avx512f" in _features():
+        flags.append("-mprefer-vector-width=512")
+    told = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    parts = [*(source.read_text(encoding="utf-8") for source in SOURCES), *flags, told, _features()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cda"
+    path = folder / f"kernels-{key}.so"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            made = Path(aside) / path.name
+            command = [compiler, *flags, "-o", str(made), *map(str, SOURCES)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            made.rename(path)
+    return path
+
+
+def _features() -> str:
+    """What the processor can, as Linux tells it; else its name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next(
+        (line for line in lines if line.startswith(("flags", "Features"))), platform.processor()
+    )
+
+
+def at(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's first value lies, for a kernel; NULL for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,337 @@
+"""The one training loop: squeeze and validate differ in their batches and their loss, and in
+nothing else.
+
+Several processes (`runtime.Machine`) take their shares of the same batches; the gradient is the
+mean over the whole batch. Batch statistics are of a rank's share, as in torch's
+DistributedDataParallel without SyncBatchNorm; the running ones that are tested and saved are rank
+0's.
+
+Where a job is long enough (`runtime.compile`), forward pass, loss and backward pass of a whole
+batch are compiled, on a GPU to one launch each: the same mathematics in other kernels, so that a
+step differs in rounding alone, and the same bits again after a resume on a CPU. The last, smaller
+batch of an epoch runs uncompiled.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cda.config.recipe import Optimisation
+from cda.engine.checkpoint import Checkpoint, load_state
+from cda.engine.device import Machine, enough_memory, seed_everything
+from cda.engine.signals import Stop
+from cda.errors import ArtifactError
+from cda.progress import Progress, say
+
+Loss = Callable[[Tensor, Any], Tensor]
+Objective = Callable[[Tensor, Any], Tensor]
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+class Batches(Protocol):
+    """Training images; `epoch` is a pure function of its arguments, so that a resumed epoch sees
+    the same batches.
+    """
+
+    steps: int
+    images: int
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        """(images, target) of every step from `first_step` on."""
+        ...
+
+
+def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
+    """Learning rate of `step` (of `steps`) in `epoch`, both from 0: linear warm-up, then the
+    schedule.
+
+    Per epoch it moves between epochs (as torch's LinearLR, then CosineAnnealingLR or StepLR); per
+    step it moves at every step.
+    """
+    now = epoch + (step / steps if values.schedule_per == "step" else 0.0)
+    if now < values.warmup_epochs:
+        return values.lr * (
+            values.warmup_factor + (1 - values.warmup_factor) * now / values.warmup_epochs
+        )
+    now -= values.warmup_epochs
+    if values.schedule == "cosine":
+        return (
+            values.lr * (1 + math.cos(math.pi * now / (values.epochs - values.warmup_epochs))) / 2
+        )
+    if values.schedule == "step":
+        return values.lr * values.step_factor ** int(now // values.step_epochs)
+    return values.lr
+
+
+def optimizer_of(model: nn.Module, values: Optimisation) -> torch.optim.Optimizer:
+    """The recipe's optimiser; without `decay_vectors`, 1-D parameters (biases, normalisation) are
+    not decayed.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if values.decay_vectors or p.ndim > 1]
+    free = [p for p in trained if not (values.decay_vectors or p.ndim > 1)]
+    groups = [
+        {"params": decayed, "weight_decay": values.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if values.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=values.lr, momentum=values.momentum, fused=True)
+    kind = torch.optim.AdamW if values.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=values.lr, fused=True)
+
+
+@dataclass
+class History:
+    """What a training left: a row per evaluation, and the wall seconds of all its parts."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The last epoch's row: what is reported (fidelity 19)."""
+        return self.curve[-1]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row with the best top-1, the first of equals."""
+        return max(self.curve, key=lambda row: row["top1"])
+
+
+class Trainer:
+    """One model's training: where it is, how to save that, how to go on."""
+
+    def __init__(
+        self, model: nn.Module, values: Optimisation, machine: Machine, seed: tuple[object, ...]
+    ) -> None:
+        self.model, self.values, self.machine, self.seed = model, values, machine, seed
+        self.shared = machine.parallel(model)
+        self.optimizer = optimizer_of(model, values)
+        self.history = History()
+        self.at = (0, 0)  # the next epoch and the next step in it
+        self.job = (
+            values.epochs,
+            values.batch_size,
+        )  # at least so many steps, and the images of a whole batch
+        self._objective: tuple[Loss, Objective] | None = None
+        self.loss_sum = torch.zeros((), device=machine.device)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on."""
+        cuda = self.machine.device.type == "cuda"
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": {"curve": self.history.curve, "seconds": self.history.seconds},
+            "at": list(self.at),
+            "loss_sum": self.loss_sum,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        load_state(self.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for (
+            parameter,
+            kept,
+        ) in self.optimizer.state.items():  # fused steps pair elements as they lie in memory
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter).copy_(value)
+        self.history = History(**state["history"])
+        self.at = (state["at"][0], state["at"][1])
+        self.loss_sum = state["loss_sum"].to(self.machine.device)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.machine.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+
+    def seed_epoch(self, epoch: int) -> None:
+        """Seed torch's own draws (dropout) at the start of an epoch."""
+        seed_everything(*self.seed, "epoch", epoch)
+
+    def seed_step(self, epoch: int, step: int) -> None:
+        """Seed them at every step where there are ranks.
+
+        Each has its own, and a checkpoint holds rank 0's alone.
+        """
+        if self.machine.world > 1:
+            seed_everything(*self.seed, "epoch", epoch, "step", step, "rank", self.machine.rank)
+
+    def step(self, images: Tensor, target: Any, loss: Loss, lr: float, weight: float = 1.0) -> None:
+        """One optimiser step; the loss counts `weight` in the mean over the ranks."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.objective(loss)(images, target)
+        if weight != 1:
+            value = value * weight
+        value.backward()
+        self.optimizer.step()
+        self.loss_sum += value.detach()
+
+    def objective(self, loss: Loss) -> Objective:
+        """(images, target) to the loss, compiled where that pays in this `job`."""
+        if self._objective is None or self._objective[0] is not loss:
+
+            def forward(images: Tensor, target: Any) -> Tensor:
+                with self.machine.autocast():
+                    logits = self.shared(images.contiguous(memory_format=torch.channels_last))
+                return loss(logits, target)
+
+            steps, batch = self.job
+            own = len(self.machine.share(torch.arange(batch)))
+            self._objective = (loss, self.machine.compiled(forward, steps, length=own, graphs=True))
+        return self._objective[1]
+
+
+def fit(
+    trainer: Trainer,
+    batches: Batches,
+    loss: Loss,
+    evaluate: Evaluate,
+    checkpoint: Checkpoint,
+    stop: Stop,
+    label: str,
+) -> History:
+    """Train to the last epoch, from the checkpoint if any.
+
+    Raises Interrupted (all saved), ArtifactError (diverged), ConfigError (no memory left).
+    """
+    state = checkpoint.load()
+    if state is not None:
+        trainer.restore(state)
+        if trainer.machine.leads:
+            say(
+                f"{label}: going on from epoch {trainer.at[0]} of {trainer.values.epochs}, "
+                f"step {trainer.at[1]}"
+            )
+    values = trainer.values
+    trainer.job = (values.epochs * batches.steps, min(values.batch_size, batches.images))
+    key = f"{type(values).__name__.lower()}.batch_size"
+
+    def too_large() -> str:
+        epoch, step = trainer.at
+        return (
+            f"{label}: no memory left in epoch {epoch}, step {step}; "
+            f"lower {key} ({values.batch_size}), or set runtime.precision to bf16"
+        )
+
+    with enough_memory(too_large):
+        _train(trainer, batches, loss, evaluate, checkpoint, stop, label)
+    trainer.machine.forget()
+    return trainer.history
+
+
+def _train(
+    trainer: Trainer,
+    batches: Batches,
+    loss: Loss,
+    evaluate: Evaluate,
+    checkpoint: Checkpoint,
+    stop: Stop,
+    label: str,
+) -> None:
+    """Every step and evaluation from where the trainer is."""
+    values, machine, began = (
+        trainer.values,
+        trainer.machine,
+        time.monotonic() - trainer.history.seconds,
+    )
+    sizes = batch_sizes(batches.images, batches.steps, values.batch_size)
+    progress = _Progress(values.epochs, sizes, trainer.at, label, machine.leads)
+    for epoch in range(trainer.at[0], values.epochs):
+        first = trainer.at[1]
+        if first == 0:
+            trainer.seed_epoch(epoch)
+            trainer.loss_sum.zero_()
+        trainer.model.train()
+        for step, (images, target) in enumerate(batches.epoch(epoch, first), start=first):
+            trainer.seed_step(epoch, step)
+            lr = lr_at(values, epoch, step, batches.steps)
+            trainer.step(images, target, loss, lr, machine.weight(sizes[step]))
+            trainer.at = (epoch, step + 1)
+            asked = machine.agree(
+                2 * stop.signal + checkpoint.due()
+            )  # a signal to any rank is one to all
+            if asked:
+                mean_loss(trainer, step + 1, label)
+                trainer.history.seconds = time.monotonic() - began
+                trainer.loss_sum = (
+                    machine.total(trainer.loss_sum) / machine.world
+                )  # every rank goes on from the mean
+                checkpoint.save(trainer.state())
+            if asked > 1:
+                machine.agree(0)  # a rank that ended would take the one that still writes with it
+                stop.signal = asked // 2
+                stop.check()
+            progress.update(sizes[step])
+        _close_epoch(trainer, epoch, batches.steps, evaluate, progress)
+    trainer.history.seconds = time.monotonic() - began
+    progress.close()
+
+
+def batch_sizes(images: int, steps: int, batch_size: int) -> list[int]:
+    """How many images each step of an epoch has, over all ranks."""
+    return [max(0, min(batch_size, images - step * batch_size)) for step in range(steps)]
+
+
+class _Progress(Progress):
+    """Counts images; only the process that leads shows it."""
+
+    def __init__(
+        self, epochs: int, sizes: list[int], at: tuple[int, int], label: str, shown: bool
+    ) -> None:
+        if shown:
+            done = at[0] * sum(sizes) + sum(sizes[: at[1]])
+            super().__init__(epochs * sum(sizes), label, "images", done)
+        self.label, self.note, self.shown = label, "", shown
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more images."""
+        if self.shown:
+            super().update(count)
+
+    def close(self) -> None:
+        """Take the bar off."""
+        if self.shown:
+            super().close()
+
+
+def mean_loss(trainer: Trainer, steps: int, label: str) -> float:
+    """Mean loss of an epoch's first `steps`.
+
+    Raises ArtifactError if it is no number: no checkpoint may hold that.
+    """
+    machine = trainer.machine
+    mean = float(machine.total(trainer.loss_sum.clone())) / machine.world / steps
+    if not math.isfinite(mean):
+        epoch = trainer.at[0]
+        raise ArtifactError(
+            f"{label}: the loss is {mean} in epoch {epoch}; lower the recipe's lr or use "
+            "precision fp32"
+        )
+    return mean
+
+
+def _close_epoch(
+    trainer: Trainer, epoch: int, steps: int, evaluate: Evaluate, progress: Progress
+) -> None:
+    """Evaluate where the recipe says so, and move on to the next epoch."""
+    loss = mean_loss(trainer, steps, progress.label)
+    last = epoch + 1 == trainer.values.epochs
+    if last or (epoch + 1) % trainer.values.evaluate_every == 0:
+        trainer.machine.take_buffers(trainer.model)
+        row = {"epoch": epoch + 1, "loss": loss, **evaluate(trainer.model)}
+        trainer.history.curve.append(row)
+        progress.note = f"top-1 {row['top1']:.2f} %"
+    trainer.at = (epoch + 1, 0)

@@ -1,0 +1,1 @@
+"""From `config/` to cells, runs with their ids, paths and jobs."""

@@ -1,0 +1,86 @@
+"""Where everything lies: the one place that knows folder names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cda.config.settings import Settings
+
+if TYPE_CHECKING:
+    from cda.experiments.runs import Run
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one scale; `paper` has the top ones, any other scale its own below them."""
+
+    scale: str
+
+    def _top(self, name: str) -> str:
+        return name if self.scale == "paper" else f"{name}/{self.scale}"
+
+    @property
+    def artifacts(self) -> str:
+        """Large outputs: models, shards, labels."""
+        return self._top("artifacts")
+
+    @property
+    def results(self) -> str:
+        """Small outputs: run JSONs, tables, figures."""
+        return self._top("results")
+
+    def run_folder(self, run: Run) -> str:
+        """Folder of everything a squeeze, recover or relabel run leaves."""
+        return f"{self.artifacts}/{run.stage}/{run.dataset}/{run.id}"
+
+    def model(self, run: Run) -> str:
+        """Weights of a squeeze run; `squeeze.json` lies beside them."""
+        return f"{self.run_folder(run)}/model.safetensors"
+
+    def fetched(self, run: Run) -> str:
+        """The mark that the published weights a squeeze run starts from are at hand."""
+        return f"{self.artifacts}/squeeze/weights/{run.recipe.squeeze.init}/{run.model}.json"
+
+    def decoded(self, run: Run) -> str:
+        """The validation images of a decode run.
+
+        `val.json` (classes, labels, digest) lies beside them.
+        """
+        return f"{self.run_folder(run)}/val.npy"
+
+    def part(self, run: Run, part: int) -> str:
+        """Folder of one recover job's shards."""
+        return f"{self.run_folder(run)}/part-{part}"
+
+    def labels(self, run: Run) -> str:
+        """Folder of a relabel run's label store."""
+        return f"{self.run_folder(run)}/labels"
+
+    def run_json(self, run: Run, seed: int) -> str:
+        """What a validate, score or continual run measured with one seed."""
+        return f"{self.results}/runs/{run.dataset}/{run.id}/seed-{seed}.json"
+
+    def work(self, run: Run, name: str) -> str:
+        """Folder of an unfinished output's checkpoints.
+
+        No output of any rule, so nobody deletes it with one.
+        """
+        return f"{self.artifacts}/work/{run.stage}/{run.dataset}/{run.id}/{name}"
+
+    def table(self, name: str) -> str:
+        """A table as tidy CSV; the Markdown table lies beside it."""
+        return f"{self.results}/{name}.csv"
+
+    def figure(self, name: str) -> str:
+        """A figure as PNG; a plot's SVG lies beside it."""
+        return f"{self.results}/{name}.png"
+
+
+def data_root(settings: Settings, dataset: str) -> Path:
+    """Folder of a real data set: its own entry in `data_paths`, else below $CDA_DATA or `data`."""
+    if dataset in settings.data_paths:
+        return Path(settings.data_paths[dataset]).expanduser()
+    return Path(os.environ.get("CDA_DATA") or settings.data).expanduser() / dataset

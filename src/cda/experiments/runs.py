@@ -1,0 +1,278 @@
+"""Runs: one stage with all its values resolved, under an id that changes whenever its result could.
+
+The id is `<slug>-<8 hex>`; the hex is a SHA-256 of the canonical JSON of the run's `spec`: the
+stage and its version, the data set's identity, the stage's own relevant values, and the ids of the
+runs it builds on. The slug is read by people only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cda.config.recipe import Recipe, Relabel, record
+from cda.config.settings import Dataset
+from cda.config.yaml_source import Layer
+from cda.errors import ConfigError
+
+# Raised by hand when a change of code changes a stage's results.
+VERSIONS = {
+    "decode": 1,
+    "squeeze": 2,
+    "recover": 2,
+    "relabel": 1,
+    "validate": 1,
+    "score": 1,
+    "continual": 1,
+}
+MEASURING = ("validate", "score", "continual")  # stages that leave the run JSONs which tables read
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One stage, resolved. `upstream` names the runs it reads.
+
+    `model` is the network it builds or trains.
+    """
+
+    stage: str
+    slug: str
+    spec: Mapping[str, Any]
+    data: Dataset
+    recipe: Recipe
+    model: str = ""
+    ipc: int = 0
+    upstream: Mapping[str, Run] = field(default_factory=dict)
+    values: Layer = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """Name of its data set."""
+        return self.data.name
+
+    @cached_property
+    def id(self) -> str:
+        """Slug and hash."""
+        canonical = json.dumps(self.spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return f"{self.slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def chain(self) -> Iterator[Run]:
+        """It and every run below it, upstream first; a run may come twice."""
+        for run in self.upstream.values():
+            yield from run.chain()
+        yield self
+
+
+def _spec(stage: str, data: Dataset, upstream: Mapping[str, Run], **values: Any) -> dict[str, Any]:
+    ids = {name: run.id for name, run in upstream.items()}
+    return {
+        "stage": stage,
+        "version": VERSIONS[stage],
+        "dataset": data.identity(),
+        "upstream": ids,
+        **values,
+    }
+
+
+def squeeze_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run:
+    """Train (or fetch) `model` on the real data."""
+    spec = _spec(
+        "squeeze",
+        data,
+        {},
+        model=model,
+        architecture=recipe.architecture.model_dump(),
+        recipe=recipe.squeeze.identity(),
+    )
+    slug = f"published-{model}" if recipe.squeeze.weights else model
+    return Run("squeeze", slug, spec, data, recipe, model=model, values=values)
+
+
+def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run:
+    """Images of every class; `model` is not looked at when they are real or imported."""
+    recover = recipe.recover
+    upstream = {"model": model} if recover.synthetic else {}
+    kind = f"{recover.mode}-{recover.scheduler}" if recover.mode == "curriculum" else recover.mode
+    slug = f"{kind}-{model.model}" if recover.synthetic else kind
+    spec = _spec(
+        "recover", data, upstream, recipe=recover.identity(), shards_per_job=data.shards_per_job
+    )
+    return Run("recover", slug, spec, data, recipe, upstream=upstream, values=values)
+
+
+def relabel_run(
+    data: Dataset, recipe: Recipe, images: Run, model: Run, ipc: int, values: Layer
+) -> Run:
+    """Soft labels of the first `ipc` shards for every epoch; hard labels need no model."""
+    relabel, soft = recipe.relabel, recipe.relabel.labels != "hard"
+    upstream = {"images": images} | ({"model": model} if soft else {})
+    epochs = relabel.epochs or recipe.validate_.epochs
+    further = {}
+    if soft and relabel.top_k:
+        _require_rest(data, relabel, values)
+        further["temperature"] = recipe.validate_.temperature  # at which the rest's share is exact
+    spec = _spec(
+        "relabel", data, upstream, recipe=relabel.identity(), ipc=ipc, epochs=epochs, **further
+    )
+    slug = f"{images.slug}-ipc{ipc}" + ("" if soft else "-hard") + _kept(relabel)
+    return Run("relabel", slug, spec, data, recipe, ipc=ipc, upstream=upstream, values=values)
+
+
+def _require_rest(data: Dataset, relabel: Relabel, values: Layer) -> None:
+    """Raise ConfigError where `top_k` leaves no class over."""
+    if relabel.top_k >= data.classes:
+        where = values["relabel.top_k"].where if "relabel.top_k" in values else "the recipe"
+        raise ConfigError(
+            f"{where}: relabel.top_k ({relabel.top_k}) must be smaller than the "
+            f"{data.classes} classes of {data.name}; "
+            "take a smaller one, or 0 to keep all"
+        )
+
+
+def _kept(relabel: Relabel) -> str:
+    """How labels are kept, for a slug; empty where every logit of every epoch is, as fp16."""
+    soft = relabel.labels != "hard"
+    parts = [f"-top{relabel.top_k}"] if relabel.top_k and soft else []
+    parts += [f"-q{relabel.bits}"] if relabel.bits != 16 and soft else []
+    return "".join([*parts, f"-reuse{relabel.reuse}" if relabel.reuse > 1 else ""])
+
+
+def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values: Layer) -> Run:
+    """A fresh `model` trained on the distilled images; its seed is in the file's name."""
+    upstream = {"labels": labels}
+    architecture = recipe.architecture.model_dump()
+    spec = _spec(
+        "validate",
+        data,
+        upstream,
+        model=model,
+        architecture=architecture,
+        recipe=recipe.validate_.identity(),
+    )
+    return Run(
+        "validate",
+        f"{labels.slug}-{model}",
+        spec,
+        data,
+        recipe,
+        model=model,
+        ipc=labels.ipc,
+        upstream=upstream,
+        values=values,
+    )
+
+
+def score_run(
+    data: Dataset, recipe: Recipe, model: Run, images: Run | None, ipc: int, values: Layer
+) -> Run:
+    """A squeezed `model` classifies the first `ipc` shards of `images`, or the real validation
+    images (None).
+    """
+    upstream = {"model": model} | ({"images": images} if images else {})
+    spec = _spec("score", data, upstream, recipe=recipe.score.identity() if images else {}, ipc=ipc)
+    slug = f"score-{images.slug}-ipc{ipc}-{model.model}" if images else f"score-val-{model.model}"
+    return Run(
+        "score",
+        slug,
+        spec,
+        data,
+        recipe,
+        model=model.model,
+        ipc=ipc,
+        upstream=upstream,
+        values=values,
+    )
+
+
+def continual_run(
+    data: Dataset, recipe: Recipe, images: Run, teacher: Run, model: str, ipc: int, values: Layer
+) -> Run:
+    """Class-incremental training of fresh `model`s on the first `ipc` shards, labelled by `teacher`
+    as they train.
+    """
+    assert recipe.continual is not None
+    upstream = {"images": images, "model": teacher}
+    architecture, own = recipe.architecture.model_dump(), recipe.continual.identity()
+    spec = _spec(
+        "continual", data, upstream, model=model, architecture=architecture, recipe=own, ipc=ipc
+    )
+    slug = f"continual-{images.slug}-ipc{ipc}-{model}"
+    return Run(
+        "continual",
+        slug,
+        spec,
+        data,
+        recipe,
+        model=model,
+        ipc=ipc,
+        upstream=upstream,
+        values=values,
+    )
+
+
+def decode_run(data: Dataset, recipe: Recipe) -> Run:
+    """The real validation images, decoded and resized once: only of streamed data sets."""
+    return Run("decode", "val", _spec("decode", data, {}), data, recipe)
+
+
+def images_of(run: Run) -> Run | None:
+    """The recover run whose images a run reads, if any."""
+    images = run.upstream.get("labels", run).upstream.get("images")
+    return run if run.stage == "recover" else images
+
+
+def seeds_of(run: Run, seeds: int) -> int:
+    """How many JSONs a measuring run leaves: one a validation seed.
+
+    A score trains nothing and has one.
+    """
+    return 1 if run.stage == "score" else seeds
+
+
+def label_epochs(relabel: Run) -> int:
+    """Epochs of labels that a relabel run holds."""
+    return relabel.recipe.relabel.label_epochs(served_epochs(relabel))
+
+
+def served_epochs(relabel: Run) -> int:
+    """Epochs of training that a relabel run's labels serve."""
+    return int(relabel.spec["epochs"])
+
+
+def label_bytes(relabel: Run, kept: Relabel | None = None) -> int:
+    """Size of its stored logits: images × epochs of labels × bytes a row.
+
+    Or if they were kept as `kept` says.
+    """
+    kept, classes = kept or relabel.recipe.relabel, relabel.data.classes
+    rows = relabel.ipc * classes * kept.label_epochs(served_epochs(relabel))
+    return rows * record(classes, kept.bits, kept.top_k).bytes
+
+
+def fp16_bytes(relabel: Run) -> int:
+    """Size of the same labels with every logit of every epoch stored as fp16."""
+    return label_bytes(relabel, Relabel())
+
+
+def label_gigabytes(relabel: Run) -> float:
+    """Size of its stored logits in GB (1e9 bytes)."""
+    return label_bytes(relabel) / 1e9
+
+
+def label_mode(relabel: Run, max_gb: float) -> str:
+    """How a relabel run's labels are kept.
+
+    `hard`, `stored`, or `online` (asked for, or a store would be too large).
+    """
+    mode = relabel.recipe.relabel.labels
+    return "online" if mode == "stored" and label_gigabytes(relabel) > max_gb else mode
+
+
+def parts(recover: Run, ipc: int) -> range:
+    """The recover jobs that make its first `ipc` shards."""
+    return range(math.ceil(ipc / recover.data.shards_per_job))

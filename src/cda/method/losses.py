@@ -1,0 +1,47 @@
+"""Losses of post-training: how a validation model learns from soft labels (FKD.
+
+Fidelity 11, 13, 15).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    squared: bool = False,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, for logits [N, C]; times T²
+    where `squared`.
+
+    `smoothing` spreads that share of the teacher's softmax over all classes (fidelity 16).
+    """
+    target = F.log_softmax(teacher.float() / temperature, dim=1)
+    if smoothing:
+        target = torch.log((1 - smoothing) * target.exp() + smoothing / teacher.shape[1])
+    loss = F.kl_div(
+        F.log_softmax(student.float() / temperature, dim=1),
+        target,
+        reduction="batchmean",
+        log_target=True,
+    )
+    return loss * temperature**2 if squared else loss
+
+
+def mixed_ce(
+    student: Tensor, own: Tensor, partner: Tensor, share: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy with hard labels of mixed images.
+
+    `share` [N] of the own class [N], the rest of the partner's.
+    """
+    student = student.float()
+    first = F.cross_entropy(student, own, reduction="none", label_smoothing=smoothing)
+    second = F.cross_entropy(student, partner, reduction="none", label_smoothing=smoothing)
+    return torch.mean(share * first + (1 - share) * second)

@@ -1,0 +1,175 @@
+"""Networks by name: ResNets (small stems, narrow widths), the field's ConvNets, and all of
+torchvision and timm.
+
+The ResNets' tensors are named and shaped as torchvision's, so published weights load; they are
+written out here because narrow ones exist nowhere else and because importing torchvision costs
+every small job some seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cda.config.names import NETWORKS, Network, find
+from cda.config.recipe import Architecture
+from cda.errors import ConfigError
+
+RESNETS = {"resnet18": (False, (2, 2, 2, 2)), "resnet34": (False, (3, 4, 6, 3)), "resnet50": (True, (3, 4, 6, 3)),
+           "resnet101": (True, (3, 4, 23, 3)), "resnet152": (True, (3, 8, 36, 3))}  # fmt: skip
+_SIZED = re.compile(r"vit|deit|swin|resmlp|mixer")  # timm's, whose tensors depend on the resolution
+
+
+def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(ins, outs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def rectified(norm: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + plus), in place.
+
+    By the `rectified` that a kernel of `cda.engine.kernels` gave the layer, if one did.
+    """
+    fused = getattr(norm, "rectified", None)
+    if fused is not None:
+        made: Tensor = fused(x, plus)
+        return made
+    y = norm(x)
+    return torch.relu_(y if plus is None else y.add_(plus))
+
+
+class Residual(nn.Module):
+    """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 to fourfold) block; He et al.
+
+    2016, with the stride on the 3×3.
+    """
+
+    def __init__(self, ins: int, planes: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        outs = planes * 4 if bottleneck else planes
+        self.conv1, self.bn1 = (
+            (_conv(ins, planes, 1) if bottleneck else _conv(ins, planes, 3, stride)),
+            nn.BatchNorm2d(planes),
+        )
+        self.conv2, self.bn2 = (
+            _conv(planes, planes, 3, stride if bottleneck else 1),
+            nn.BatchNorm2d(planes),
+        )
+        if bottleneck:
+            self.conv3, self.bn3 = _conv(planes, outs, 1), nn.BatchNorm2d(outs)
+        self.bottleneck = bottleneck
+        fits = stride == 1 and ins == outs
+        self.downsample = (
+            None if fits else nn.Sequential(_conv(ins, outs, 1, stride), nn.BatchNorm2d(outs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, ins, H, W] to [N, outs, H/stride, W/stride]."""
+        y, norm = self.conv2(rectified(self.bn1, self.conv1(x))), self.bn2
+        if self.bottleneck:
+            y, norm = self.conv3(rectified(norm, y)), self.bn3
+        return rectified(norm, y, x if self.downsample is None else self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """ResNet-18 to 152; `stem: small` is a 3×3 convolution of stride 1 and no max-pool."""
+
+    def __init__(self, name: str, classes: int, architecture: Architecture) -> None:
+        super().__init__()
+        bottleneck, depths = RESNETS[name]
+        planes = [max(8, round(64 * architecture.width * 2**i)) for i in range(4)]
+        small = architecture.stem == "small"
+        self.conv1 = _conv(3, planes[0], 3 if small else 7, 1 if small else 2)
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        ins = planes[0]
+        for index, (width, depth) in enumerate(zip(planes, depths, strict=True)):
+            blocks = []
+            for block in range(depth):
+                blocks.append(Residual(ins, width, 2 if index and not block else 1, bottleneck))
+                ins = width * 4 if bottleneck else width
+            setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(ins, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 3, R, R] to logits [N, classes]."""
+        x = self.maxpool(rectified(self.bn1, self.conv1(x)))
+        for index in range(1, 5):
+            x = getattr(self, f"layer{index}")(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class ConvNet(nn.Module):
+    """The ConvNet of the distillation literature.
+
+    Blocks of 3×3 convolution, InstanceNorm, ReLU and average pool.
+    """
+
+    def __init__(
+        self, depth: int, classes: int, resolution: int, architecture: Architecture
+    ) -> None:
+        super().__init__()
+        width = max(8, round(128 * architecture.width))
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            norm = nn.GroupNorm(width, width)
+            layers += [
+                nn.Conv2d(width if index else 3, width, 3, padding=1),
+                norm,
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * (resolution // 2**depth) ** 2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 3, R, R] to logits [N, classes]."""
+        return self.classifier(self.features(x).flatten(1))
+
+
+def build(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:
+    """A fresh network; raises ConfigError for a name that nobody knows. Weights come from torch's
+    global generator.
+
+    `name` is the catalogue's (`cda.config.names`), torchvision's or timm's, in this order.
+    """
+    network = find(name) or Network("torchvision" if _torchvision_has(name) else "timm", name, name)
+    if network.library == "own":
+        return _own(name, classes, resolution, architecture)
+    if network.library == "torchvision":
+        from torchvision import models
+
+        built: nn.Module = models.get_model(network.name, weights=None, num_classes=classes)
+        return built
+    import timm
+
+    if not timm.is_model(network.name):
+        raise ConfigError(
+            f"model {name!r} is unknown; use convnet3, {', '.join(NETWORKS)}, or a name of "
+            "torchvision or timm"
+        )
+    sized: Any = {"img_size": resolution} if _SIZED.match(network.name) else {}
+    return timm.create_model(network.name, num_classes=classes, **sized)
+
+
+def _torchvision_has(name: str) -> bool:
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
+def _own(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:
+    if name in RESNETS:
+        return ResNet(name, classes, architecture)
+    depth = int(name.removeprefix("convnet"))
+    if not 1 <= depth <= math.log2(resolution):
+        raise ConfigError(
+            f"model {name!r} halves {resolution} pixels too often or never; use convnet3"
+        )
+    return ConvNet(depth, classes, resolution, architecture)

@@ -1,0 +1,166 @@
+"""What a job costs, from arithmetic alone: operations of its networks, images it decodes, bytes it
+leaves.
+
+A forward pass is counted on shapes, without weights or data. Everything else is how often a stage
+runs one: a training step is three (forward, gradient to the input, gradient to the weights), a
+recover step two (its gradient goes to the images only). A multiply-add is two operations. What a
+job does beside its networks (crops, losses, optimisers, start-up) is left to the rate it is divided
+by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from cda.config.recipe import Architecture, Optimisation
+from cda.config.settings import Dataset
+from cda.errors import ConfigError
+from cda.experiments.runs import Run, label_epochs, label_mode
+
+TRAINING, RECOVERY = 3, 2  # forward passes' worth of a step on one image
+Counting = Callable[
+    [str, Dataset, Architecture], float
+]  # a network's multiply-adds for one image, forward
+PNG = 0.85  # of the raw bytes: our estimate for recovered images, which are rough
+TAR = 1800  # bytes of headers and padding that an image and its label add to a shard
+
+
+@cache
+def _multiply_adds(name: str, classes: int, resolution: int, stem: str, width: float) -> int:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cda.method import networks
+
+    architecture = Architecture.model_validate({"stem": stem, "width": width})
+    try:
+        with torch.device("meta"):
+            model = networks.build(name, classes, resolution, architecture)
+    except (
+        NotImplementedError,
+        RuntimeError,
+    ):  # some constructors compute with values, which shapes do not have
+        model = networks.build(name, classes, resolution, architecture).to("meta")
+    image = torch.empty(1, 3, resolution, resolution, device="meta")
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {name!r} cannot take {resolution}×{resolution} images ({reason}); use "
+            "another model"
+        ) from None
+    return int(counter.get_total_flops()) // 2
+
+
+def multiply_adds(name: str, data: Dataset, architecture: Architecture) -> int:
+    """Multiply-adds of network `name` for one image of `data`, forward.
+
+    Raises ConfigError if it does not fit.
+    """
+    return _multiply_adds(
+        name, data.classes, data.resolution, architecture.stem, architecture.width
+    )
+
+
+def evaluations(values: Optimisation) -> int:
+    """How often a training is looked at: every `evaluate_every` epochs, and after the last."""
+    return -(-values.epochs // values.evaluate_every)
+
+
+def _forward(run: Run, count: Counting) -> float:
+    """Multiply-adds of the network that a run builds, trains or fetches."""
+    return count(run.model, run.data, run.recipe.architecture)
+
+
+def _validation(run: Run, values: Optimisation) -> int:
+    """Validation images that a training looks at."""
+    return evaluations(values) * (run.data.val_images or 0)
+
+
+def _squeeze(run: Run, _max_gb: float, count: Counting) -> float:
+    values = run.recipe.squeeze
+    if values.weights:
+        return 0
+    trained = values.epochs * (run.data.train_images or 0)
+    return (TRAINING * trained + _validation(run, values)) * _forward(run, count)
+
+
+def _recover(run: Run, _max_gb: float, count: Counting) -> float:
+    if not run.recipe.recover.synthetic:
+        return 0
+    steps = run.data.shards_per_job * run.data.classes * run.recipe.recover.iterations
+    return RECOVERY * steps * _forward(run.upstream["model"], count)
+
+
+def _relabel(run: Run, max_gb: float, count: Counting) -> float:
+    if label_mode(run, max_gb) != "stored":
+        return 0
+    return run.ipc * run.data.classes * label_epochs(run) * _forward(run.upstream["model"], count)
+
+
+def _validate(run: Run, max_gb: float, count: Counting) -> float:
+    values, labels = run.recipe.validate_, run.upstream["labels"]
+    trained = values.epochs * run.ipc * run.data.classes
+    passes = (TRAINING * trained + _validation(run, values)) * _forward(run, count)
+    online = label_mode(labels, max_gb) == "online"
+    return passes + (trained * _forward(labels.upstream["model"], count) if online else 0)
+
+
+def _score(run: Run, _max_gb: float, count: Counting) -> float:
+    if "images" not in run.upstream:
+        return (run.data.val_images or 0) * _forward(run, count)
+    return run.ipc * run.data.classes * (1 + run.recipe.score.crops) * _forward(run, count)
+
+
+def _continual(run: Run, _max_gb: float, count: Counting) -> float:
+    """Step s of S trains on s/S of the classes: (S + 1)/2 times all of them."""
+    values = run.recipe.continual
+    assert values is not None
+    seen = (values.steps + 1) / 2
+    trained = seen * values.epochs * run.ipc * run.data.classes
+    passes = (TRAINING * trained + seen * _validation(run, values)) * _forward(run, count)
+    return passes + trained * _forward(run.upstream["model"], count)
+
+
+_PASSES = {"squeeze": _squeeze, "recover": _recover, "relabel": _relabel, "validate": _validate,
+           "score": _score, "continual": _continual}  # fmt: skip
+
+
+def operations(run: Run, max_gb: float, count: Counting = multiply_adds) -> float:
+    """Operations of one job of a run: a part, a seed, or all there is; `max_gb` as in the settings'
+    labels.
+
+    Published weights, real and released images, hard labels and decoding cost 0. Passes over a
+    split whose size is not declared are not counted. `count` counts a network's pass: on shapes,
+    which takes torch, or roughly.
+    """
+    return 2.0 * _PASSES[run.stage](run, max_gb, count) if run.stage in _PASSES else 0.0
+
+
+def decoded_images(run: Run) -> int:
+    """Images that one job of a run decodes while it works."""
+    if run.stage == "decode":
+        return run.data.val_images or 0
+    if run.stage == "squeeze" and run.data.stream and not run.recipe.squeeze.weights:
+        return run.recipe.squeeze.epochs * (run.data.train_images or 0)
+    return 0
+
+
+def shard_gigabytes(run: Run, part: int) -> float:
+    """Estimated size of a recover job's shards and snapshots, in GB (1e9 bytes)."""
+    recover = run.recipe.recover
+    kept = (
+        sum(step <= recover.iterations for step in recover.snapshots)
+        if recover.synthetic and part == 0
+        else 0
+    )
+    images = (run.data.shards_per_job + kept) * run.data.classes
+    return images * (PNG * 3 * run.data.resolution**2 + TAR) / 1e9
+
+
+def pixel_gigabytes(run: Run, images: int) -> float:
+    """Size of `images` of a run's data set as uint8 pixels, in GB (1e9 bytes)."""
+    return images * 3 * run.data.resolution**2 / 1e9

@@ -1,0 +1,132 @@
+"""What label stores take on a disk, beside the cells of a table and for every store of a scale:
+arithmetic alone.
+
+A size is that of the logits; numpy's 128 bytes and the header file are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from cda.config.experiment import Experiment
+from cda.config.recipe import Relabel, record
+from cda.config.types import parse
+from cda.config.yaml_source import places, read_layer, read_plain
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.grid import points
+from cda.experiments.runs import Run, fp16_bytes, label_bytes, served_epochs
+
+TOLD = ("label store", "times smaller")  # columns of the Markdown
+
+
+def of_cell(run: Run | None) -> tuple[int | None, float | None]:
+    """Bytes of the label store that a validate run reads, and fp16's over them.
+
+    Nothing where none is stored.
+    """
+    labels = run.upstream.get("labels") if run else None
+    if labels is None or labels.recipe.relabel.labels == "hard":
+        return None, None
+    return label_bytes(labels), round(fp16_bytes(labels) / label_bytes(labels), 2)
+
+
+def human(size: float) -> str:
+    """A size in three digits.
+
+    >>> human(1.31e12), human(20_000_000), human(104)
+    ('1.31 TB', '20 MB', '104 B')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:g} B"
+
+
+def told(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with the columns that its Markdown shows of the sizes."""
+    store = [human(size) if pd.notna(size) else "–" for size in frame["label_bytes"]]
+    smaller = [f"{ratio:.1f}×" if pd.notna(ratio) else "–" for ratio in frame["label_ratio"]]
+    return frame.assign(**dict(zip(TOLD, (store, smaller), strict=True)))
+
+
+def sizes(experiments: ExperimentSet, name: str) -> pd.DataFrame:
+    """Every label store of the scale's tables under every codec of the table that `name` says, a
+    row each.
+    """
+    codecs = list(_codecs(experiments, str(experiments.tables[name].sizes_of)))
+    rows = [
+        _row(name, run, setting, kept) for run in _stores(experiments) for setting, kept in codecs
+    ]
+    return pd.DataFrame(rows)
+
+
+def _row(name: str, run: Run, setting: str, kept: Relabel) -> dict[str, Any]:
+    size = label_bytes(run, kept)
+    return {
+        "table": name,
+        "dataset": run.dataset,
+        "ipc": run.ipc,
+        "epochs": served_epochs(run),
+        "setting": setting,
+        "bits": kept.bits,
+        "top_k": kept.top_k,
+        "reuse": kept.reuse,
+        "row_bytes": record(run.data.classes, kept.bits, kept.top_k).bytes,
+        "label_bytes": size,
+        "label_ratio": round(fp16_bytes(run) / size, 2),
+        "status": "computed",
+    }
+
+
+def _codecs(experiments: ExperimentSet, table: str) -> Iterator[tuple[str, Relabel]]:
+    """The codecs that a table compares, with the setting that names each.
+
+    It may be of another scale.
+    """
+    path = experiments.config / "experiments" / f"{table}.yaml"
+    declared = parse(Experiment, read_plain(path), str(path), places(read_layer(path)))
+    for group in declared.groups:
+        for point in points(group):
+            values = {**group.set, **dict.fromkeys(group.vary, point.value)}
+            own = {
+                key.removeprefix("relabel."): value
+                for key, value in values.items()
+                if key.startswith("relabel.")
+            }
+            setting = group.setting.replace("{}", str(point.value))
+            yield setting, parse(Relabel, own, f"{path}: {setting}")
+
+
+def _stores(experiments: ExperimentSet) -> list[Run]:
+    """The scale's soft labels, however its tables are narrowed.
+
+    One run for each data set, IPC and number of epochs.
+    """
+    found: dict[tuple[str, int, int], Run] = {}
+    for run in (
+        run
+        for table in experiments.tables
+        for cell in experiments.cells(table)
+        for run in cell.runs
+    ):
+        labels = run.upstream.get("labels")
+        if labels is not None and labels.recipe.relabel.labels != "hard":
+            found.setdefault((labels.dataset, labels.ipc, served_epochs(labels)), labels)
+    order = {name: index for index, name in enumerate(dict.fromkeys(key[0] for key in found))}
+    return [found[key] for key in sorted(found, key=lambda key: (order[key[0]], *key[1:]))]
+
+
+def sections(frame: pd.DataFrame) -> Iterator[tuple[str, list[list[str]]]]:
+    """A data set's name, and its codecs down and its stores across."""
+    for dataset, part in frame.groupby("dataset", sort=False):
+        stores = list(dict.fromkeys(zip(part["ipc"], part["epochs"], strict=True)))
+        head = ["codec", "bytes a row", *(f"IPC {ipc}, {epochs} epochs" for ipc, epochs in stores)]
+        lines = []
+        for (setting, row_bytes), own in part.groupby(["setting", "row_bytes"], sort=False):
+            pairs = zip(own["label_bytes"], own["label_ratio"], strict=True)
+            texts = [f"{human(size)} ({ratio:.1f}×)" for size, ratio in pairs]
+            lines.append([str(setting), str(row_bytes), *texts])
+        yield str(dataset), [head, *lines]

@@ -1,0 +1,63 @@
+"""How methods and networks look in every figure: names, colours, sizes."""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+from matplotlib.colors import to_rgb
+
+from cda.config import names
+
+
+class Look(NamedTuple):
+    """What a method is called and how it is drawn."""
+
+    label: str
+    colour: str
+    marker: str = "o"
+
+
+# Colours of Okabe and Ito, told apart with any colour vision. CDA is the cosine curriculum, hence
+# their one colour.
+LOOKS = {
+    method: Look(names.method_label(method), colour, marker)
+    for method, colour, marker in (
+        ("cda", "#d55e00", "o"),
+        ("sre2l", "#0072b2", "s"),
+        ("random", "#7f7f7f", "x"),
+        ("cl-step", "#009e73", "^"),
+        ("cl-linear", "#cc79a7", "D"),
+        ("cl-cosine", "#d55e00", "o"),
+    )
+}
+OTHERS = ("#56b4e9", "#e69f00", "#000000", "#999933", "#882255")
+WIDTH = 6.5  # inches of a text column; every text has at least 8 points at this width
+LETTER = 0.07  # inches that a letter of 8 points takes at most, on average
+FAINT = "0.45"
+
+
+def look(method: str) -> Look:
+    """How a method is drawn in every figure; one that is not listed has a colour of its name's.
+
+    >>> look("cda").label, look("mine").label, look("mine") == look("mine")
+    ('CDA', 'mine', True)
+    """
+    name = names.method_label(method)
+    return LOOKS.get(method) or Look(name, OTHERS[zlib.crc32(method.encode()) % len(OTHERS)], "v")
+
+
+def network(name: str) -> str:
+    r"""A network as people write it; what a scale runs in another's place says so on a second line.
+
+    >>> network("convnet3 (for resnet50)")
+    'ConvNet-3\n(for ResNet-50)'
+    """
+    ran, _, asked = name.removesuffix(")").partition(" (for ")
+    return f"{names.label(ran)}\n(for {names.label(asked)})" if asked else names.label(ran)
+
+
+def light(colour: str, share: float = 0.45) -> tuple[float, float, float]:
+    """A colour mixed with as much white as `share`."""
+    red, green, blue = (1 - (1 - part) * (1 - share) for part in to_rgb(colour))
+    return red, green, blue

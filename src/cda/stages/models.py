@@ -1,0 +1,110 @@
+"""The networks that stages build or read.
+
+Fresh ones with seeded weights, and squeezed ones from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cda.config.settings import Dataset
+from cda.engine.checkpoint import load_weights
+from cda.engine.device import Machine, seed_everything
+from cda.engine.kernels.winograd import Convolutions
+from cda.errors import ArtifactError, ConfigError
+from cda.experiments.runs import Run
+from cda.files import file_digest, read_json
+from cda.method import networks
+
+
+def fresh_model(run: Run, machine: Machine, purpose: tuple[object, ...]) -> nn.Module:
+    """The run's network with weights drawn for `purpose`, on the device."""
+    seed_everything(*purpose, "weights")
+    model = machine.place(
+        networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
+    )
+    size = run.data.resolution
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size, device=machine.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {run.model!r} cannot take {size}×{size} images ({reason}); use another model"
+        ) from None
+    return model
+
+
+def described_squeeze(path: Path, run: Run) -> dict[str, Any]:
+    """The `squeeze.json` beside a squeeze run's model.
+
+    Raises ArtifactError if it is another run's.
+    """
+    described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
+    if described.get("run") != run.id:
+        raise ArtifactError(
+            f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it "
+            "again or pull it"
+        )
+    names = described.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(
+            f"{path}: its squeeze.json has no list of classes; squeeze it again or pull it"
+        )
+    return described
+
+
+def outputs_of(path: Path, described: dict[str, Any], data: Dataset) -> list[int]:
+    """Which output of the squeezed model at `path` each class of `data` is: its own, or some of the
+    published ones.
+
+    Raises ArtifactError if the model does not know them.
+    """
+    names: list[str] = described["classes"]
+    if data.class_names:
+        unknown = sorted(set(data.class_names) - set(names))
+        if unknown:
+            raise ArtifactError(
+                f"{path}: does not know {data.name}'s class {unknown[0]}; squeeze again"
+            )
+        return [names.index(name) for name in data.class_names]
+    if len(names) != data.classes:
+        raise ArtifactError(
+            f"{path}: has {len(names)} classes, {data.name} {data.classes}; squeeze again"
+        )
+    return list(range(data.classes))
+
+
+def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
+    """A squeeze run's model, frozen and in evaluation mode.
+
+    Raises ArtifactError if the file is another run's.
+    """
+    described = described_squeeze(path, run)
+    classes = len(described["classes"])
+    model = load_weights(
+        networks.build(run.model, classes, run.data.resolution, run.recipe.architecture), path
+    )
+    if file_digest(path) != described.get("sha256"):
+        raise ArtifactError(
+            f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it"
+        )
+    return machine.place(model).eval().requires_grad_(False)
+
+
+def faster(
+    model: nn.Module, machine: Machine, steps: int, batch: int
+) -> Callable[[Tensor], Tensor]:
+    """A frozen model as a function that is called `steps` times, with our kernels or compiled.
+
+    Equal up to rounding.
+    """
+    if machine.native:
+        machine.compiles |= bool(Convolutions(model).replaced)
+        return model
+    return machine.compiled(model, steps, length=batch)

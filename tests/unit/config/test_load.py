@@ -1,0 +1,557 @@
+"""Configuration: bad input ends in one line that names file, key and what is allowed.
+
+Every value tells its source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cda.cli import main
+from cda.config import yaml_source
+from cda.config.load import from_environment, load_settings
+from cda.config.yaml_source import Layer, read_layer
+from cda.errors import ConfigError
+from cda.experiments.experiment_set import ExperimentSet
+from cda.pipeline.rules import Plan
+from cda.results.tables import describe
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE, DATASET, SETTINGS = "recipes/digits.yaml", "datasets/digits.yaml", "config.yaml"
+
+
+def problem(call: Callable[[], Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    return line
+
+
+def resolve(tree: Any, **overrides: Any) -> Any:
+    """Everything a command does before its stage starts."""
+    return tree.experiments(**overrides).runs()
+
+
+# A bad value in a file
+# ------------------------------------------------------------------------------------------------
+
+BAD_VALUES = {
+    # what: file, text there, put in its place, key, what is allowed
+    "unknown key": (RECIPE, "  jitter: 1 ", "  jiter: 1 ", "recover.jiter", "jitter"),
+    "unknown section": (RECIPE, "variants:", "variantz:", "variantz", "relabel"),
+    "missing key": (RECIPE, "  mode: curriculum ", "  seed: 1 ", "recover.mode", "required"),
+    "text for a number": (
+        RECIPE,
+        "iterations: 6 ",
+        "iterations: six ",
+        "recover.iterations",
+        "integer",
+    ),
+    "fraction for a count": (
+        RECIPE,
+        "iterations: 6 ",
+        "iterations: 6.5 ",
+        "recover.iterations",
+        "integer",
+    ),
+    "yes for a count": (
+        RECIPE,
+        "iterations: 6 ",
+        "iterations: yes ",
+        "recover.iterations",
+        "number",
+    ),
+    "unknown word": (RECIPE, "mode: curriculum", "mode: spiral", "recover.mode", "'curriculum'"),
+    "milestone over 1": (
+        RECIPE,
+        "  mode: curriculum",
+        "  milestone: 1.2\n  mode: curriculum",
+        "recover.milestone",
+        "1",
+    ),
+    "min_crop over max_crop": (
+        RECIPE,
+        "max_crop: 1.0",
+        "max_crop: 0.3",
+        "recover",
+        "min_crop <= max_crop",
+    ),
+    "crop_scale reversed": (RECIPE, "[0.4, 1.0]", "[1.0, 0.4]", "relabel", "low <= high"),
+    "crop_scale of three": (RECIPE, "[0.4, 1.0]", "[0.1, 0.4, 1.0]", "relabel.crop_scale", "2"),
+    "negative epochs": (
+        RECIPE,
+        "  epochs: 2 ",
+        "  epochs: -2 ",
+        "squeeze.epochs",
+        "greater than or equal to 1",
+    ),
+    "only warm-up": (
+        RECIPE,
+        "warmup_epochs: 1 ",
+        "warmup_epochs: 3 ",
+        "warmup_epochs",
+        "smaller than epochs",
+    ),
+    "labels too short": (
+        RECIPE,
+        "  epochs: 5 ",
+        "  epochs: 2 ",
+        "relabel.epochs",
+        "validate.epochs (3)",
+    ),
+    "infinite": (RECIPE, "lr: 2.0e-3", "lr: .inf", "validate.lr", "finite"),
+    "no number": (RECIPE, "lr: 2.0e-3", "lr: .nan", "validate.lr", "0"),
+    "a list for a section": (SETTINGS, "data_paths: {}", "labels: [1]", "labels", "dictionary"),
+    "unknown setting": (SETTINGS, "seeds: 2", "seed: 2", "seed", "seeds"),
+    "no seeds": (SETTINGS, "seeds: 2", "seeds: 0", "seeds", "greater than or equal to 1"),
+    "no threads": (
+        SETTINGS,
+        "cpu_threads: 1",
+        "cpu_threads: 0",
+        "runtime.cpu_threads",
+        "greater than or equal to 1",
+    ),
+    "one class": (DATASET, "classes: 10", "classes: 1", "classes", "greater than or equal to 2"),
+    "no spread": (DATASET, "std: [0.318,", "std: [0.0,", "std.0", "greater than 0"),
+    "unknown layout": (DATASET, "layout: digits", "layout: zip", "layout", "'image_folder'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "key", "allowed"), BAD_VALUES.values(), ids=BAD_VALUES.keys()
+)
+def test_a_bad_value_is_one_line_with_file_key_and_what_is_allowed(
+    name, old, new, key, allowed, tree
+):
+    tree.edit(name, old, new)
+    line = problem(lambda: resolve(tree))
+    assert line.startswith(f"config/{name}")
+    assert key in line
+    assert allowed in line.replace(key, "", 1)
+
+
+BAD_GROUPS = {
+    "IPC 0": ({"ipc": [0]}, "ipc", "greater than or equal to 1"),
+    "IPC below 0": ({"ipc": [1, -1]}, "ipc", "greater than or equal to 1"),
+    "half an image": ({"ipc": [1.5]}, "ipc", "integer"),
+    "no list": ({"ipc": 1}, "ipc", "tuple"),
+    "unknown key": ({"metod": ["cda"]}, "metod", "methods"),
+}
+
+
+@pytest.mark.parametrize(("change", "key", "allowed"), BAD_GROUPS.values(), ids=BAD_GROUPS.keys())
+def test_a_bad_group_names_its_experiment(change, key, allowed, tree):
+    tree.experiment("tiny", change)
+    line = problem(lambda: resolve(tree))
+    assert line.startswith("config/experiments/tiny.yaml")
+    assert key in line
+    assert allowed in line.replace(key, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "known"),
+    [
+        ({"methods": ["cdaa"]}, "methods.cdaa", "cda, random"),
+        ({"variants": ["fast"]}, "variants.fast", "slow"),
+    ],
+)
+def test_an_unknown_method_or_variant_is_told_the_known_ones(change, key, known, tree):
+    tree.experiment("tiny", change)
+    line = problem(lambda: resolve(tree))
+    assert line.startswith(f"config/{RECIPE}")
+    assert key in line
+    assert known in line
+
+
+def test_a_bad_value_of_a_cell_names_the_experiment_and_not_the_recipe(tree):
+    tree.experiment("tiny", {"set": {"recover.milestone": 1.2}})
+    line = problem(lambda: resolve(tree))
+    assert "config/experiments" in line
+    assert "recover.milestone" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (
+            "datasets:\n  digits:\n    recipe:\n      recover:\n        milestone: 1.2\n",
+            "recover.milestone",
+        ),
+        ("recipe:\n  recover:\n    milestone: 1.2\n", "recipe is not a known key"),
+        (
+            "datasets:\n  digits:\n    recover:\n      milestone: 1.2\n",
+            "recover is not a known key",
+        ),
+        ("datasets:\n  digits:\n    stand_in: mnist\n", "data set mnist is not declared"),
+        ("datasets:\n  digits:\n    ipc: {3: 1}\n", "datasets.digits.ipc has no entry for 1"),
+        ("settings:\n  sedes: 3\n", "sedes"),
+        ("setings:\n  seeds: 3\n", "setings"),
+        ("datasets:\n  digit: {}\n", "data set digit is not declared"),
+    ],
+)
+def test_a_bad_value_of_a_scale_names_the_scale_s_file(text, key, tree):
+    tree.write("scales/small.yaml", text)
+    tree.experiment("tiny", scales=["paper", "small"])
+    line = problem(lambda: resolve(tree, scale="small"))
+    assert line.startswith("config/scales/small.yaml")
+    assert key in line
+
+
+# A bad name
+# -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_scale_is_told_the_known_ones(tree):
+    tree.write("scales/small.yaml", "")
+    assert problem(lambda: resolve(tree, scale="smal")).endswith("use one of paper, small")
+
+
+@pytest.mark.parametrize("wanted", [["mnist"], ["digits", "mnist"], "mnist"])
+def test_an_unknown_data_set_is_told_the_declared_ones(wanted, tree):
+    line = problem(lambda: resolve(tree, datasets=wanted))
+    assert "datasets" in line
+    assert "'mnist'" in line
+    assert "digits" in line.replace(f"config/{RECIPE}", "") or "list" in line
+
+
+@pytest.mark.parametrize("command", ["table", "runs"])
+def test_an_unknown_table_is_told_the_known_ones(command, tree, capsys):
+    assert tree.cda(command, "tinny") == 1
+    assert (
+        capsys.readouterr().err == "cda: there is no table 'tinny' at scale paper; there is tiny\n"
+    )
+
+
+def test_an_unknown_run_is_told_where_to_look(tree, capsys):
+    assert tree.cda("squeeze", "--run", "resnet18-00000000") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'resnet18-00000000'" in line
+    assert "`cda runs`" in line
+
+
+def test_a_run_of_another_stage_is_refused(tree, capsys):
+    assert tree.cda("squeeze", "--run", tree.runs()["recover"].id) == 1
+    assert capsys.readouterr().err.startswith("cda: no squeeze 'curriculum-cosine-resnet18-")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("scale", "KEY=VALUE"),
+        ("seeds=0", "seeds"),
+        ("sedes=1", "sedes"),
+        ("runtime.device=tpu", "'cuda'"),
+        ("scale=[", "scale"),
+        ("scale.name=x", "scale"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(given, said, tree, capsys):
+    assert tree.cda("table", "tiny", "--config", "scale=paper", given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cda: ")
+    assert said in line
+
+
+def test_a_bad_option_is_not_blamed_on_the_file(tree):
+    assert "the command line" in problem(lambda: resolve(tree, seeds=0))
+
+
+# A bad file
+# -----------------------------------------------------------------------------------------------------------
+
+BAD_FILES = {
+    "key twice": (
+        "  iterations: 6 ",
+        "  iterations: 5\n  iterations: 6 ",
+        "recover.iterations is written twice",
+    ),
+    "section twice": ("relabel:\n", "recover:\n  seed: 3\nrelabel:\n", "recover is written twice"),
+    "tab": ("  iterations: 6 ", "\titerations: 6 ", "not valid YAML"),
+    "open bracket": ("[0.4, 1.0]", "[0.4, 1.0", "not valid YAML"),
+    "control character": ("# our choice: two blocks", "# \x07", "not valid YAML"),
+    "code": ("iterations: 6 ", "iterations: !!python/name:os.system ", "not valid YAML"),
+    "impossible date": ("iterations: 6 ", "iterations: 2024-13-45 ", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_file_is_one_line_with_its_line(old, new, said, tree):
+    number = tree.edit(RECIPE, old, new)
+    line = problem(lambda: resolve(tree))
+    assert line.startswith((f"config/{RECIPE}:{number}:", f"config/{RECIPE}:{number + 1}:"))
+    assert said in line
+
+
+def test_a_file_that_is_no_text_is_one_line(tree):
+    (tree.folder / RECIPE).write_bytes(b"lr: \xff\xfe")
+    yaml_source._layer.cache_clear()
+    assert problem(lambda: resolve(tree)).startswith(f"config/{RECIPE}")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just text\n"])
+def test_a_file_that_is_no_mapping_is_one_line(text, tree):
+    tree.write(RECIPE, text)
+    assert (
+        problem(lambda: resolve(tree))
+        == f"config/{RECIPE}:1: the file must be a mapping of keys to values"
+    )
+
+
+def test_a_key_twice_inside_a_group_is_found_too(tree):
+    text = (tree.folder / "experiments/tiny.yaml").read_text(encoding="utf-8")
+    tree.write("experiments/tiny.yaml", text + "  dataset: cifar100\n")
+    line = problem(lambda: resolve(tree))
+    assert line.startswith("config/experiments/tiny.yaml:")
+    assert "dataset is written twice" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "key"),
+    [
+        (SETTINGS, "data_paths: {}", "data_paths:", "data_paths"),
+        (RECIPE, "lr: 2.0e-3 ", "lr: ", "validate.lr"),
+        (DATASET, "get: scikit-learn ships it", "get:", "get"),
+    ],
+)
+def test_a_key_left_empty_is_one_line(name, old, new, key, tree):
+    tree.edit(name, old, new)
+    line = problem(lambda: resolve(tree))
+    assert line.startswith(f"config/{name}")
+    assert key in line
+
+
+def test_a_table_laid_out_by_an_unknown_key_is_refused(tree):
+    tree.experiment("tiny", layout={"rows": ["ipcs"], "columns": ["method"]})
+    line = problem(lambda: tree.experiments().cells("tiny"))
+    assert line.startswith("config/experiments/tiny.yaml")
+    assert "ipcs" in line
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", RECIPE, "reported.csv"])
+def test_a_missing_file_is_one_line(missing, tree):
+    (tree.folder / missing).unlink()
+    assert problem(lambda: resolve(tree)).startswith(f"config/{missing}")
+
+
+def test_without_a_config_folder_it_says_where_to_start(tree, monkeypatch):
+    monkeypatch.chdir("/")
+    assert "start in the repository's root" in problem(lambda: resolve(tree))
+
+
+# Layers
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_later_layers_win(tree):
+    def lr(**overrides: Any) -> float:
+        return float(tree.runs(**overrides)["validate"].recipe.validate_.lr)
+
+    tree.scale("small", recipe={"validate": {"lr": 0.4}})
+    assert lr() == 0.002
+    tree.edit(RECIPE, "  cda: {}", "  cda:\n    validate:\n      lr: 0.1")
+    assert lr() == 0.1
+    tree.experiment("tiny", {"variants": ["slow"]}, scales=["paper", "small"])
+    assert lr() == 0.001
+    assert lr(scale="small") == 0.4
+    tree.experiment(
+        "tiny", {"variants": ["slow"], "set": {"validate.lr": 0.3}}, scales=["paper", "small"]
+    )
+    assert lr() == lr(scale="small") == 0.3
+    tree.scale("small", recipe={"validate": {"lr": 0.4}}, instead={"validate.lr": {0.3: 0.5}})
+    assert (lr(), lr(scale="small")) == (0.3, 0.5)
+    tree.scale("small", instead={"validate.lr": {0.2: 0.5}})
+    assert "datasets.digits.instead.validate.lr has no entry for 0.3; add it" in problem(
+        lambda: lr(scale="small")
+    )
+
+
+def test_one_resolution_leaves_the_next_one_alone(tree):
+    tree.edit(RECIPE, "relabel:\n", "architecture: {}\nrelabel:\n")
+    tree.edit(RECIPE, "architecture:\n  stem: small            # our choice: small images\n", "")
+    tree.edit(RECIPE, "  width: 0.125           # our choice: speed\n", "")
+    tree.scale("small", recipe={"architecture": {"width": 0.5}})
+    tree.experiment("tiny", scales=["paper", "small"])
+    assert tree.runs(scale="small")["squeeze"].recipe.architecture.width == 0.5
+    assert tree.runs()["squeeze"].recipe.architecture.width == 1.0
+
+
+def test_settings_come_from_the_file_then_the_scale_then_the_command_line(tree):
+    tree.write("scales/small.yaml", "settings:\n  seeds: 3\n  runtime:\n    blocks: 4\n")
+    settings = tree.experiments(scale="small", runtime={"cpu_threads": 2}).settings
+    assert (settings.seeds, settings.runtime.blocks, settings.runtime.cpu_threads) == (3, 4, 2)
+    assert settings.runtime.device == "cpu"
+    assert tree.experiments(scale="small", seeds=5).settings.seeds == 5
+
+
+def test_a_job_resolves_its_run_as_its_workflow_did(tree, monkeypatch):
+    asked = {
+        "scale": "paper",
+        "seeds": 3,
+        "runtime": {"device": "cpu", "blocks": 4},
+        "data": "/my {data} 'dir'",
+    }
+    asked |= {"datasets": ["digits"], "labels": {"max_gb": 0.5}, "data_paths": {"digits": "/d"}}
+    export, variable = shlex.split(Plan(asked).prefix.format())
+    name, value = variable.removesuffix(";").split("=", 1)
+    assert export == "export"
+    monkeypatch.setenv(name, value)
+    assert load_settings(from_environment()) == tree.experiments(**asked).settings
+
+
+@pytest.mark.parametrize("value", ["{", "[1]", '{"scale": "huge"}', '{"sedes": 1}'])
+def test_a_bad_environment_is_one_line(value, tree, monkeypatch, capsys):
+    monkeypatch.setenv("CDA_CONFIG", value)
+    assert tree.cda("table", "tiny") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# Sources
+# --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "config/recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_value_of_a_recipe_tells_where_it_comes_from(path):
+    layer = read_layer(path)
+    assert len(layer) > 30
+    assert [
+        f"{value.where}: {key}"
+        for key, value in layer.items()
+        if value.value != {} and not value.source
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a: 1  # why", {"a": (1, "why")}),
+        ("a:\n  b: [1, 2]   # why", {"a.b": ([1, 2], "why")}),
+        ("a: '#5'  # why", {"a": ("#5", "why")}),
+        ("a: {b: 1}  # why", {"a.b": (1, "why")}),
+        ("a: {}  # why", {"a": ({}, "why")}),
+        ("a: 1", {"a": (1, "")}),
+        ("a: 1\n# of nothing\nb: 2  # why", {"a": (1, ""), "b": (2, "why")}),
+        ("a: null  # why", {"a": (None, "why")}),
+        ("a:  # why", {"a": (None, "why")}),
+    ],
+)
+def test_the_comment_after_a_value_is_its_source(text, wanted, tmp_path):
+    (tmp_path / "file.yaml").write_text(text)
+    layer: Layer = read_layer(tmp_path / "file.yaml")
+    assert {key: (value.value, value.source) for key, value in layer.items()} == wanted
+
+
+def shown(tree: Any, stage: str, capsys: Any, **kind: Any) -> dict[str, str]:
+    """What `cda config show` prints, by key."""
+    assert tree.cda("config", "show", tree.runs(**kind)[stage].id) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{stage} {tree.runs(**kind)[stage].id}"
+    return dict(line.strip().split(": ", 1) for line in lines[1:])
+
+
+def test_config_show_prints_each_value_with_its_source(tree, capsys):
+    values = shown(tree, "squeeze", capsys)
+    assert values["squeeze.epochs"].startswith("2  # paper Table 10a (config/recipes/digits.yaml:")
+    assert values["squeeze.augment"].startswith(
+        '"pad_crop"  # authors\' code (config/recipes/digits.yaml:'
+    )
+    assert values["squeeze.batch_size"].startswith(
+        "256  # our choice: few steps (config/recipes/digits.yaml:"
+    )
+    assert values["squeeze.momentum"].startswith("0.9  # default")
+    assert "0.125" in values["architecture.width"]
+
+
+def test_config_show_names_the_line_of_a_value(tree, capsys):
+    number = tree.edit(RECIPE, "  iterations: 6 ", "  iterations: 7 ")
+    assert f"(config/{RECIPE}:{number})" in shown(tree, "recover", capsys)["recover.iterations"]
+
+
+def test_config_show_tells_methods_cells_and_what_changes_nothing(tree, capsys):
+    tree.experiment("tiny", {"set": {"recover.iterations": 9}})
+    values = shown(tree, "recover", capsys, method="sre2l")
+    assert "# SRe2L has no curriculum" in values["recover.mode"]
+    assert values["recover.iterations"].startswith("9  # the table's own setting")
+    assert "[changes nothing here]" in values["recover.milestone"]
+    assert "[changes nothing here]" not in values["recover.lr"]
+
+
+def test_config_show_names_what_a_run_builds_on(tree, capsys):
+    runs = tree.runs()
+    values = shown(tree, "relabel", capsys)
+    assert values["images"] == runs["recover"].id
+    assert values["model"] == runs["squeeze"].id
+    assert shown(tree, "validate", capsys)["labels"] == runs["relabel"].id
+
+
+def test_every_run_of_the_repository_can_be_shown(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    experiments = ExperimentSet(load_settings())
+    for run_id in experiments.runs():
+        assert "no source given" not in describe(experiments, run_id)
+    assert main(["config", "show", run_id]) == 0
+    assert capsys.readouterr().out == describe(experiments, run_id) + "\n"
+
+
+def test_a_misspelt_required_key_is_told_as_such(tree):
+    tree.edit("datasets/digits.yaml", "classes: 10", "clases: 10")
+    line = problem(lambda: resolve(tree))
+    assert "clases is not a known key; use one of name, layout, classes" in line
+
+
+def test_the_schema_knows_the_ranges(capsys):
+    from cda.reference import schema
+
+    (recipe,) = [model for model in json.loads(schema()) if model["title"] == "Recipe"]
+    assert recipe["$defs"]["Squeeze"]["properties"]["epochs"]["minimum"] == 1
+    assert recipe["$defs"]["Recover"]["properties"]["milestone"]["maximum"] == 1
+
+
+@pytest.mark.parametrize("name", ["my_table", "my-table", "tiny"])
+def test_a_table_may_have_any_ordinary_name(name, tree):
+    from cda.pipeline.rules import Plan
+
+    tree.experiment(name)
+    Plan({}, [f"results/{name}.csv", f"results/{name}.md"])
+
+
+def test_a_mapping_among_a_table_s_own_values_is_refused(tree):
+    tree.experiment("tiny", {"set": {"validate": {"epochs": 4}}})
+    line = problem(lambda: resolve(tree))
+    assert line.startswith(
+        "config/experiments/tiny.yaml: set.validate holds a mapping; write dots instead"
+    )
+
+
+def test_a_folder_for_an_undeclared_data_set_is_refused(tree):
+    tree.edit("config.yaml", "data_paths: {}", "data_paths: {cifar10: /data}")
+    assert "data_paths: 'cifar10' is not declared; use digits" in problem(lambda: resolve(tree))
+
+
+def test_a_nested_value_on_the_command_line_leaves_its_neighbours_of_the_environment(
+    tree, monkeypatch, capsys
+):
+    monkeypatch.setenv("CDA_CONFIG", '{"runtime": {"blocks": 7}}')
+    from cda import commands
+
+    experiments = commands.experiments_of(argparse.Namespace(config=["runtime.gpus=3"]))
+    assert (experiments.settings.runtime.blocks, experiments.settings.runtime.gpus) == (7, 3)
+
+
+def test_a_plan_of_another_scale_s_table_is_refused(tree, capsys):
+    assert tree.cda("plan", "results/demo/tiny.csv") == 1
+    assert (
+        "no table of scale paper; ask for results/tiny.csv, or add --config scale="
+        in capsys.readouterr().err
+    )
+    assert tree.cda("plan", "results/huge.csv") == 1
+    assert "there is no table 'huge' at scale paper" in capsys.readouterr().err

@@ -1,0 +1,549 @@
+"""The training loop: learning rates as torch's schedulers, decayed parameters, resuming to the same
+bits, accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import lr_scheduler as torchs
+
+from cda.config.recipe import Optimisation
+from cda.config.settings import Dataset, Runtime
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Machine
+from cda.engine.images import Images
+from cda.engine.signals import Stop
+from cda.engine.trainer import History, Trainer, fit, lr_at, optimizer_of
+from cda.errors import ArtifactError, ConfigError, Interrupted
+
+torch.set_num_threads(1)
+
+MACHINE = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+
+
+def recipe(**values: Any) -> Optimisation:
+    return Optimisation(**({"epochs": 4, "batch_size": 8, "lr": 0.1, "evaluate_every": 2} | values))
+
+
+# Learning rates
+
+
+def torch_rates(schedule: Any, steps: int) -> list[float]:
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return rates
+
+
+def sgd(lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+
+
+def warmed(then: Any, warm: int, factor: float) -> Any:
+    optimizer = then.optimizer
+    start = torchs.LinearLR(optimizer, start_factor=factor, total_iters=warm)
+    return torchs.SequentialLR(optimizer, [start, then], [warm])
+
+
+def test_cosine_with_warm_up_is_torchs_by_epoch():
+    values = recipe(epochs=50, lr=0.2, warmup_epochs=5, warmup_factor=0.01)
+    theirs = torch_rates(warmed(torchs.CosineAnnealingLR(sgd(0.2), T_max=45), 5, 0.01), 50)
+    for step in (0, 3, 9):  # an epoch has one rate
+        assert [lr_at(values, epoch, step, 10) for epoch in range(50)] == pytest.approx(
+            theirs, abs=1e-12
+        )
+
+
+def test_cosine_with_warm_up_is_torchs_by_step():
+    values = recipe(epochs=8, lr=0.2, warmup_epochs=2, warmup_factor=0.1, schedule_per="step")
+    theirs = torch_rates(warmed(torchs.CosineAnnealingLR(sgd(0.2), T_max=6 * 5), 2 * 5, 0.1), 8 * 5)
+    ours = [lr_at(values, epoch, step, 5) for epoch in range(8) for step in range(5)]
+    assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+def test_cosine_worked_out_by_hand():
+    by_epoch = [lr_at(recipe(lr=0.8), epoch, 3, 4) for epoch in range(4)]
+    assert by_epoch == pytest.approx(
+        [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.4 * (1 - math.sqrt(0.5))]
+    )
+    by_step = recipe(lr=0.8, schedule_per="step")
+    assert lr_at(by_step, 0, 0, 4) == 0.8
+    assert lr_at(by_step, 1, 2, 4) == pytest.approx(0.4 * (1 + math.cos(math.pi * 6 / 16)))
+    assert lr_at(by_step, 3, 3, 4) == pytest.approx(0.4 * (1 + math.cos(math.pi * 15 / 16)))
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_step_schedule_is_torchs(warm):
+    values = recipe(
+        epochs=20,
+        schedule="step",
+        step_epochs=5,
+        step_factor=0.3,
+        warmup_epochs=warm,
+        warmup_factor=0.2,
+    )
+    then = torchs.StepLR(sgd(0.1), step_size=5, gamma=0.3)
+    theirs = torch_rates(warmed(then, warm, 0.2) if warm else then, 20)
+    assert [lr_at(values, epoch, 1, 2) for epoch in range(20)] == pytest.approx(theirs, abs=1e-12)
+
+
+def test_constant_schedule_stays():
+    assert {
+        lr_at(recipe(schedule="constant"), epoch, step, 3)
+        for epoch in range(4)
+        for step in range(3)
+    } == {0.1}
+
+
+# Optimisers
+
+
+class Mixed(nn.Module):
+    """A convolution, BN, dropout and a linear layer.
+
+    Every kind of parameter, and one that is frozen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.4)
+        self.fc, self.frozen = nn.Linear(4, 6), nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(torch.relu(self.bn(self.conv(x))).mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("vectors", [True, False])
+def test_one_step_without_gradient_shrinks_the_decayed_parameters_alone(optimizer, vectors):
+    model = Mixed()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(2.0)
+    ours = optimizer_of(
+        model, recipe(optimizer=optimizer, lr=0.5, weight_decay=0.1, decay_vectors=vectors)
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    ours.step()
+    found = {
+        name: parameter.detach().unique().item() for name, parameter in model.named_parameters()
+    }
+    assert len(found) == 7
+    matrices = {"conv.weight", "fc.weight"}
+    for name, value in found.items():
+        decayed = name != "frozen" and (vectors or name in matrices)
+        assert value == pytest.approx(1.9 if decayed else 2.0), name  # 2 · (1 − 0.5 · 0.1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adam"])
+def test_steps_are_those_of_torchs_plain_optimiser(name):
+    torch.manual_seed(0)
+    ours, theirs, x, y = nn.Linear(5, 3), nn.Linear(5, 3), torch.randn(9, 5), torch.randn(9, 3)
+    theirs.load_state_dict(ours.state_dict())
+    mine = optimizer_of(ours, recipe(optimizer=name, lr=0.05, momentum=0.8, weight_decay=0.1))
+    plain = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, weight_decay=0.1, foreach=False),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1, foreach=False),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.05, weight_decay=0.1, foreach=False),
+    }[name](theirs.parameters())
+    for _ in range(5):
+        for model, optimizer in ((ours, mine), (theirs, plain)):
+            optimizer.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.bias, theirs.bias, rtol=0, atol=1e-6)
+
+
+# Fitting
+
+
+class Toy:
+    """Twenty random images in batches of six; asks `stop` to stop after `asked` batches."""
+
+    steps, images = 4, 20
+
+    def __init__(self, stop: Stop | None = None, asked: int = -1) -> None:
+        self.stop, self.asked, self.given = stop, asked, 0
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
+        draws = np.random.default_rng(epoch)
+        x, order = draws.standard_normal((20, 3, 8, 8)).astype(np.float32), draws.permutation(20)
+        for step in range(first_step, self.steps):
+            chosen = order[step * 6 : (step + 1) * 6]
+            self.given += 1
+            if self.stop is not None and self.given == self.asked:
+                self.stop.signal = signal.SIGTERM
+            yield torch.from_numpy(x[chosen]), torch.from_numpy(chosen % 6)
+
+
+def measure(model: nn.Module) -> dict[str, float]:
+    """Something that depends on every bit of the weights."""
+    model.eval()
+    with torch.no_grad():
+        return {"top1": float(model(torch.ones(1, 3, 8, 8)).sum()), "top5": 0.0}
+
+
+def train(
+    folder: Path,
+    values: Optimisation,
+    *,
+    start: int = 0,
+    asked: int = -1,
+    every: float = 1e9,
+    loss: Any = F.cross_entropy,
+    machine: Machine = MACHINE,
+) -> Trainer:
+    """A training in `folder` as a new process would start it.
+
+    `start` seeds what torch drew before.
+    """
+    torch.manual_seed(start)
+    trainer = Trainer(Mixed(), values, machine, ("toy", 0))
+    if start == 0:
+        with torch.no_grad():
+            trainer.model.frozen.fill_(3.0)  # state that only the checkpoint can bring back
+    stop = Stop()
+    checkpoint = Checkpoint(folder / "state.safetensors", "toy", every)
+    fit(trainer, Toy(stop, asked), loss, measure, checkpoint, stop, "toy")
+    return trainer
+
+
+def assert_same(one: Trainer, other: Trainer) -> None:
+    assert one.history.curve == other.history.curve
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+
+
+SGD = recipe(lr=0.1, momentum=0.9, weight_decay=0.01, schedule_per="step", evaluate_every=1)
+ADAMW = recipe(lr=0.01, optimizer="adamw", weight_decay=0.1, decay_vectors=False, warmup_epochs=1)
+
+
+@pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_stopped_at_any_step_it_goes_on_to_the_same_bits(tmp_path, values):
+    undisturbed = train(tmp_path / "whole", values)
+    for asked in range(1, 17):  # 16 steps: within an epoch, at its end, at the very end
+        with pytest.raises(Interrupted):
+            train(tmp_path / str(asked), values, asked=asked)
+        assert_same(train(tmp_path / str(asked), values, start=asked), undisturbed)
+
+
+@pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_stopped_again_and_again_it_ends_the_same(tmp_path, values):
+    undisturbed, asked = train(tmp_path / "whole", values), np.random.default_rng(1)
+    for start in range(30):
+        try:
+            resumed = train(
+                tmp_path / "often", values, start=start, asked=int(asked.integers(1, 4))
+            )
+            break
+        except Interrupted:
+            continue
+    assert start > 3
+    assert_same(resumed, undisturbed)
+
+
+def test_killed_between_checkpoints_it_ends_the_same(tmp_path):
+    undisturbed = train(tmp_path / "whole", SGD)
+    for survives in (1, 4, 5, 11):
+        left = [survives]
+
+        def dying(logits: Tensor, target: Tensor, left: list[int] = left) -> Tensor:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return F.cross_entropy(logits, target)
+
+        folder = tmp_path / str(survives)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, SGD, every=0.0, loss=dying)
+        assert_same(train(folder, SGD, start=9), undisturbed)
+
+
+def test_dropout_does_draw_and_the_seed_alone_decides_what(tmp_path):
+    one, other = train(tmp_path / "a", SGD), train(tmp_path / "b", SGD)
+    assert_same(one, other)
+    torch.manual_seed(0)
+    reseeded = Trainer(Mixed(), SGD, MACHINE, ("toy", 1))
+    fit(
+        reseeded,
+        Toy(),
+        F.cross_entropy,
+        measure,
+        Checkpoint(tmp_path / "c", "toy", 1e9),
+        Stop(),
+        "toy",
+    )
+    assert reseeded.history.curve != one.history.curve
+
+
+@pytest.mark.parametrize("per", ["epoch", "step"])
+def test_a_training_is_the_plain_loop(tmp_path, per):
+    values = recipe(lr=0.3, momentum=0.9, weight_decay=0.01, schedule_per=per)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+    trainer = Trainer(nn.Sequential(nn.Flatten(), nn.Linear(192, 6)), values, MACHINE, ("toy", 0))
+    trainer.model.load_state_dict(plain.state_dict())
+    fit(
+        trainer,
+        Toy(),
+        F.cross_entropy,
+        measure,
+        Checkpoint(tmp_path / "state", "toy", 1e9),
+        Stop(),
+        "toy",
+    )
+    weight, bias = (p.detach().double().clone().requires_grad_() for p in plain.parameters())
+    speed, losses = [torch.zeros_like(weight), torch.zeros_like(bias)], []
+    for epoch in range(4):
+        for step, (images, target) in enumerate(Toy().epoch(epoch)):
+            share = (epoch + (step / 4 if per == "step" else 0)) / 4
+            loss = F.cross_entropy(images.double().flatten(1) @ weight.mT + bias, target)
+            slopes = torch.autograd.grad(loss, [weight, bias])
+            losses.append(loss.item())
+            with torch.no_grad():
+                for i, p in enumerate((weight, bias)):
+                    speed[i] = 0.9 * speed[i] + slopes[i] + 0.01 * p
+                    p -= 0.15 * (1 + math.cos(math.pi * share)) * speed[i]
+    torch.testing.assert_close(trainer.model[1].weight.double(), weight, rtol=0, atol=1e-4)
+    curve = trainer.history.curve
+    assert [row["epoch"] for row in curve] == [2, 4]
+    assert [row["loss"] for row in curve] == pytest.approx(
+        [np.mean(losses[4:8]), np.mean(losses[12:])], abs=1e-4
+    )
+
+
+def test_the_last_epoch_is_always_evaluated_and_others_as_asked(tmp_path):
+    curve = train(tmp_path, recipe(epochs=5, evaluate_every=2)).history.curve
+    assert [row["epoch"] for row in curve] == [2, 4, 5]
+
+
+def test_another_runs_checkpoint_is_not_taken(tmp_path):
+    undisturbed = train(tmp_path / "whole", SGD)
+    with pytest.raises(Interrupted):
+        train(tmp_path, SGD, asked=3)
+    torch.manual_seed(0)
+    trainer = Trainer(Mixed(), SGD, MACHINE, ("toy", 0))
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "another", 1e9)
+    fit(trainer, Toy(), F.cross_entropy, measure, checkpoint, Stop(), "toy")
+    assert trainer.history.curve == undisturbed.history.curve
+    assert trainer.model.frozen.unique().tolist() == [1.0]
+
+
+def test_best_is_the_first_of_the_highest_and_last_the_last():
+    rows = [{"epoch": float(i), "top1": top1} for i, top1 in enumerate([1.0, 5.0, 5.0, 3.0])]
+    assert (History(rows).best, History(rows).last) == (rows[1], rows[3])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path, bad):
+    with pytest.raises(
+        ArtifactError, match=r"toy: the loss is .* in epoch 0; lower the recipe's lr"
+    ) as caught:
+        train(tmp_path, SGD, loss=lambda logits, target: F.cross_entropy(logits, target) * bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mended_start_does_not_go_on_from_a_diverged_checkpoint(tmp_path):
+    """The message says to use fp32, which changes no run's id: the checkpoint's key is the same."""
+    undisturbed = train(tmp_path / "whole", SGD)
+    with pytest.raises(ArtifactError):
+        train(
+            tmp_path,
+            SGD,
+            every=0.0,
+            loss=lambda logits, target: F.cross_entropy(logits, target) * math.nan,
+        )
+    assert_same(train(tmp_path, SGD), undisturbed)
+
+
+def test_no_memory_left_is_one_line_with_the_key_to_lower(tmp_path):
+    def hungry(logits: Tensor, target: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation"
+        )
+
+    with pytest.raises(
+        ConfigError,
+        match=r"toy: no memory left in epoch 0, step 0; lower optimisation\.batch_size \(8",
+    ):
+        train(tmp_path, SGD, loss=hungry)
+
+
+def test_another_error_of_a_step_is_not_taken_for_that(tmp_path):
+    def broken(logits: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(tmp_path, SGD, loss=broken)
+
+
+# Compiled
+
+
+WHOLE = SGD.model_copy(
+    update={"batch_size": 6}
+)  # the toy's: three whole batches an epoch and a smaller one
+COMPILED = Machine(
+    Runtime(device="cpu", compile="always", cpu_threads=1), torch.device("cpu"), None
+)
+SCALE = torch.ones(
+    ()
+)  # a tensor, so that a loss that is no number is the same program, and compiled once
+
+
+def scaled(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits, target) * SCALE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_bits(
+    tmp_path, capsys
+):
+    """Dropout too: on a CPU the compiled step draws what the plain one draws."""
+    plain = train(tmp_path / "plain", WHOLE)
+    compiled = train(tmp_path / "compiled", WHOLE, machine=COMPILED, loss=scaled)
+    assert "cannot compile" not in capsys.readouterr().err
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(
+            compiled.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name
+        )
+    for one, other in zip(compiled.history.curve, plain.history.curve, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
+    for start in (0, 2):  # it ends within an epoch, and at its end
+        with pytest.raises(Interrupted):
+            train(tmp_path / "often", WHOLE, start=start, asked=2, machine=COMPILED, loss=scaled)
+    assert_same(train(tmp_path / "often", WHOLE, start=4, machine=COMPILED, loss=scaled), compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_loss_that_is_no_number_ends_in_one_line_and_leaves_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    with pytest.raises(Interrupted):
+        train(tmp_path, WHOLE, asked=6)
+    left = (tmp_path / "state.safetensors").read_bytes()
+    monkeypatch.setitem(globals(), "SCALE", torch.tensor(math.nan))
+    with pytest.raises(
+        ArtifactError, match=r"toy: the loss is nan in epoch 1; lower the recipe's lr"
+    ):
+        train(tmp_path, WHOLE, every=0.0, machine=COMPILED, loss=scaled)
+    assert (tmp_path / "state.safetensors").read_bytes() == left
+
+
+# Accuracy
+
+
+class Table(nn.Module):
+    """A model that knows every image by its first pixel and answers from a table [N, classes]."""
+
+    def __init__(self, answers: np.ndarray, mean: float, std: float) -> None:
+        super().__init__()
+        self.answers, self.mean, self.std = torch.from_numpy(answers), mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        return self.answers[((x[:, 0, 0, 0] * self.std + self.mean) * 255).round().long()]
+
+
+@pytest.mark.parametrize(("classes", "batch"), [(10, 512), (10, 7), (3, 50)])
+def test_accuracy_is_counted_as_by_hand(classes, batch):
+    draws = np.random.default_rng(classes)
+    answers, labels = (
+        draws.standard_normal((50, classes)).astype(np.float32),
+        draws.integers(0, classes, 50),
+    )
+    pixels = np.zeros((50, 8, 8, 3), dtype=np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(50)
+    data = Dataset(
+        name="toy", layout="digits", classes=classes, resolution=8, mean=(0.3,) * 3, std=(0.2,) * 3, get="x"
+    )  # fmt: skip
+    found = Images(pixels, labels, data, MACHINE).evaluate(Table(answers, 0.3, 0.2).train(), batch)
+    first = fifth = 0
+    for row, label in zip(answers.tolist(), labels.tolist(), strict=True):
+        better = sum(value > row[label] for value in row)
+        first += better == 0
+        fifth += better < 5
+    assert found == {"top1": pytest.approx(2.0 * first), "top5": pytest.approx(2.0 * fifth)}
+    assert classes > 5 or found["top5"] == 100
+
+
+class Hungry(Table):
+    """Has memory for so many images at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(x)
+
+
+def test_evaluation_without_memory_for_its_batch_takes_smaller_ones(capsys):
+    pixels = np.zeros((50, 8, 8, 3), dtype=np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(50)
+    answers, labels = np.eye(50, 10, dtype=np.float32), np.arange(50) % 10
+    data = Dataset(
+        name="toy", layout="digits", classes=10, resolution=8, mean=(0,) * 3, std=(1,) * 3, get="x"
+    )
+    images = Images(pixels, labels, data, MACHINE)
+    assert images.evaluate(Hungry(answers, 0, 1), 40) == images.evaluate(Table(answers, 0, 1))
+    assert (
+        "no memory to evaluate 40 images at a time: going on with half as many"
+        in capsys.readouterr().err
+    )
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 17, 64])
+def test_ranks_share_a_batch_and_their_mean_is_its_mean(world, size):
+    """A rank has two images at least (batch statistics need them), or some that do not count."""
+    batch, values = (
+        np.random.default_rng(0).permutation(100)[:size],
+        np.random.default_rng(1).random(100),
+    )
+    ranks = [
+        Machine(Runtime(), torch.device("cpu"), None, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    shares, weights = [m.share(batch) for m in ranks], [m.weight(size) for m in ranks]
+    assert sorted(np.concatenate([s for s, w in zip(shares, weights, strict=True) if w])) == sorted(
+        batch
+    )
+    assert min(len(s) for s in shares) >= min(2, size)
+    mean = sum(w * values[s].mean() for s, w in zip(shares, weights, strict=True)) / world
+    assert mean == pytest.approx(values[batch].mean())
+
+
+def test_one_process_has_the_whole_batch():
+    batch = np.array([4, 2, 9])
+    assert MACHINE.share(batch).tolist() == [4, 2, 9]
+    assert (MACHINE.weight(3), MACHINE.agree(5), MACHINE.leads) == (1.0, 5, True)
+    model = Mixed()
+    assert MACHINE.parallel(model) is model
+
+
+def test_progress_counts_images(tmp_path, capsys):
+    values = recipe(batch_size=6)
+    train(tmp_path / "whole", values)
+    assert "toy: 80/80 images, " in capsys.readouterr().err
+    with pytest.raises(Interrupted):
+        train(tmp_path, values, asked=6)  # an epoch of 20 and two batches of 6
+    train(tmp_path, values)
+    assert "toy: 38/80 images, " in capsys.readouterr().err

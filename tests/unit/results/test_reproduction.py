@@ -1,0 +1,111 @@
+"""docs/reproduction.md counts what was measured, and nothing else."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cda.config.load import load_settings
+from cda.experiments.experiment_set import ExperimentSet
+from cda.results import reproduction
+
+ROOT = Path(__file__).parents[3]
+
+
+def frame(*cells):
+    """Rows of (reported, measured, status); the delta is theirs."""
+    rows = [
+        {
+            **dict.fromkeys(reproduction.KEYS, ""),
+            "ipc": index,
+            "reported": reported,
+            "delta": measured - float(reported) if reported and measured is not None else None,
+            "status": status,
+            "run": "" if status == "quoted" else f"run-{index}",
+            "scale": "mini",
+        }
+        for index, (reported, measured, status) in enumerate(cells)
+    ]
+    return pd.DataFrame(rows)
+
+
+SOME = frame(
+    ("40.0", 41.0, "measured"),
+    ("50.0", 47.0, "measured"),
+    ("60.0", None, "not_run"),
+    ("24.3", None, "quoted"),
+    ("", 30.0, "measured"),
+    ("", None, "not_run"),
+)
+
+
+def test_a_headline_counts_reported_cells_and_averages_their_deltas():
+    told = reproduction.headline({"one": SOME, "two": frame(("10.0", None, "not_run"))})
+    assert (
+        told == "2 of 4 reported cells are measured; deltas are -1.00 points on average, 2.00 "
+        "without their signs."
+    )
+
+
+def test_cells_that_a_scale_has_no_run_for_count_at_the_paper_s_alone():
+    nobody = SOME.assign(run=SOME["run"].where(SOME["status"] == "measured", ""))
+    assert reproduction._counts(nobody) == ["2", "2", "-1.00", "-3.00", "IPC 1", "1", "1"]
+    assert reproduction._counts(nobody.assign(scale="paper")) == reproduction._counts(SOME)
+
+
+def test_nothing_measured_is_said_so():
+    assert (
+        reproduction.headline({"one": frame(("10.0", None, "not_run"))})
+        == "0 of 1 reported cells are measured."
+    )
+
+
+def test_a_table_has_its_worst_cell_named_and_ours_apart():
+    assert reproduction._counts(SOME) == ["3", "2", "-1.00", "-3.00", "IPC 1", "2", "1"]
+
+
+def test_the_page_has_every_table_of_both_scales():
+    page = reproduction.page({})
+    for scale in reproduction.SCALES:
+        part = page.split(f"## Scale {scale}")[1].split("## Scale")[0]
+        tables = ExperimentSet(load_settings({"scale": scale})).tables
+        for name in (name for name, one in tables.items() if not one.sizes_of):
+            assert f"| {name} " in part or f"| [{name}](../results/" in part
+        assert ("not comparable with the paper" in part) == (scale == "mini")
+
+
+@pytest.mark.parametrize("scale", reproduction.SCALES)
+def test_a_reading_stands_below_its_scale(scale):
+    experiments = ExperimentSet(load_settings({"scale": scale}))
+    experiments.tables["table1"] = experiments.tables["table1"].model_copy(
+        update={"reading": {"mini": "Seen by eye."}}
+    )
+    assert ("Seen by eye." in reproduction._scale(experiments)) == (scale == "mini")
+
+
+def test_the_readme_shows_what_was_measured():
+    with (ROOT / "results/mini/claims.csv").open(encoding="utf-8", newline="") as file:
+        cells = {
+            (
+                row["dataset"],
+                row["method"],
+                f"{float(row['measured']):.2f} ± {float(row['measured_std']):.2f}",
+            )
+            for row in csv.DictReader(file)
+            if row["measured_std"] and row["ipc"] == "10"
+        }
+    lines = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("| scale mini, IPC 10 |")[1]
+        .splitlines()[2:5]
+    )
+    for line in lines:
+        what, *shown = (cell.strip() for cell in line.strip("|").split("|"))
+        dataset = "cifar100" if what.startswith("CIFAR-100") else "tiny_imagenet"
+        assert {
+            (dataset, method, value)
+            for method, value in zip(("cda", "sre2l", "random"), shown[:3], strict=True)
+        } <= cells
+    assert len(lines) == 3
