@@ -19,7 +19,7 @@ from benchmarks import table
 from benchmarks.harness import Case, Row, Setting, grown, measure, peak_elsewhere, rows
 from cda.config.load import CONFIG
 from cda.pipeline.rates import read_devices
-from cda.progress import Progress, say
+from cda.progress import Progress, log
 
 HOST = ("label_store", "dag")  # what no GPU has a part in
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
@@ -86,7 +86,7 @@ def _nothing_compiled() -> Iterator[None]:
 
 def _told(setting: Setting) -> Row:
     """What a row says of the machine."""
-    told = setting.machine().provenance()
+    told = setting.open_device().provenance()
     versions = {"python": platform.python_version()} | told["versions"]
     return {
         "device": told["device"], "threads": told["cpu_threads"], "code": told["code"],
@@ -142,9 +142,9 @@ def _peak_flops(setting: Setting) -> float | None:
 def _label_store(setting: Setting) -> list[Row]:
     """What `benchmarks/label_store.py` measures; it has no tiny sizes."""
     if setting.quick or importlib.util.find_spec("benchmarks.label_store") is None:
-        say("benchmark label_store: left out")
+        log("benchmark label_store: left out")
         return []
-    say("benchmark label_store: codecs, then a store of 4 GB; a minute or two")
+    log("benchmark label_store: codecs, then a store of 4 GB; a minute or two")
     measured: list[dict[str, Any]] = importlib.import_module("benchmarks.label_store").run()
     return [{"benchmark": "label_store", "side": "ours", **row} for row in measured]
 

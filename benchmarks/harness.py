@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cda.config.settings import Runtime
-from cda.engine.device import Machine, start
+from cda.engine.device import Device, open_device
 
 Work = Callable[[], float]  # does a repeat's work; returns how many units that was
 Row = dict[str, Any]
@@ -40,18 +40,18 @@ class Setting:
         """Whether it is a GPU."""
         return self.device == "cuda"
 
-    def machine(self, **runtime: Any) -> Machine:
+    def open_device(self, **runtime: Any) -> Device:
         """The machine under the default runtime, or with these values of it."""
         quick = {"compile": "never", "cpu_threads": 1} if self.quick else {}
         values = {"device": self.device, **quick, **runtime}
-        return start(Runtime.model_validate(values))
+        return open_device(Runtime.model_validate(values))
 
-    def reference(self) -> Machine:
+    def reference(self) -> Device:
         """The machine that the fast path is tested against.
 
         Fp32 throughout, nothing compiled, block by block.
         """
-        return self.machine(precision="fp32", compile="never", blocks=1)
+        return self.open_device(precision="fp32", compile="never", blocks=1)
 
     def synchronise(self) -> None:
         """Wait until the device has done what it was given."""

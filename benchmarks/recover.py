@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.precision import as_torch_ships_it
 from cda.config.recipe import Architecture, Recover
 from cda.config.settings import Dataset
-from cda.engine.device import Machine, seed_everything
+from cda.engine.device import Device, seed_everything
 from cda.engine.recovery import Block, Objective, Recovery
 from cda.method import networks
 from cda.method.curriculum import image_lr, min_crop
@@ -165,9 +166,9 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
     return work
 
 
-def ours(problem: Problem, machine: Callable[[], Machine], blocks: int) -> Work:
+def ours(problem: Problem, device: Callable[[], Device], blocks: int) -> Work:
     """The engine with `blocks` class blocks packed."""
-    own = machine()
+    own = device()
     model = own.place(problem.network())
     packed = [Block(shard, 0, problem.images) for shard in range(blocks)]
     objective = Objective(model, blocks, problem.recipe, own, problem.recipe.iterations)
@@ -195,9 +196,7 @@ def _sides(
             side("plain without TF32", lambda: plain(problem, setting, tf32=False), blocks=1)
         )
     for count in blocks:
-        sides.append(
-            side("ours", lambda count=count: ours(problem, setting.machine, count), blocks=count)
-        )  # type: ignore[misc]
+        sides.append(side("ours", partial(ours, problem, setting.open_device, count), blocks=count))
     if reference:
         sides.append(side("reference", lambda: ours(problem, setting.reference, 1), blocks=1))
     return tuple(sides)

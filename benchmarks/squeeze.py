@@ -17,7 +17,7 @@ from benchmarks.precision import as_torch_ships_it
 from cda.config.recipe import Architecture, Squeeze
 from cda.config.settings import Dataset
 from cda.engine.batches import SqueezeBatches
-from cda.engine.device import Machine, seed_everything
+from cda.engine.device import Device, seed_everything
 from cda.engine.images import Images
 from cda.engine.trainer import Trainer
 from cda.method import networks
@@ -121,9 +121,9 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
     return epoch
 
 
-def ours(problem: Problem, machine: Callable[[], Machine]) -> Work:
+def ours(problem: Problem, device: Callable[[], Device]) -> Work:
     """The engine: resident images, batched augmentation, the one training loop's step."""
-    own, recipe = machine(), problem.recipe
+    own, recipe = device(), problem.recipe
     batches = SqueezeBatches(
         Images(*synthetic(problem.images, problem.data), problem.data, own), recipe
     )
@@ -143,13 +143,13 @@ def sides(
     problem: Problem,
     setting: Setting,
     plainly: Callable[[bool], Work],
-    own: Callable[[Callable[[], Machine]], Work],
+    own: Callable[[Callable[[], Device]], Work],
 ) -> tuple[Side, ...]:
     """The plain loop (`plainly`, with TF32 or without), ours, and ours in fp32 without compilation."""
     found = [Side("plain", lambda: plainly(True), {}, problem.operations)]
     if setting.cuda:
         found.append(Side("plain without TF32", lambda: plainly(False), {}, problem.operations))
-    found.append(Side("ours", lambda: own(setting.machine), {}, problem.operations))
+    found.append(Side("ours", lambda: own(setting.open_device), {}, problem.operations))
     found.append(Side("reference", lambda: own(setting.reference), {}, problem.operations))
     return tuple(found)
 
@@ -172,7 +172,7 @@ def cases(setting: Setting) -> list[Case]:
     return [
         Case(
             "squeeze", f"batch {p.batch_size} at {p.resolution} px", "images/s",
-            sides(p, setting, lambda tf32, p=p: plain(p, setting, tf32), lambda machine, p=p: ours(p, machine)),  # type: ignore[misc]
+            sides(p, setting, lambda tf32, p=p: plain(p, setting, tf32), lambda device, p=p: ours(p, device)),  # type: ignore[misc]
             p.parameters, seconds=0.0 if setting.quick else 1.0, rounds=2 if setting.quick else 5,
         )
         for p in problems(setting)

@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from cda.config.recipe import Relabel, Validate
 from cda.data.label_codec import Codec
 from cda.data.label_store import FORMAT, LabelStore, LabelWriter
 from cda.engine.batches import DistilledBatches
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.trainer import Trainer
 from cda.files import write_json
@@ -94,8 +95,8 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
                 images = mixed(images, torch.randperm(len(images), device=setting.device), share)
                 training.step(
                     images,
-                    lambda logits, soft=teacher: distillation(logits, soft, POST.temperature),
-                )  # type: ignore[misc]
+                    partial(distillation, teacher=teacher, temperature=POST.temperature),
+                )
         return problem.images
 
     return epoch
@@ -128,11 +129,11 @@ def store_of(problem: Problem, folder: Path) -> LabelStore:
     return LabelStore(folder)
 
 
-def ours(problem: Problem, machine: Callable[[], Machine]) -> Work:
+def ours(problem: Problem, device: Callable[[], Device]) -> Work:
     """The engine: resident images, a memory-mapped label store, batched augmentation and mixing,
     the one loop.
     """
-    own, recipe = machine(), POST.model_copy(update={"batch_size": problem.batch_size})
+    own, recipe = device(), POST.model_copy(update={"batch_size": problem.batch_size})
     folder = tempfile.mkdtemp(prefix="cda-benchmark-")
     store = store_of(problem, Path(folder) / "labels")
     images = Images(*synthetic(problem.images, problem.data), problem.data, own)

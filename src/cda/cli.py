@@ -14,7 +14,7 @@ from typing import Any
 
 from cda import __version__, commands
 from cda.artifacts import commands as moving
-from cda.errors import CdaError, Finished, Interrupted
+from cda.errors import AlreadyDone, CdaError, Interrupted
 
 Function = Callable[[argparse.Namespace], int | None]
 
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         print(f"cda: {error}", file=sys.stderr)
         return 128 + error.number
-    except Finished as told:
+    except AlreadyDone as told:
         print(f"cda: {told}", file=sys.stderr)
         return int("RANK" in os.environ)  # torchrun ends a job's other processes only if one fails
     except CdaError as error:

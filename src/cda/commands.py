@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cda.config.load import from_environment, load_settings, merged
+from cda.config.load import from_environment, load_settings, merge
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import outputs, processes
-from cda.experiments.runs import Run, images_of
+from cda.experiments.jobs import outputs, process_count
+from cda.experiments.runs import Run, recover_run_of
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -49,7 +49,7 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 def experiments_of(arguments: Arguments) -> ExperimentSet:
     """Everything declared, under the configuration of this call."""
-    return ExperimentSet(load_settings(merged(from_environment(), overrides(arguments.config))))
+    return ExperimentSet(load_settings(merge(from_environment(), overrides(arguments.config))))
 
 
 def _context(arguments: Arguments, stage: str) -> Context:
@@ -67,7 +67,7 @@ def _model(arguments: Arguments, context: Context, run: Run | None) -> Path | No
 
 
 def _images(arguments: Arguments, context: Context) -> Path | None:
-    images = images_of(context.run)
+    images = recover_run_of(context.run)
     if arguments.images is None and images is None:
         return None
     return Path(arguments.images or context.layout.run_folder(images))  # type: ignore[arg-type]
@@ -85,13 +85,13 @@ def squeeze(arguments: Arguments) -> None:
     """Train or fetch a recovery model; several processes go through torchrun."""
     experiments = experiments_of(arguments)
     run = experiments.run(arguments.run, "squeeze")
-    gpus = arguments.gpus or processes(run, experiments.settings)
+    gpus = arguments.gpus or process_count(run, experiments.settings)
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
         if experiments.settings.runtime.device != "cpu":
-            from cda.engine.gpus import keep, take
+            from cda.engine.gpus import pass_on_gpus, take_gpus
 
-            take(gpus)
-            keep()
+            take_gpus(gpus)
+            pass_on_gpus()
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
         launched = [
             sys.executable,
@@ -237,7 +237,7 @@ def campaign(arguments: Arguments) -> None:
     began = time.monotonic()
     from cda.campaign.slices import campaign
 
-    given = merged(from_environment(), overrides(arguments.config))
+    given = merge(from_environment(), overrides(arguments.config))
     campaign(
         ExperimentSet(load_settings(given)),
         given,
@@ -274,7 +274,7 @@ def runs(arguments: Arguments) -> None:
     table = experiments.table_of(arguments.table)
     cells = experiments.cells(table)
     needed: dict[str, int] = {}
-    for last in experiments.asked(table):
+    for last in experiments.requested_runs(table):
         for run in last.chain():
             needed[run.id] = max(needed.get(run.id, 0), last.ipc)
     for run_id, run in experiments.runs((table,)).items():
@@ -304,7 +304,7 @@ def reproduction(arguments: Arguments) -> None:
     """Print docs/reproduction.md."""
     from cda.results.reproduction import page
 
-    print(page(merged(from_environment(), overrides(arguments.config))), end="")
+    print(page(merge(from_environment(), overrides(arguments.config))), end="")
 
 
 def reference(_arguments: Arguments) -> None:

@@ -26,7 +26,7 @@ class ArtifactError(CdaError):
     """A model, shard or label store that is missing, damaged or belongs to something else."""
 
 
-class Finished(CdaError):
+class AlreadyDone(CdaError):
     """Another job did the very work meanwhile.
 
     Its output is there, and to do it again would be in vain.

@@ -31,7 +31,7 @@ def _cannot_write(path: Path, error: OSError) -> ArtifactError:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write; it becomes `path` at the end and vanishes after an error."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -56,7 +56,7 @@ def _clear(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file whole."""
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

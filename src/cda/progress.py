@@ -13,7 +13,7 @@ T = TypeVar("T")
 LINE_SECONDS = 10.0
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """One line to the log, above any bar."""
     tqdm.write(message, file=sys.stderr)
     sys.stderr.flush()

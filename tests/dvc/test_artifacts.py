@@ -572,7 +572,7 @@ def test_without_dvc_one_line_says_so(clone, monkeypatch, capsys):
 
 
 def test_a_second_cda_is_refused_while_one_tracks(clone, capsys):
-    with cda_dvc.alone():
+    with cda_dvc.exclusive():
         assert cda("track") == 1
     assert (
         "cda: .dvc/tmp/cda.lock: another cda tracks or pulls here; wait" in capsys.readouterr().err

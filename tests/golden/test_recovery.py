@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset, Runtime
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.recovery import Block, Objective, Recovery, blocks_of, start_images, step_views
 from cda.errors import ArtifactError
 
@@ -31,7 +31,7 @@ MEAN, STD = (0.48, 0.45, 0.40), (0.23, 0.22, 0.25)
 DATA = Dataset(
     name="toy", layout="digits", classes=CLASSES, resolution=SIZE, mean=MEAN, std=STD, get="x"
 )
-MACHINE = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+MACHINE = Device(Runtime(device="cpu"), torch.device("cpu"), None)
 BLOCKS = [Block(0, 0, 4), Block(0, 4, 8), Block(3, 0, 4)]
 
 
@@ -86,9 +86,9 @@ def begun(
     blocks: list[Block],
     values: Recover,
     dtype: torch.dtype = torch.float64,
-    machine: Machine = MACHINE,
+    device: Device = MACHINE,
 ) -> Recovery:
-    objective = Objective(model, len(blocks), values, machine, values.iterations)
+    objective = Objective(model, len(blocks), values, device, values.iterations)
     return Recovery(objective, blocks, values, DATA, dtype)
 
 
@@ -226,10 +226,10 @@ def test_blocks_packed_together_are_each_as_alone(name):
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("compiling", ["never", "auto"])
 def test_float32_follows_float64_for_ten_steps(name, compiling):
-    machine = Machine(Runtime(device="cpu", compile=compiling), torch.device("cpu"), None)
-    fast = recovered(RECIPES[name], BLOCKS, torch.float32, machine=machine).images.detach()
+    device = Device(Runtime(device="cpu", compile=compiling), torch.device("cpu"), None)
+    fast = recovered(RECIPES[name], BLOCKS, torch.float32, device=device).images.detach()
     assert fast.dtype == torch.float32
-    assert machine.compiles == (compiling == "auto")
+    assert device.compiles == (compiling == "auto")
     assert (fast - precise(name).images.detach()).abs().quantile(
         0.999
     ) < 3e-4  # a pixel whose slope is near zero may take the other sign

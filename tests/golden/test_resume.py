@@ -57,6 +57,7 @@ def serve() -> None:
 
 def job(request: dict[str, Any]) -> None:
     from cda.cli import main
+    from cda.engine import lock
 
     os.chdir(request["cwd"])
     for stream in (1, 2):

@@ -19,7 +19,7 @@ from cda.config.recipe import Architecture, Relabel, Squeeze
 from cda.config.settings import Dataset, Runtime
 from cda.engine.batches import DistilledBatches, SqueezeBatches
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine, start
+from cda.engine.device import Device, open_device
 from cda.engine.images import Images
 from cda.engine.signals import Stop
 from cda.engine.trainer import Trainer, fit
@@ -41,17 +41,17 @@ RECIPE = Squeeze(
 )
 
 
-def machine(compile: str, precision: str = "fp32") -> Machine:
-    return start(Runtime(device="cuda", precision=precision, compile=compile))
+def device(compile: str, precision: str = "fp32") -> Device:
+    return open_device(Runtime(device="cuda", precision=precision, compile=compile))
 
 
-def images(on: Machine, count: int = COUNT) -> Images:
+def images(on: Device, count: int = COUNT) -> Images:
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return Images(pixels, draws.integers(0, 10, count), DATA, on)
 
 
-def network(on: Machine) -> torch.nn.Module:
+def network(on: Device) -> torch.nn.Module:
     torch.manual_seed(0)
     return on.place(networks.build("resnet18", 10, 32, Architecture(stem="small", width=0.25)))
 
@@ -70,7 +70,7 @@ class Stopping(SqueezeBatches):
             yield batch
 
 
-def train(on: Machine, folder: Path, asked: int = -1) -> Trainer:
+def train(on: Device, folder: Path, asked: int = -1) -> Trainer:
     real, stop = images(on), Stop()
     trainer = Trainer(network(on), RECIPE, on, ("toy", 0))
     checkpoint = Checkpoint(folder / "state.safetensors", "toy", 1e9)
@@ -92,21 +92,21 @@ def losses(trainer: Trainer) -> list[float]:
 
 def test_steps_of_eight_have_the_losses_of_eager_fp32(tmp_path, capsys):
     plain, fast = (
-        train(machine("never"), tmp_path / "plain"),
-        train(machine("always"), tmp_path / "fast"),
+        train(device("never"), tmp_path / "plain"),
+        train(device("always"), tmp_path / "fast"),
     )
     assert "cannot compile" not in capsys.readouterr().err
     assert losses(fast)[:2] == pytest.approx(
         losses(plain)[:2], rel=0.02
     )  # rounding grows from step to step
-    half = train(machine("always", "bf16"), tmp_path / "half")
+    half = train(device("always", "bf16"), tmp_path / "half")
     assert losses(half)[:2] == pytest.approx(losses(plain)[:2], rel=0.05)
 
 
 def test_a_first_step_differs_in_rounding_alone():
     found = []
     for compiling in ("never", "always"):
-        on = machine(compiling)
+        on = device(compiling)
         trainer = Trainer(network(on), RECIPE, on, ("toy", 0))
         inputs, labels = next(SqueezeBatches(images(on), RECIPE).epoch(0))
         trainer.model.train()
@@ -124,26 +124,24 @@ def test_a_first_step_differs_in_rounding_alone():
 
 @pytest.mark.parametrize("mixing", ["none", "cutmix", "mixup"])
 def test_compiled_augmentation_is_the_cpus(mixing):
-    cpu = start(Runtime(device="cpu"))
+    cpu = open_device(Runtime(device="cpu"))
     recipe = Relabel(mixing=mixing, batch_size=16, cutout=0.4)
     given = [
-        DistilledBatches(images(on), recipe, 8, 10**4).epoch(2) for on in (cpu, machine("auto"))
+        DistilledBatches(images(on), recipe, 8, 10**4).epoch(2) for on in (cpu, device("auto"))
     ]
     for (one, _), (other, _) in zip(*given, strict=True):
         torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-4)
 
 
 def test_evaluation_agrees_with_the_cpus():
-    cpu = start(Runtime(device="cpu"))
-    on = [cpu, machine("always")]
+    cpu = open_device(Runtime(device="cpu"))
+    on = [cpu, device("always")]
     found = [images(one, 200).evaluate(network(one)) for one in on]
     assert found[1] == pytest.approx(found[0], abs=1.0)  # an image or two may change sides
 
 
 def test_a_resumed_training_ends_as_an_undisturbed_one_up_to_rounding(tmp_path):
-    undisturbed = train(machine("always"), tmp_path / "whole")
+    undisturbed = train(device("always"), tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(machine("always"), tmp_path, asked=8)
-    assert losses(train(machine("always"), tmp_path)) == pytest.approx(
-        losses(undisturbed), rel=0.05
-    )
+        train(device("always"), tmp_path, asked=8)
+    assert losses(train(device("always"), tmp_path)) == pytest.approx(losses(undisturbed), rel=0.05)

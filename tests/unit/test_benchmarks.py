@@ -176,7 +176,7 @@ def test_the_page_is_made_from_the_rows(tmp_path):
 
 def test_plain_recovery_is_the_engines():
     problem = recover.Problem(16, width=0.125, images=4, classes=5)
-    recipe, machine, block = problem.recipe, QUICK.reference(), Block(0, 0, 4)
+    recipe, device, block = problem.recipe, QUICK.reference(), Block(0, 0, 4)
 
     class AsDrawn(recover.PlainRecovery):
         """The plain loop with the engine's draws."""
@@ -196,7 +196,7 @@ def test_plain_recovery_is_the_engines():
                 buffer.copy_(torch.rand(buffer.shape, generator=draws) + start)
         return model
 
-    objective = Objective(network(), 1, recipe, machine, 1)
+    objective = Objective(network(), 1, recipe, device, 1)
     engine = Recovery(objective, [block], recipe, problem.data, torch.float64)
     plain = AsDrawn(
         network(), engine.images.detach().clone(), torch.arange(4), recipe, problem.data
@@ -216,10 +216,10 @@ def trained(
     """The largest difference of two networks, one trained plainly and one by the engine, after
     three steps.
     """
-    machine, draws = QUICK.reference(), torch.Generator().manual_seed(0)
-    plain, own = problem.network(), machine.place(problem.network())
+    device, draws = QUICK.reference(), torch.Generator().manual_seed(0)
+    plain, own = problem.network(), device.place(problem.network())
     training = squeeze.PlainTraining(plain, optimizer(plain.parameters()), "cpu")
-    trainer = Trainer(own, recipe, machine, ("test",))
+    trainer = Trainer(own, recipe, device, ("test",))
     trainer.model.train()
     for _ in range(3):
         images = torch.randn(4, 3, 16, 16, generator=draws)

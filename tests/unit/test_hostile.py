@@ -40,7 +40,7 @@ from cda.experiments.experiment_set import ExperimentSet
 from cda.files import read_json, write_json
 from cda.method.networks import build
 from cda.pipeline.rules import Plan
-from cda.stages.models import described_squeeze
+from cda.stages.models import read_description
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["ant", "bee"]
@@ -397,7 +397,7 @@ def test_hostile_weights_are_refused(header, length):
 def test_a_model_whose_classes_are_no_names_is_refused(classes, tree):
     run = tree.runs()["squeeze"]
     write_json(Path("squeeze.json"), {"run": run.id, "classes": classes})
-    line = refusal(described_squeeze, Path("model.safetensors"), run)
+    line = refusal(read_description, Path("model.safetensors"), run)
     assert (
         line
         == "model.safetensors: its squeeze.json has no list of classes; squeeze it again or pull it"

@@ -39,12 +39,12 @@ ASKED = [
 
 def pinned(name: str, python: str) -> list[str]:
     """Versions that the lock gives an ordinary Linux machine for a package."""
-    machine = {
+    device = {
         "python_full_version": python,
         "python_version": python.removesuffix(".0"),
         "sys_platform": "linux",
     }
-    machine |= {
+    device |= {
         "platform_system": "Linux",
         "platform_machine": "x86_64",
         "platform_python_implementation": "CPython",
@@ -53,7 +53,7 @@ def pinned(name: str, python: str) -> list[str]:
     return [
         next(iter(pin.specifier)).version
         for pin in named
-        if pin.marker is None or pin.marker.evaluate(machine)
+        if pin.marker is None or pin.marker.evaluate(device)
     ]
 
 

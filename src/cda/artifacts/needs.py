@@ -49,7 +49,7 @@ class Needs:
         figure = self.experiments.figures.get(Path(target).stem)
         tables = figure.tables if figure else [self.experiments.table_of(target)]
         settings = self.experiments.settings
-        for run in [run for table in tables for run in self.experiments.asked(table)]:
+        for run in [run for table in tables for run in self.experiments.requested_runs(table)]:
             jsons = outputs(run, 0, self.experiments.layout, settings.seeds)
             there = settings.cells == "present" or all(Path(path).is_file() for path in jsons)
             if self.everything or not there:

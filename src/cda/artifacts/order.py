@@ -18,7 +18,7 @@ from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import inputs
 from cda.experiments.runs import Run
 from cda.pipeline import dvc
-from cda.progress import say
+from cda.progress import log
 
 STAMP = ".snakemake_timestamp"
 
@@ -73,7 +73,7 @@ def _foreign(experiments: ExperimentSet, runs: list[Run]) -> set[str]:
         if any(one == path or one.startswith(f"{path}/") for one in changes.modified)
     }
     for path in sorted(foreign):
-        say(
+        log(
             f"{path}: is not what is tracked, so what was made from it keeps its time; cda "
             "track to keep it, or "
             f"dvc checkout --force {there[path]} to take the tracked one"

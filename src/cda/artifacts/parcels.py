@@ -35,9 +35,9 @@ from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.experiments.runs import MEASURING, Run
-from cda.files import file_digest, whole
+from cda.files import atomic_write, file_digest
 from cda.pipeline import dvc
-from cda.progress import Progress, say, track
+from cda.progress import Progress, log, track
 
 FORMAT: Literal["cda-parcel/1"] = "cda-parcel/1"
 MANIFEST, VOLUME = "parcel.json", "parcel-{:03d}.zip"
@@ -150,10 +150,13 @@ def write_parcels(
             kept,
             _manifest(scale, len(volumes.pieces), kept.values()),
         )
-    brought, size = len(units) - len(left), dvc.shown(sum(file.bytes for file in kept.values()))
+    brought, size = (
+        len(units) - len(left),
+        dvc.human_bytes(sum(file.bytes for file in kept.values())),
+    )
     print(f"{folder}: {brought} of {len(units)} outputs in {len(volumes.pieces)} volumes, {size}.")
     if left:
-        size = dvc.shown(sum(file.bytes for path, file in files.items() if path not in kept))
+        size = dvc.human_bytes(sum(file.bytes for path, file in files.items() if path not in kept))
         named = ", ".join(unit for unit in units if unit in left)
         print(f"No room for {len(left)} outputs, {size} (raise --files or --megabytes): {named}")
 
@@ -250,7 +253,7 @@ def _write(
 
     write_zip(first, chain([(MANIFEST, manifest)], members(volumes[0])))
     for index, pieces in enumerate(volumes[1:], start=1):
-        with whole(folder / VOLUME.format(index)) as beside:
+        with atomic_write(folder / VOLUME.format(index)) as beside:
             write_zip(beside, members(pieces))
     progress.close()
     for path, file in files.items():
@@ -278,8 +281,8 @@ def unpack(experiments: ExperimentSet, folder: Path) -> None:
         progress.update(sum(file.bytes for file in files))
     progress.close()
     for line in problems:
-        say(line)
-    say(f"Times put in order: {order(experiments)} set.")
+        log(line)
+    log(f"Times put in order: {order(experiments)} set.")
     print(f"{folder}: {new} files unpacked of {len(parcels.files)}.")
     if problems:
         raise ArtifactError(
@@ -300,7 +303,7 @@ def _place(parcels: _Parcels, unit: str, files: Sequence[File]) -> int:
                 f"{file.path}: is there and differs from the parcel's; remove it to have that one"
             )
     if unit != files[0].path and not os.path.lexists(unit):
-        with whole(Path(unit)) as aside:
+        with atomic_write(Path(unit)) as aside:
             try:
                 for file in lacking:
                     parcels.copy(file, aside / Path(file.path).relative_to(unit))
@@ -309,7 +312,7 @@ def _place(parcels: _Parcels, unit: str, files: Sequence[File]) -> int:
                 raise
     else:
         for file in lacking:
-            with whole(Path(file.path)) as aside:
+            with atomic_write(Path(file.path)) as aside:
                 parcels.copy(file, aside)
     return len(lacking)
 

@@ -17,7 +17,7 @@ from cda.artifacts.order import order
 from cda.errors import ArtifactError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.pipeline import dvc
-from cda.progress import Progress, say
+from cda.progress import Progress, log
 
 
 def pull(
@@ -39,7 +39,7 @@ def pull(
     for target in targets:
         needs.add(target)
     asked = " ".join(targets)
-    with dvc.alone():
+    with dvc.exclusive():
         damaged = _throw_away_damaged(needs) if verify else set()
         here = [path for path in needs.tracked if Path(path).exists()]
         changes = dvc.changes(list(dict.fromkeys(needs.tracked[path].folder for path in here)))
@@ -50,7 +50,9 @@ def pull(
         ]
         total = sum(needs.tracked[path].bytes_of(path) for path in bring)
         rest = len(needs.tracked) - len(bring) + len(needs.here)
-        print(f"{asked}: {len(bring)} outputs to bring, {dvc.shown(total)}; {rest} here already.")
+        print(
+            f"{asked}: {len(bring)} outputs to bring, {dvc.human_bytes(total)}; {rest} here already."
+        )
         _tell_untracked(needs, asked)
         if not needs.tracked and not needs.untracked and not needs.here:
             print(
@@ -62,7 +64,7 @@ def pull(
         if bring:
             _require_room(total)
             _bring(bring, changes)
-        say(f"Times put in order: {order(scale)} set.")
+        log(f"Times put in order: {order(scale)} set.")
 
 
 def _bring(paths: list[str], changes: dvc.Changes) -> None:
@@ -74,7 +76,7 @@ def _bring(paths: list[str], changes: dvc.Changes) -> None:
                 "it, then pull again"
             )
     try:
-        dvc.call("pull", *paths)
+        dvc.run_dvc("pull", *paths)
     except ArtifactError:
         dvc.require_remote()
         raise
@@ -99,7 +101,7 @@ def _require_room(total: int) -> None:
     free = shutil.disk_usage(".").free
     if free < total:
         raise ArtifactError(
-            f"{Path.cwd()}: {dvc.shown(free)} free, and {dvc.shown(total)} to come; make "
+            f"{Path.cwd()}: {dvc.human_bytes(free)} free, and {dvc.human_bytes(total)} to come; make "
             "room, or pull a smaller target"
         )
 
@@ -109,13 +111,13 @@ def _throw_away_damaged(needs: Needs) -> set[str]:
 
     The paths that need them again.
     """
-    cache = Path(dvc.call("cache", "dir").strip()) / "files" / "md5"
+    cache = Path(dvc.run_dvc("cache", "dir").strip()) / "files" / "md5"
     places: dict[Path, list[tuple[str, str]]] = {}
     damaged = set()
     for path, told in needs.tracked.items():
         listed = cache / told.md5[:2] / told.md5[2:]
         if listed.is_file() and not _whole(listed):
-            say(
+            log(
                 f"{told.folder}: its list of files is damaged in DVC's cache; brought again; "
                 "verify it once more"
             )
@@ -146,7 +148,7 @@ def _files(path: str, told: dvc.Tracked, cache: Path, listed: Path) -> Iterator[
 
 def _drop(cached: Path, places: Sequence[Path]) -> None:
     for place in places:
-        say(f"{place}: damaged in DVC's cache; thrown away, to be brought again")
+        log(f"{place}: damaged in DVC's cache; thrown away, to be brought again")
         if place.exists() and place.samefile(cached):
             place.unlink()
     cached.unlink()

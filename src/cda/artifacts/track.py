@@ -14,7 +14,7 @@ from cda.errors import ArtifactError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.runs import Run
 from cda.pipeline import dvc
-from cda.progress import say
+from cda.progress import log
 
 
 def finished(experiments: ExperimentSet, run: Run) -> list[str]:
@@ -32,7 +32,7 @@ def track(experiments: ExperimentSet, runs: list[Run]) -> None:
     Raises ArtifactError, ConfigError.
     """
     require_versioned(experiments)
-    with dvc.alone():
+    with dvc.exclusive():
         travelling = [run for run in runs if run.stage in TRAVELLING]
         there = {
             experiments.layout.run_folder(run): finished(experiments, run) for run in travelling
@@ -50,8 +50,8 @@ def track(experiments: ExperimentSet, runs: list[Run]) -> None:
         if new:
             for entry in (entry for entries in new.values() for entry in entries):
                 keep_time(entry)
-            say(f"Hashing {len(new)} runs, {dvc.shown(total)}.")
-            dvc.call(
+            log(f"Hashing {len(new)} runs, {dvc.human_bytes(total)}.")
+            dvc.run_dvc(
                 "add",
                 *(
                     path
@@ -61,12 +61,14 @@ def track(experiments: ExperimentSet, runs: list[Run]) -> None:
             )
         for folder, entries in there.items():
             if folder in new or not known[folder].noted:
-                dvc.note(folder, {Path(entry).name: sizes[entry] for entry in entries})
+                dvc.note_sizes(folder, {Path(entry).name: sizes[entry] for entry in entries})
     for folder, entries in new.items():
         names = ", ".join(Path(entry).name for entry in entries)
-        print(f"tracked {folder}: {names} ({dvc.shown(sum(sizes[entry] for entry in entries))})")
+        print(
+            f"tracked {folder}: {names} ({dvc.human_bytes(sum(sizes[entry] for entry in entries))})"
+        )
     left = len(there) - len(new)
-    print(f"{len(new)} runs tracked, {dvc.shown(total)}; {left} were already.")
+    print(f"{len(new)} runs tracked, {dvc.human_bytes(total)}; {left} were already.")
     if new:
         print(
             f"To publish them: dvc push; git add '{experiments.layout.artifacts}/**/*.dvc'; "

@@ -30,7 +30,7 @@ from cda.errors import ArtifactError, CdaError, ConfigError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.files import read_json
-from cda.progress import say
+from cda.progress import log
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 POLL = 0.1  # seconds
@@ -124,7 +124,7 @@ class Runner:
                 expected, used = self.times.of(job), time.monotonic() - self.budget.began
                 if self.outcome.signal or not self.budget.begins(expected, used):
                     break
-                say(f"campaign: {number} of {len(jobs)}: {job.name}, about {page.clock(expected)}")
+                log(f"campaign: {number} of {len(jobs)}: {job.name}, about {page.clock(expected)}")
                 if not self._do(job):
                     break
         return self.outcome

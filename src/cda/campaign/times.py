@@ -15,17 +15,17 @@ from pathlib import Path
 
 from cda.campaign.jobs import Job
 from cda.config.types import Strict, Weight, parse
-from cda.engine.gpus import present
+from cda.engine.gpus import visible_gpus
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import processes
+from cda.experiments.jobs import process_count
 from cda.experiments.runs import Run
 from cda.files import read_json, write_json
 from cda.pipeline.costs import decoded_images, operations
 from cda.pipeline.estimate import hours_of
-from cda.pipeline.limits import roughly
+from cda.pipeline.limits import rough_multiply_adds
 from cda.pipeline.rates import measure, rates_of, read_devices
-from cda.progress import say
+from cda.progress import log
 
 START = 15.0  # seconds of a job before its work begins: torch, data, model
 NAME = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
@@ -74,7 +74,7 @@ class Times:
             if stopped := [spent for spent in found if spent and spent.done]:
                 self._take(jobs[0].run, stopped)
             else:
-                measure(self.rates, [jobs[0].run], settings, layout, roughly)
+                measure(self.rates, [jobs[0].run], settings, layout, rough_multiply_adds)
 
     def _take(self, run: Run, stopped: Sequence[Spent]) -> None:
         """Take the rates of a run's jobs that were stopped and are done.
@@ -82,7 +82,7 @@ class Times:
         Their outputs tell less than they took.
         """
         work = (
-            operations(run, self._experiments.settings.labels.max_gb, roughly)
+            operations(run, self._experiments.settings.labels.max_gb, rough_multiply_adds)
             / self._together(run)
             / 1e12
         )
@@ -93,7 +93,7 @@ class Times:
 
     def _together(self, run: Run) -> int:
         """Devices that a job of a run keeps busy."""
-        return processes(run, self._experiments.settings) if run.stage == "squeeze" else 1
+        return process_count(run, self._experiments.settings) if run.stage == "squeeze" else 1
 
     def measured(self, run: Run) -> bool:
         """Whether the rate of a run's stage was measured."""
@@ -121,7 +121,11 @@ class Times:
         settings = self._experiments.settings
         if run.stage == "decode":
             return decoded_images(run) / self.rates.decode
-        return 3600 * max(hours_of(run, self.rates, settings, roughly)) / self._together(run)
+        return (
+            3600
+            * max(hours_of(run, self.rates, settings, rough_multiply_adds))
+            / self._together(run)
+        )
 
     def note(self, job: Job, seconds: float) -> None:
         """Keep that a job ran for `seconds`, start-up included, if it was stopped now or before."""
@@ -146,14 +150,14 @@ def kind_of(experiments: ExperimentSet, gpu: str | None) -> str:
     runtime = experiments.settings.runtime
     if gpu is not None or runtime.device == "cpu":
         return gpu or "cpu"
-    name = _device_name() if present() else ""
+    name = _device_name() if visible_gpus() else ""
     if not name:
         return "cpu"
     for kind, device in read_devices(experiments.config).devices.items():
         if any(known.lower() in name.lower() for known in device.names):
             return kind
     mend = f"add it to {experiments.config}/devices.yaml, or give --gpu"
-    say(f"campaign: {name} is no known device: reckoning with {runtime.gpu}; {mend}")
+    log(f"campaign: {name} is no known device: reckoning with {runtime.gpu}; {mend}")
     return runtime.gpu
 
 

@@ -54,13 +54,13 @@ def from_environment() -> dict[str, Any]:
     return given
 
 
-def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+def merge(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
     """`first` with the values of `then`, nested key by nested key."""
     result = dict(first)
     for key, value in then.items():
         before = result.get(key)
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(before or {}, value) if both else value
+        result[key] = merge(before or {}, value) if both else value
     return result
 
 
@@ -74,7 +74,7 @@ def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
     return layer
 
 
-def declared(config: Path) -> list[str]:
+def dataset_names(config: Path) -> list[str]:
     """Names of the data sets in `config/datasets/`."""
     return sorted(path.stem for path in (config / "datasets").glob("*.yaml"))
 
@@ -92,7 +92,7 @@ def read_scale(config: Path, scale: str) -> Scale:
         raise ConfigError(
             f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}"
         )
-    written, names = places(read_layer(file)), declared(config)
+    written, names = places(read_layer(file)), dataset_names(config)
     told = parse(Scale, read_plain(file), str(file), written)
     for name, shrunk in told.datasets.items():
         for asked in (name, shrunk.stand_in or name):

@@ -368,7 +368,7 @@ class Record(NamedTuple):
         return self.places + self.span + self.values
 
 
-def packed(count: int, bits: int) -> int:
+def packed_bytes(count: int, bits: int) -> int:
     """Bytes of `count` values of `bits` each.
 
     1, 4 and 8 bits share bytes, the last of which may be part empty.
@@ -388,6 +388,8 @@ def record(classes: int, bits: int = 16, top_k: int = 0) -> Record:
         places, bitmap = 0, False
     else:
         indices = kept * (1 if classes <= 256 else 2)
-        bitmap = packed(classes, 1) < indices or classes > 2**16  # which two bytes cannot count
-        places = packed(classes, 1) if bitmap else indices
-    return Record(places, bitmap, 0 if bits == 16 else 2 * FP16, packed(kept, bits))
+        bitmap = (
+            packed_bytes(classes, 1) < indices or classes > 2**16
+        )  # which two bytes cannot count
+        places = packed_bytes(classes, 1) if bitmap else indices
+    return Record(places, bitmap, 0 if bits == 16 else 2 * FP16, packed_bytes(kept, bits))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cda.data.memmap import mapped
+from cda.data.memmap import open_map
 from cda.data.sources import ImageSet
 from cda.errors import ArtifactError
 from cda.files import read_json
@@ -61,7 +61,7 @@ def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:
         )
     classes, counts = _classes(told, where)
     shape = (sum(counts), resolution, resolution, 3)
-    images = mapped(path, "or missing images", "delete its folder and decode again")
+    images = open_map(path, "or missing images", "delete its folder and decode again")
     if images.shape != shape or images.dtype != np.uint8:
         raise ArtifactError(
             f"{path}: holds {images.dtype} {images.shape}, {where.name} says {shape}; decode again"

@@ -61,7 +61,7 @@ class Codec:
         if not self.top_k:
             low = logits.amin(1, keepdim=True).half()
             scale, steps = self._quantised(logits - low.float())
-            return torch.cat([_bytes(low), _bytes(scale), pack(steps, self.bits)], dim=1)
+            return torch.cat([_bytes(low), _bytes(scale), pack_bits(steps, self.bits)], dim=1)
         places = logits.topk(self.top_k, dim=1).indices.sort(dim=1).values
         kept = logits.gather(1, places)
         even, temperature = self._even(logits, places), self.temperature
@@ -71,7 +71,12 @@ class Codec:
         rounded = scale.float() * steps
         low = temperature * (_log_sum(kept / temperature) - _log_sum(rounded / temperature)) - even
         return torch.cat(
-            [self._write_places(places), _bytes(low.half()), _bytes(scale), pack(steps, self.bits)],
+            [
+                self._write_places(places),
+                _bytes(low.half()),
+                _bytes(scale),
+                pack_bits(steps, self.bits),
+            ],
             dim=1,
         )
 
@@ -85,7 +90,7 @@ class Codec:
             kept = _numbers(values)
         else:
             low, scale = _numbers(rows[:, start : start + 2 * FP16]).unbind(1)
-            kept = low[:, None] + scale[:, None] * unpack(values, self.bits, count)
+            kept = low[:, None] + scale[:, None] * unpack_bits(values, self.bits, count)
         return self._spread(rows[:, :start], kept) if self.top_k else kept
 
     def _quantised(self, above: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,13 +115,13 @@ class Codec:
         """Ascending class indices [n, top_k] as bytes."""
         if self.record.bitmap:
             mask = torch.zeros(len(places), self.classes, dtype=torch.uint8, device=places.device)
-            return pack(mask.scatter_(1, places, 1), 1)
+            return pack_bits(mask.scatter_(1, places, 1), 1)
         return places.to(torch.uint8) if self.classes <= 256 else _bytes(places.to(torch.int16))
 
     def _spread(self, places: Tensor, kept: Tensor) -> Tensor:
         """Logits [n, classes]: `kept` [n, top_k] at their places, 0 elsewhere."""
         if self.record.bitmap:
-            mask = unpack(places, 1, self.classes)
+            mask = unpack_bits(places, 1, self.classes)
             order = (
                 mask.cumsum(1, dtype=torch.int64) - 1
             )  # which of the kept a class is, where it is
@@ -127,7 +132,7 @@ class Codec:
         return kept.new_zeros(len(kept), self.classes).scatter_(1, index, kept)
 
 
-def pack(values: Tensor, bits: int) -> Tensor:
+def pack_bits(values: Tensor, bits: int) -> Tensor:
     """Whole numbers [n, m] below 2^bits as bytes, the first in the lowest bits.
 
     `bits` is 1, 2, 4 or 8.
@@ -139,7 +144,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     return (values << _shifts(bits, values.device)).sum(-1, dtype=torch.uint8)
 
 
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """The `count` whole numbers a row, uint8, that `pack` was given."""
     if bits == 8:
         return packed

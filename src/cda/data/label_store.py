@@ -25,7 +25,7 @@ from torch import Tensor
 from cda.config.recipe import Relabel
 from cda.config.types import parse
 from cda.data.label_codec import Codec
-from cda.data.memmap import mapped, room, written
+from cda.data.memmap import allocate, open_map, pieces_done
 from cda.errors import ArtifactError, ConfigError
 from cda.files import file_digest, read_json, write_json
 
@@ -107,7 +107,7 @@ class LabelStore:
                 f"{path.with_name('header.json')}: its shape does not hold its epochs; "
                 "relabel again"
             )
-        rows = mapped(path, "label store", f"delete {self.folder} and relabel again")
+        rows = open_map(path, "label store", f"delete {self.folder} and relabel again")
         if rows.shape != shape or shape[2:] != (codec.width,) or rows.dtype != codec.dtype:
             wanted = f"{np.dtype(codec.dtype)} {shape} of {codec.width} a row"
             raise ArtifactError(
@@ -183,9 +183,9 @@ class LabelWriter:
             folder.with_name("epochs.json"),
             f"{key} {self.shape} {np.dtype(codec.dtype)}",
         )
-        self.done = written(self._mark, self.path, self._key)
+        self.done = pieces_done(self._mark, self.path, self._key)
         mend = "make room, lower labels.max_gb or keep labels smaller (relabel.bits, top_k, reuse)"
-        self._rows = room(self.path, self.shape, codec.dtype, fresh=not self.done, mend=mend)
+        self._rows = allocate(self.path, self.shape, codec.dtype, fresh=not self.done, mend=mend)
 
     def write(self, epoch: int, images: NDArray[np.int64], logits: Tensor) -> None:
         """Keep the logits [n, classes] of `images` [n] in the label epoch `epoch`.

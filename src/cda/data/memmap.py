@@ -15,7 +15,7 @@ from cda.errors import ArtifactError
 from cda.files import read_json
 
 
-def room(
+def allocate(
     path: Path, shape: tuple[int, ...], dtype: type[np.generic], fresh: bool, mend: str
 ) -> np.memmap[Any, Any]:
     """The memory map to write into, its room taken on the disk beforehand: a map of a full disk
@@ -38,7 +38,7 @@ def room(
         ) from None
 
 
-def written(mark: Path, path: Path, key: str) -> int:
+def pieces_done(mark: Path, path: Path, key: str) -> int:
     """How many pieces of `path` an earlier start wrote from the same inputs, which `key` tells."""
     if not (mark.is_file() and path.is_file()):
         return 0
@@ -46,7 +46,7 @@ def written(mark: Path, path: Path, key: str) -> int:
     return int(told.get("done", 0)) if told.get("key") == key else 0
 
 
-def mapped(path: Path, what: str, mend: str) -> np.memmap[Any, Any]:
+def open_map(path: Path, what: str, mend: str) -> np.memmap[Any, Any]:
     """The array at `path` as a read-only memory map; raises ArtifactError if it is none.
 
     Whatever its header claims, no more is mapped than the file holds, and nothing is ever

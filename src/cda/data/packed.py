@@ -34,7 +34,7 @@ from cda.data.base import Source, Split
 from cda.data.folders import EXTENSIONS, ImageFiles
 from cda.data.zips import SHA256, ZIP_DAMAGED, ZIP_END, filled, opened, write_zip, zip_bytes
 from cda.errors import ConfigError, DataError
-from cda.files import file_digest, whole
+from cda.files import atomic_write, file_digest
 from cda.progress import track
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def write_pack(source: Source, folder: Path, limit: int) -> str:
         for index, members in groupby(
             _assigned(_images(source, "pack", counts), limit), key=itemgetter(0)
         ):
-            with whole(folder / f"pack-{index:03d}.zip") as beside:
+            with atomic_write(folder / f"pack-{index:03d}.zip") as beside:
                 write_zip(beside, (member[1:] for member in members))
         paths = sorted(folder.glob("pack-*.zip"), key=lambda path: (len(path.name), path.name))
         volumes = [

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cda.errors import ArtifactError
-from cda.files import digest, whole
+from cda.files import atomic_write, digest
 
 FORMAT = "cda-shard/1"
 META = "__shard.json__"
@@ -109,7 +109,7 @@ def write_shard(
             (f"{label:05d}_{ipc:03d}.{kind}", content),
             (f"{label:05d}_{ipc:03d}.cls", str(label).encode()),
         ]
-    with whole(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_write(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members:
             entry = tarfile.TarInfo(name)  # no time, no owner: equal content gives equal bytes
             entry.size = len(content)

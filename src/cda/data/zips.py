@@ -15,7 +15,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from pydantic import Field
 
 from cda.errors import ConfigError
-from cda.files import whole
+from cda.files import atomic_write
 
 ZIP_END = 22 + 76  # bytes after the last entry, those for more than 65,535 members included
 # What zipfile raises on a bad file.
@@ -49,7 +49,7 @@ def filled(folder: Path, last: str) -> Iterator[Path]:
             f"--out {folder}: holds something already; name a new folder, or remove it"
         )
     try:
-        with whole(folder / last) as aside:
+        with atomic_write(folder / last) as aside:
             yield aside
     except BaseException:
         for left in folder.glob("*.zip"):

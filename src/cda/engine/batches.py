@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cda.config.recipe import Relabel, Squeeze
-from cda.engine.images import Images, Looks, channels_last, on_gpu, shown
+from cda.engine.images import EpochViews, Images, augmented, channels_last, compiled_on_gpu
 from cda.method.augment import (
     Cutouts,
     Views,
@@ -100,10 +100,10 @@ class SqueezeBatches:
         self.set, self.recipe = images, recipe
         self.images = len(images)
         self.steps = -(-len(images) // recipe.batch_size)
-        self._seen = on_gpu(self._shown, images.machine, recipe.epochs * self.steps)
+        self._seen = compiled_on_gpu(self._shown, images.device, recipe.epochs * self.steps)
 
     def _shown(self, pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
-        return channels_last(self.set.normalised(shown(pixels, views, squares)))
+        return channels_last(self.set.normalised(augmented(pixels, views, squares)))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(normalised images [B, 3, R, R], labels [B]) of every step; a rank's share of them."""
@@ -117,10 +117,10 @@ class SqueezeBatches:
         cutouts = (
             draw_cutouts(draws, len(images), images.size, recipe.cutout) if recipe.cutout else None
         )
-        looks, at = Looks.of(views, cutouts, images), images.resident(order)
+        looks, at = EpochViews.of(views, cutouts, images), images.resident(order)
         for step in range(first_step, self.steps):
             batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-            index, chosen = images.machine.share(at[batch]), images.machine.share(order[batch])
+            index, chosen = images.device.share(at[batch]), images.device.share(order[batch])
             yield self._seen(images.taken(index, chosen), *looks.at(index)), images.labels[index]
 
 
@@ -129,7 +129,7 @@ class Placed(NamedTuple):
 
     plan: EpochPlan
     order: Tensor  # [N]
-    looks: Looks
+    looks: EpochViews
     partners: Tensor  # [N]
     mixing: Tensor  # [N, 5] CutMix box, share of the image itself
 
@@ -145,7 +145,7 @@ class DistilledBatches:
         self.set, self.recipe, self.batch_size = images, recipe, batch_size
         self.images = len(images)
         self.steps = -(-len(images) // batch_size)
-        self._shown = on_gpu(self._mixed, images.machine, epochs * self.steps)
+        self._shown = compiled_on_gpu(self._mixed, images.device, epochs * self.steps)
         self._placed: Placed | None = None
 
     def plan(self, epoch: int) -> EpochPlan:
@@ -156,7 +156,7 @@ class DistilledBatches:
         """The plan on the device, where the last one stays."""
         if self._placed is None or self._placed.plan is not plan:
             looks, mixing = (
-                Looks.of(plan.views, plan.cutouts, self.set),
+                EpochViews.of(plan.views, plan.cutouts, self.set),
                 np.c_[plan.boxes, plan.ratios],
             )
             order, partners, mixes = map(
@@ -184,7 +184,7 @@ class DistilledBatches:
     def _mixed(
         self, pixels: Tensor, views: Tensor, squares: Tensor | None, mixing: Tensor
     ) -> Tensor:
-        images = shown(pixels, views, squares)
+        images = augmented(pixels, views, squares)
         if self.recipe.mixing != "none":
             images, partners = images.chunk(2)
             own = mixing[:, 4]

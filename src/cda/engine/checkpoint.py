@@ -21,32 +21,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cda.errors import ArtifactError
-from cda.files import whole
-from cda.progress import say
+from cda.files import atomic_write
+from cda.progress import log
 
 
-def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def split_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors put into `tensors` and referred to by name."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, pack(item, tensors)] for key, item in value.items()]}
+        return {"dict": [[key, split_tensors(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [pack(item, tensors) for item in value]
+        return [split_tensors(item, tensors) for item in value]
     return value
 
 
-def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def join_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """What `pack` packed (tuples come back as lists)."""
     if isinstance(value, dict):
         return (
             tensors[value["tensor"]]
             if "tensor" in value
-            else {key: unpack(item, tensors) for key, item in value["dict"]}
+            else {key: join_tensors(item, tensors) for key, item in value["dict"]}
         )
-    return [unpack(item, tensors) for item in value] if isinstance(value, list) else value
+    return [join_tensors(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 class Checkpoint:
@@ -68,8 +68,8 @@ class Checkpoint:
         """Write `state` (tensors in dicts and lists, and JSON values) whole."""
         if self.writes:
             tensors: dict[str, Tensor] = {}
-            header = {"key": self.key, "state": json.dumps(pack(state, tensors))}
-            with whole(self.path) as aside:
+            header = {"key": self.key, "state": json.dumps(split_tensors(state, tensors))}
+            with atomic_write(self.path) as aside:
                 write_tensors(tensors, aside, header)
         self._saved = time.monotonic()
 
@@ -83,9 +83,9 @@ class Checkpoint:
                 if header.get("key") != self.key:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                return unpack(json.loads(header["state"]), tensors)
+                return join_tensors(json.loads(header["state"]), tensors)
         except (SafetensorError, OSError, ValueError, KeyError):
-            say(f"{self.path}: damaged checkpoint, starting this piece again")
+            log(f"{self.path}: damaged checkpoint, starting this piece again")
             return None
 
     def clear(self) -> None:

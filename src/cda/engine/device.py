@@ -36,7 +36,7 @@ from torch._dynamo.exc import TorchDynamoException
 from cda.config.settings import Runtime
 from cda.engine.kernels import library
 from cda.errors import ConfigError
-from cda.progress import say
+from cda.progress import log
 from cda.rng import generator
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,11 +50,11 @@ PATIENCE = timedelta(
 
 
 @dataclass
-class Machine:
+class Device:
     """Device and precision of this process, and its place among the job's `world` processes."""
 
     runtime: Runtime
-    device: torch.device
+    torch_device: torch.device
     half: torch.dtype | None  # what autocast lowers to, None for fp32 throughout
     started: float = field(default_factory=time.monotonic)
     rank: int = 0
@@ -75,7 +75,7 @@ class Machine:
 
         In float32 on a CPU.
         """
-        plain = self.device.type == "cpu" and self.half is None
+        plain = self.torch_device.type == "cpu" and self.half is None
         return plain and self.runtime.compile != "never" and library() is not None
 
     def share(self, batch: Index) -> Index:
@@ -120,7 +120,7 @@ class Machine:
         """
         if self.world == 1:
             return model
-        index = None if self.device.type == "cpu" else [self.device.index]
+        index = None if self.torch_device.type == "cpu" else [self.torch_device.index]
         return nn.parallel.DistributedDataParallel(
             model, device_ids=index, forward_sync_buffers=False
         )
@@ -139,12 +139,12 @@ class Machine:
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix units in `half`; statistics and losses stay fp32."""
         return torch.autocast(
-            self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None
+            self.torch_device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None
         )
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, channels last."""
-        placed: nn.Module = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        placed: nn.Module = model.to(device=self.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return placed
 
     def compiled(
@@ -164,13 +164,13 @@ class Machine:
         compiling = self.runtime.compile
         if compiling == "never" or (compiling == "auto" and steps < PAYS):
             return function
-        if self.device.type == "cpu" and not any(
+        if self.torch_device.type == "cpu" and not any(
             shutil.which(name) for name in ("c++", "g++", "clang++")
         ):
-            say("no C++ compiler found: running without compilation (same results, slower)")
+            log("no C++ compiler found: running without compilation (same results, slower)")
             return function
 
-        self.compiles, cuda = True, self.device.type == "cuda"
+        self.compiles, cuda = True, self.torch_device.type == "cuda"
         graphs = graphs and cuda and self.world == 1
         return Compiled(function, length, cuda, graphs, self.runtime.cpu_threads)  # type: ignore[return-value]
 
@@ -187,7 +187,7 @@ class Machine:
 
         Nothing in it changes a result on the same kind of machine.
         """
-        cuda = self.device.type == "cuda"
+        cuda = self.torch_device.type == "cuda"
         peak = (
             torch.cuda.max_memory_allocated()
             if cuda
@@ -215,12 +215,12 @@ def _takers(size: int, world: int) -> int:
     return max(1, min(world, size // 2))
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many processes torchrun started for this job; 1 without it."""
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
-def start(runtime: Runtime) -> Machine:
+def open_device(runtime: Runtime) -> Device:
     """Set threads and numerics for this process, and join the job's others.
 
     Raises ConfigError if the GPU that was asked for is not there, or fewer GPUs than processes.
@@ -238,9 +238,9 @@ def start(runtime: Runtime) -> Machine:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    world = processes()
+    world = world_size()
     if world == 1:
-        return Machine(runtime, device, _half(runtime, device))
+        return Device(runtime, device, _half(runtime, device))
     return _joined(runtime, device, world)
 
 
@@ -254,7 +254,7 @@ def _keep_memory() -> None:
         allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _joined(runtime: Runtime, device: torch.device, world: int) -> Machine:
+def _joined(runtime: Runtime, device: torch.device, world: int) -> Device:
     """This process among the `world` that torchrun started, on a GPU of its own or on the CPU."""
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK") or 0)
     if device.type == "cuda":
@@ -271,7 +271,7 @@ def _joined(runtime: Runtime, device: torch.device, world: int) -> Machine:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return Machine(runtime, device, _half(runtime, device), rank=rank, world=world, control=control)
+    return Device(runtime, device, _half(runtime, device), rank=rank, world=world, control=control)
 
 
 def _half(runtime: Runtime, device: torch.device) -> torch.dtype | None:
@@ -282,7 +282,7 @@ def _half(runtime: Runtime, device: torch.device) -> torch.dtype | None:
             torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )  # without it a training step took 13 times as long
     if runtime.precision == "bf16" and not able:
-        say(f"this {device.type} has no bf16: running in fp32")
+        log(f"this {device.type} has no bf16: running in fp32")
     wanted = runtime.precision == "bf16" or (runtime.precision == "auto" and device.type == "cuda")
     return torch.bfloat16 if wanted and able else None
 
@@ -377,7 +377,7 @@ class Compiled:
         except TorchDynamoException as error:
             self.fast = None
             reason = " ".join(str(error).split("\n")[:2])  # the first line tells whose error it is
-            say(
+            log(
                 f"torch cannot compile here ({reason}): running without compilation (same "
                 "results, slower)"
             )

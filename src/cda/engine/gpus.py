@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cda.errors import ConfigError
-from cda.progress import say
+from cda.progress import log
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: list[int] = []  # descriptors of the locked files, open for as long as the process lives
 
 
-def present(devices: Path = Path("/dev")) -> list[str]:
+def visible_gpus(devices: Path = Path("/dev")) -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
     given = os.environ.get(VISIBLE)
     if given is not None:
@@ -41,7 +41,7 @@ def lock_folder() -> Path:
     )
 
 
-def take(
+def take_gpus(
     count: int,
     names: Sequence[str] | None = None,
     pause: Callable[[], None] = lambda: time.sleep(1),
@@ -52,7 +52,7 @@ def take(
     Does nothing where no GPU is present, none is wanted, or torchrun or an earlier call took them.
     Raises ConfigError where there are fewer than wanted.
     """
-    names = present() if names is None else names
+    names = visible_gpus() if names is None else names
     if not (count and names) or _held or "RANK" in os.environ:
         return []
     if len(names) < count:
@@ -64,7 +64,7 @@ def take(
     folder.mkdir(parents=True, exist_ok=True)
     while not (taken := _try(folder, names, count)):
         if not told:
-            say(
+            log(
                 f"{count} of {len(names)} GPUs wanted, but other jobs hold them: waiting "
                 "(snakemake --resources gpu=N)"
             )
@@ -93,7 +93,7 @@ def _try(folder: Path, names: Sequence[str], count: int) -> list[str]:
     return []
 
 
-def keep() -> None:
+def pass_on_gpus() -> None:
     """Let the program that replaces this one, torchrun, hold what was taken."""
     for descriptor in _held:
         os.set_inheritable(descriptor, True)

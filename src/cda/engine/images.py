@@ -16,29 +16,32 @@ from torch import Tensor, nn
 
 from cda.config.settings import Dataset
 from cda.data.sources import ImageSet
-from cda.engine.device import Machine, out_of_memory
+from cda.engine.device import Device, out_of_memory
 from cda.method.augment import (
     Cutouts,
     Views,
     cover,
     matrices,
-    packed,
-    packed_cutouts,
     resample,
+    stack_cutouts,
+    stack_views,
 )
-from cda.progress import say
+from cda.progress import log
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def fits(size: int, machine: Machine) -> bool:
+def fits_on_gpu(size: int, device: Device) -> bool:
     """Whether `size` bytes of images leave a GPU at least as much memory for the network.
 
     Says so if not.
     """
-    if machine.device.type != "cuda" or size <= torch.cuda.mem_get_info(machine.device)[0] / 2:
+    if (
+        device.torch_device.type != "cuda"
+        or size <= torch.cuda.mem_get_info(device.torch_device)[0] / 2
+    ):
         return True
-    say(
+    log(
         f"{size / 1e9:.1f} GB of images stay in the host's memory: more than half of what the "
         "GPU has free"
     )
@@ -57,18 +60,18 @@ class Normalisation:
         return (images - self.mean) / self.std
 
 
-def unit(pixels: Tensor) -> Tensor:
+def to_unit(pixels: Tensor) -> Tensor:
     """Pixels uint8 [n, R, R, 3] as images in [0, 1], float32 [n, 3, R, R]."""
     return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-def shown(pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
+def augmented(pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
     """Images in [0, 1], float32 [n, 3, R, R], of uint8 `pixels` [n, R, R, 3] as `packed` views see
     them.
 
     `squares` [n, 7] of `packed_cutouts` cover them, if there are any.
     """
-    seen = resample(unit(pixels), matrices(views, pixels.shape[1]))
+    seen = resample(to_unit(pixels), matrices(views, pixels.shape[1]))
     return seen if squares is None else cover(seen, squares)
 
 
@@ -77,25 +80,25 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def on_gpu(function: F, machine: Machine, steps: int) -> F:
+def compiled_on_gpu(function: F, device: Device, steps: int) -> F:
     """`function` compiled on a GPU, where launches count.
 
     On a CPU what it does takes some percent of a step.
     """
-    return machine.compiled(function, steps) if machine.device.type == "cuda" else function
+    return device.compiled(function, steps) if device.torch_device.type == "cuda" else function
 
 
-class Looks(NamedTuple):
+class EpochViews(NamedTuple):
     """How an epoch sees all images of a set, on the device: a batch is one indexing away."""
 
     views: Tensor  # [N, 5 or 7], `packed`
     squares: Tensor | None  # [N, 7], `packed_cutouts`
 
     @classmethod
-    def of(cls, views: Views, cutouts: Cutouts | None, images: Images) -> Looks:
+    def of(cls, views: Views, cutouts: Cutouts | None, images: Images) -> EpochViews:
         """Drawn on the host, put where the images are."""
-        squares = None if cutouts is None else images.resident(packed_cutouts(cutouts))
-        return cls(images.resident(packed(views, images.size)), squares)
+        squares = None if cutouts is None else images.resident(stack_cutouts(cutouts))
+        return cls(images.resident(stack_views(views, images.size)), squares)
 
     def at(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Views and squares of the images `index`."""
@@ -113,19 +116,19 @@ class Images:
         images: NDArray[np.uint8],
         labels: NDArray[np.int64],
         data: Dataset,
-        machine: Machine,
+        device: Device,
         classes: Sequence[str] = (),
     ) -> None:
-        resident = not isinstance(images, np.memmap) and fits(images.nbytes, machine)
+        resident = not isinstance(images, np.memmap) and fits_on_gpu(images.nbytes, device)
         self.apart = None if resident else images
         if resident:
-            self.pixels = torch.from_numpy(images).to(machine.device)
-        self.labels = torch.from_numpy(labels).to(machine.device)
-        self.normalised = Normalisation(data, machine.device)
-        self.size, self.device, self.machine, self.classes = (
+            self.pixels = torch.from_numpy(images).to(device.torch_device)
+        self.labels = torch.from_numpy(labels).to(device.torch_device)
+        self.normalised = Normalisation(data, device.torch_device)
+        self.size, self.torch_device, self.device, self.classes = (
             data.resolution,
-            machine.device,
-            machine,
+            device.torch_device,
+            device,
             list(classes),
         )
 
@@ -134,11 +137,11 @@ class Images:
 
     def resident(self, values: NDArray[Any]) -> Tensor:
         """`values` on the device."""
-        return torch.from_numpy(values).to(self.device)
+        return torch.from_numpy(values).to(self.torch_device)
 
     def at(self, index: Tensor) -> Tensor:
         """Images `index` in [0, 1], float32 [n, 3, R, R]."""
-        return unit(self.taken(index))
+        return to_unit(self.taken(index))
 
     def taken(self, index: Tensor, chosen: NDArray[np.int64] | None = None) -> Tensor:
         """Pixels of images `index`, uint8 [n, R, R, 3], on the device.
@@ -149,8 +152,8 @@ class Images:
             return self.pixels[index]
         pixels = torch.from_numpy(self.apart[index.cpu().numpy() if chosen is None else chosen])
         return (
-            pixels.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
+            pixels.pin_memory().to(self.torch_device, non_blocking=True)
+            if self.torch_device.type == "cuda"
             else pixels
         )
 
@@ -160,12 +163,12 @@ class Images:
         In halves where memory does not suffice.
         """
         try:
-            with self.machine.autocast():
+            with self.device.autocast():
                 return model(channels_last(self.normalised(self.at(index))))
         except RuntimeError as error:
             if not out_of_memory(error) or len(index) == 1:
                 raise
-        say(f"no memory to evaluate {len(index)} images at a time: going on with half as many")
+        log(f"no memory to evaluate {len(index)} images at a time: going on with half as many")
         return torch.cat([self.logits(model, half) for half in index.tensor_split(2)])
 
     @torch.inference_mode()
@@ -175,19 +178,19 @@ class Images:
         Ranks take turns at batches.
         """
         model.eval()
-        correct = torch.zeros(2, device=self.device, dtype=torch.long)
-        for start in range(self.machine.rank * batch, len(self), self.machine.world * batch):
-            index = torch.arange(start, min(start + batch, len(self)), device=self.device)
+        correct = torch.zeros(2, device=self.torch_device, dtype=torch.long)
+        for start in range(self.device.rank * batch, len(self), self.device.world * batch):
+            index = torch.arange(start, min(start + batch, len(self)), device=self.torch_device)
             logits = self.logits(model, index)
             ranked = (
                 logits.float().topk(min(5, logits.shape[1]), dim=1).indices
                 == self.labels[index, None]
             )
             correct += torch.stack([ranked[:, 0].sum(), ranked.sum()])
-        top1, top5 = (self.machine.total(correct).double() * 100 / len(self)).tolist()
+        top1, top5 = (self.device.total(correct).double() * 100 / len(self)).tolist()
         return {"top1": top1, "top5": top5}
 
 
-def images_of(source: ImageSet, data: Dataset, machine: Machine) -> Images:
+def place_images(source: ImageSet, data: Dataset, device: Device) -> Images:
     """A real set on the device."""
-    return Images(source.images, source.labels, data, machine, source.classes)
+    return Images(source.images, source.labels, data, device, source.classes)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cda.engine.signals import Stop
-from cda.errors import ArtifactError, Finished
-from cda.progress import say
+from cda.errors import AlreadyDone, ArtifactError
+from cda.progress import log
 
 LEASE_SECONDS = (
     300.0  # without a beat of its owner's, until a lease is taken over; it beats ten times as often
@@ -97,11 +97,13 @@ class Lease:
                         "file if you know it is gone"
                     )
                 if not waited and PATIENCE:
-                    say(f"{self.path}: another job has this work; waiting for it to end")
+                    log(f"{self.path}: another job has this work; waiting for it to end")
                 time.sleep(max(0.01, min(1.0, PATIENCE / 10)))
                 waited = time.monotonic() - start
         except FileNotFoundError:
-            raise Finished(f"{self.path.parent}: another job has just finished this work") from None
+            raise AlreadyDone(
+                f"{self.path.parent}: another job has just finished this work"
+            ) from None
 
     def _taken(self, unbeaten: float) -> bool:
         """Whether it was free, and is ours now; raises FileNotFoundError if the folder is gone."""
@@ -175,7 +177,7 @@ def _alive(pid: int, started: str | None) -> bool:
 
 
 @contextmanager
-def working(folder: Path, leads: bool = True) -> Iterator[Stop]:
+def work_folder(folder: Path, leads: bool = True) -> Iterator[Stop]:
     """A leased work folder and a listener for signals; the folder is removed once the work is done.
 
     Of several processes that share the work, the one that `leads` has the lease and removes the

@@ -33,16 +33,16 @@ class Memory:
         """Peak memory with `blocks` packed."""
         return self.base + blocks * self.block
 
-    def most(self, room: int) -> int:
+    def most(self, free_bytes: int) -> int:
         """The largest number of blocks that `room` bytes hold with some to spare; one at least.
 
         >>> Memory(base=10, block=100).most(1000)
         8
         """
-        return max(1, int((FILLED * room - self.base) // self.block))
+        return max(1, int((FILLED * free_bytes - self.base) // self.block))
 
 
-def measured(objective: Objective, block: Block, recipe: Recover, data: Dataset) -> Memory:
+def measure_memory(objective: Objective, block: Block, recipe: Recover, data: Dataset) -> Memory:
     """What one block needs on this GPU.
 
     The first step, which compiles and chooses algorithms, does not count.
@@ -57,6 +57,6 @@ def measured(objective: Objective, block: Block, recipe: Recover, data: Dataset)
     return Memory(base, torch.cuda.max_memory_allocated() - base)
 
 
-def room() -> int:
+def free_bytes() -> int:
     """Bytes that this process may have on its GPU: those it has and those that nobody has."""
     return torch.cuda.memory_allocated() + torch.cuda.mem_get_info()[0]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.kernels import batch_norm
 from cda.engine.kernels.winograd import Convolutions
 from cda.errors import ArtifactError
@@ -90,16 +90,16 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, blocks: int, recipe: Recover, machine: Machine, steps: int
+        self, model: nn.Module, blocks: int, recipe: Recover, device: Device, steps: int
     ) -> None:
-        self.model, self.blocks, self.machine = model, blocks, machine
-        native = machine.native and next(model.parameters()).dtype == torch.float32
-        machine.compiles |= native
+        self.model, self.blocks, self.device = model, blocks, device
+        native = device.native and next(model.parameters()).dtype == torch.float32
+        device.compiles |= native
         self.matching = BNMatching(
             model, blocks, recipe.first_bn_multiplier, batch_norm if native else None
         )
         self._convolutions = Convolutions(model) if native else None
-        self._losses = self._eager if native else machine.compiled(self._eager, steps)
+        self._losses = self._eager if native else device.compiled(self._eager, steps)
 
     def __call__(
         self, images: Tensor, rows: Tensor, columns: Tensor, labels: Tensor
@@ -113,7 +113,7 @@ class Objective:
         self, images: Tensor, rows: Tensor, columns: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         seen = resample(images, (rows, columns))
-        with self.machine.autocast():
+        with self.device.autocast():
             logits = self.model(seen.contiguous(memory_format=torch.channels_last))
         precise = logits if logits.dtype == torch.float64 else logits.float()
         entropy = (
@@ -147,8 +147,8 @@ class Recovery:
         outputs: Sequence[int] | None = None,
     ) -> None:
         assert len(blocks) == objective.blocks
-        device = objective.machine.device
-        self.objective, self.blocks, self.recipe, self.data, self.device = (
+        device = objective.device.torch_device
+        self.objective, self.blocks, self.recipe, self.data, self.torch_device = (
             objective,
             blocks,
             recipe,
@@ -179,7 +179,7 @@ class Recovery:
         recipe, step = self.recipe, self.done
         drawn = [step_views(block, recipe, step, self.data.resolution) for block in self.blocks]
         views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
-        matrices = resampling(views, self.data.resolution, self.device, self.images.dtype)
+        matrices = resampling(views, self.data.resolution, self.torch_device, self.images.dtype)
         entropy, distance = self.objective(self.images, *matrices, self.labels)
         self.optimizer.param_groups[0]["lr"] = image_lr(step, recipe.iterations, recipe.lr)
         self.optimizer.zero_grad(set_to_none=True)

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from cda.config.recipe import Squeeze
 from cda.data.base import fit
 from cda.data.folders import Folders
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Normalisation
 from cda.errors import DataError
 from cda.method.augment import draw_cutouts
@@ -42,22 +42,22 @@ class StreamedBatches:
     Every epoch a pure function of (seed, epoch).
     """
 
-    def __init__(self, source: Folders, recipe: Squeeze, machine: Machine) -> None:
-        self.files, self.recipe, self.machine = _Files(source, recipe), recipe, machine
+    def __init__(self, source: Folders, recipe: Squeeze, device: Device) -> None:
+        self.files, self.recipe, self.device = _Files(source, recipe), recipe, device
         self.images = len(self.files.labels)
         self.steps = -(-self.images // recipe.batch_size)
-        self.normalised = Normalisation(source.dataset, machine.device)
+        self.normalised = Normalisation(source.dataset, device.torch_device)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(normalised images [B, 3, R, R], labels [B]) of every step; a rank's share of them.
 
         Raises DataError for a damaged image.
         """
-        cuda = self.machine.device.type == "cuda"
+        cuda = self.device.torch_device.type == "cuda"
         loader = DataLoader(
             self.files,
             batch_sampler=self._samples(epoch, first_step),
-            num_workers=self.machine.runtime.workers,
+            num_workers=self.device.runtime.workers,
             collate_fn=_together,
             pin_memory=cuda,
             worker_init_fn=_ignore_signals,
@@ -67,7 +67,9 @@ class StreamedBatches:
         for batch in loader:
             if isinstance(batch, DataError):
                 raise batch
-            images, labels = (part.to(self.machine.device, non_blocking=cuda) for part in batch)
+            images, labels = (
+                part.to(self.device.torch_device, non_blocking=cuda) for part in batch
+            )
             yield self.normalised(images.float().div_(255)), labels
 
     def _samples(self, epoch: int, first_step: int) -> Sequence[list[tuple[int, int]]]:
@@ -77,7 +79,7 @@ class StreamedBatches:
         return _Lazy(
             lambda step: [
                 (epoch, int(index))
-                for index in self.machine.share(
+                for index in self.device.share(
                     order[(first_step + step) * size : (first_step + step + 1) * size]
                 )
             ],
@@ -112,7 +114,7 @@ class _Files(Dataset[Sample]):
             [os.fsencode(path)[len(self.folder) + 1 :] for path in paths]
         )
         self.source, self.recipe = source, recipe
-        self.seen = Views(recipe, source)
+        self.seen = StreamViews(recipe, source)
 
     def __getitem__(self, sample: tuple[int, int]) -> Sample:
         epoch, index = sample
@@ -127,7 +129,7 @@ class _Files(Dataset[Sample]):
             return v2.functional.pil_to_tensor(self.seen(image, draws)), int(self.labels[index])
 
 
-class Views:
+class StreamViews:
     """Crop, flip, cutout and RandAugment of an RGB image of any size, to R × R pixels.
 
     Cutout comes before RandAugment, as in the ImageNet-21K-P code (Ridnik et al. 2021).

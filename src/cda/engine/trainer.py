@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from cda.config.recipe import Optimisation
 from cda.engine.checkpoint import Checkpoint, load_state
-from cda.engine.device import Machine, enough_memory, seed_everything
+from cda.engine.device import Device, enough_memory, seed_everything
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
-from cda.progress import Progress, say
+from cda.progress import Progress, log
 
 Loss = Callable[[Tensor, Any], Tensor]
 Objective = Callable[[Tensor, Any], Tensor]
@@ -70,7 +70,7 @@ def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
     return values.lr
 
 
-def optimizer_of(model: nn.Module, values: Optimisation) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, values: Optimisation) -> torch.optim.Optimizer:
     """The recipe's optimiser; without `decay_vectors`, 1-D parameters (biases, normalisation) are
     not decayed.
     """
@@ -110,11 +110,11 @@ class Trainer:
     """One model's training: where it is, how to save that, how to go on."""
 
     def __init__(
-        self, model: nn.Module, values: Optimisation, machine: Machine, seed: tuple[object, ...]
+        self, model: nn.Module, values: Optimisation, device: Device, seed: tuple[object, ...]
     ) -> None:
-        self.model, self.values, self.machine, self.seed = model, values, machine, seed
-        self.shared = machine.parallel(model)
-        self.optimizer = optimizer_of(model, values)
+        self.model, self.values, self.device, self.seed = model, values, device, seed
+        self.shared = device.parallel(model)
+        self.optimizer = build_optimizer(model, values)
         self.history = History()
         self.at = (0, 0)  # the next epoch and the next step in it
         self.job = (
@@ -122,11 +122,11 @@ class Trainer:
             values.batch_size,
         )  # at least so many steps, and the images of a whole batch
         self._objective: tuple[Loss, Objective] | None = None
-        self.loss_sum = torch.zeros((), device=machine.device)
+        self.loss_sum = torch.zeros((), device=device.torch_device)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
-        cuda = self.machine.device.type == "cuda"
+        cuda = self.device.torch_device.type == "cuda"
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -150,9 +150,9 @@ class Trainer:
                     kept[name] = torch.empty_like(parameter).copy_(value)
         self.history = History(**state["history"])
         self.at = (state["at"][0], state["at"][1])
-        self.loss_sum = state["loss_sum"].to(self.machine.device)
+        self.loss_sum = state["loss_sum"].to(self.device.torch_device)
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.machine.device.type == "cuda":
+        if state["cuda_rng"] is not None and self.device.torch_device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
 
     def seed_epoch(self, epoch: int) -> None:
@@ -164,8 +164,8 @@ class Trainer:
 
         Each has its own, and a checkpoint holds rank 0's alone.
         """
-        if self.machine.world > 1:
-            seed_everything(*self.seed, "epoch", epoch, "step", step, "rank", self.machine.rank)
+        if self.device.world > 1:
+            seed_everything(*self.seed, "epoch", epoch, "step", step, "rank", self.device.rank)
 
     def step(self, images: Tensor, target: Any, loss: Loss, lr: float, weight: float = 1.0) -> None:
         """One optimiser step; the loss counts `weight` in the mean over the ranks."""
@@ -184,13 +184,13 @@ class Trainer:
         if self._objective is None or self._objective[0] is not loss:
 
             def forward(images: Tensor, target: Any) -> Tensor:
-                with self.machine.autocast():
+                with self.device.autocast():
                     logits = self.shared(images.contiguous(memory_format=torch.channels_last))
                 return loss(logits, target)
 
             steps, batch = self.job
-            own = len(self.machine.share(torch.arange(batch)))
-            self._objective = (loss, self.machine.compiled(forward, steps, length=own, graphs=True))
+            own = len(self.device.share(torch.arange(batch)))
+            self._objective = (loss, self.device.compiled(forward, steps, length=own, graphs=True))
         return self._objective[1]
 
 
@@ -210,8 +210,8 @@ def fit(
     state = checkpoint.load()
     if state is not None:
         trainer.restore(state)
-        if trainer.machine.leads:
-            say(
+        if trainer.device.leads:
+            log(
                 f"{label}: going on from epoch {trainer.at[0]} of {trainer.values.epochs}, "
                 f"step {trainer.at[1]}"
             )
@@ -228,7 +228,7 @@ def fit(
 
     with enough_memory(too_large):
         _train(trainer, batches, loss, evaluate, checkpoint, stop, label)
-    trainer.machine.forget()
+    trainer.device.forget()
     return trainer.history
 
 
@@ -242,13 +242,13 @@ def _train(
     label: str,
 ) -> None:
     """Every step and evaluation from where the trainer is."""
-    values, machine, began = (
+    values, device, began = (
         trainer.values,
-        trainer.machine,
+        trainer.device,
         time.monotonic() - trainer.history.seconds,
     )
     sizes = batch_sizes(batches.images, batches.steps, values.batch_size)
-    progress = _Progress(values.epochs, sizes, trainer.at, label, machine.leads)
+    progress = _Progress(values.epochs, sizes, trainer.at, label, device.leads)
     for epoch in range(trainer.at[0], values.epochs):
         first = trainer.at[1]
         if first == 0:
@@ -258,20 +258,20 @@ def _train(
         for step, (images, target) in enumerate(batches.epoch(epoch, first), start=first):
             trainer.seed_step(epoch, step)
             lr = lr_at(values, epoch, step, batches.steps)
-            trainer.step(images, target, loss, lr, machine.weight(sizes[step]))
+            trainer.step(images, target, loss, lr, device.weight(sizes[step]))
             trainer.at = (epoch, step + 1)
-            asked = machine.agree(
+            asked = device.agree(
                 2 * stop.signal + checkpoint.due()
             )  # a signal to any rank is one to all
             if asked:
                 mean_loss(trainer, step + 1, label)
                 trainer.history.seconds = time.monotonic() - began
                 trainer.loss_sum = (
-                    machine.total(trainer.loss_sum) / machine.world
+                    device.total(trainer.loss_sum) / device.world
                 )  # every rank goes on from the mean
                 checkpoint.save(trainer.state())
             if asked > 1:
-                machine.agree(0)  # a rank that ended would take the one that still writes with it
+                device.agree(0)  # a rank that ended would take the one that still writes with it
                 stop.signal = asked // 2
                 stop.check()
             progress.update(sizes[step])
@@ -312,8 +312,8 @@ def mean_loss(trainer: Trainer, steps: int, label: str) -> float:
 
     Raises ArtifactError if it is no number: no checkpoint may hold that.
     """
-    machine = trainer.machine
-    mean = float(machine.total(trainer.loss_sum.clone())) / machine.world / steps
+    device = trainer.device
+    mean = float(device.total(trainer.loss_sum.clone())) / device.world / steps
     if not math.isfinite(mean):
         epoch = trainer.at[0]
         raise ArtifactError(
@@ -330,7 +330,7 @@ def _close_epoch(
     loss = mean_loss(trainer, steps, progress.label)
     last = epoch + 1 == trainer.values.epochs
     if last or (epoch + 1) % trainer.values.evaluate_every == 0:
-        trainer.machine.take_buffers(trainer.model)
+        trainer.device.take_buffers(trainer.model)
         row = {"epoch": epoch + 1, "loss": loss, **evaluate(trainer.model)}
         trainer.history.curve.append(row)
         progress.note = f"top-1 {row['top1']:.2f} %"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cda.config.experiment import KEYS, DatasetScale, Experiment, Figure, Group
-from cda.config.load import CONFIG, declared, read_scale
+from cda.config.load import CONFIG, dataset_names, read_scale
 from cda.config.settings import Dataset, Settings
 from cda.config.types import parse
 from cda.config.yaml_source import places, read_layer, read_plain
@@ -29,11 +29,11 @@ from cda.experiments.cells import (
     repeats,
     replaced_name,
 )
-from cda.experiments.grid import comparison, controls_of, points
+from cda.experiments.grid import comparison_table, controls_of, points
 from cda.experiments.paths import Layout
 from cda.experiments.reported import Reported
 from cda.experiments.resolver import Point, Resolver
-from cda.experiments.runs import Run, decode_run, images_of, seeds_of
+from cda.experiments.runs import Run, decode_run, recover_run_of, seeds_of
 
 
 class ExperimentSet:
@@ -45,7 +45,7 @@ class ExperimentSet:
         self.resolver = Resolver(config, settings.scale)
         self._paper = self.resolver if settings.scale == "paper" else Resolver(config, "paper")
         self._scale = None if settings.scale == "paper" else read_scale(config, settings.scale)
-        self._declared = declared(config)
+        self._declared = dataset_names(config)
         self._reported = Reported(config / "reported.csv")
         self._cells_of: dict[str, list[Cell]] = {}
         there = ", ".join(self._declared)
@@ -80,7 +80,7 @@ class ExperimentSet:
                 found[path.stem] = experiment
         for name in self._declared:
             if self.settings.scale == "paper" and (data := self.dataset(name)).compare_ipc:
-                found.setdefault(name, comparison(data))
+                found.setdefault(name, comparison_table(data))
         return found
 
     @cached_property
@@ -101,10 +101,10 @@ class ExperimentSet:
                 f"there is no table {table!r} at scale {self.settings.scale}; there is {there}"
             )
         if table not in self._cells_of:
-            self._cells_of[table] = list(self._told_once(self.tables[table], table))
+            self._cells_of[table] = list(self._without_repeats(self.tables[table], table))
         return self._cells_of[table]
 
-    def _told_once(self, experiment: Experiment, table: str) -> Iterator[Cell]:
+    def _without_repeats(self, experiment: Experiment, table: str) -> Iterator[Cell]:
         """Every cell; a control that is measured already is not shown again."""
         seen: set[tuple[str, ...]] = set()
         for cell in itertools.chain(
@@ -118,7 +118,7 @@ class ExperimentSet:
                 yield cell
             seen.add(number)
 
-    def asked(self, table: str) -> list[Run]:
+    def requested_runs(self, table: str) -> list[Run]:
         """The runs that a table asks for: those of its cells on the settings' data sets.
 
         Raises ConfigError.
@@ -148,10 +148,10 @@ class ExperimentSet:
         Empty if none.
         """
         found: dict[int, int] = {}
-        declared = [
+        dataset_names = [
             group for table in tables if table in self.tables for group in self.tables[table].groups
         ]
-        for group in declared:
+        for group in dataset_names:
             shrunk = None if group.quoted else self._shrunk(group.dataset)[0]
             found |= {ipc: shrunk.ipc.get(ipc, ipc) for ipc in group.ipc if shrunk}
         return "".join(
@@ -199,7 +199,7 @@ class ExperimentSet:
                 if left_out or group.quoted
                 else self.resolver.runs(table, group, point, shrunk or AS_DECLARED)
             )
-            asked = self._asked_iterations(table, group, point)
+            asked = self._paper_iterations(table, group, point)
             for metric, (index, seen) in itertools.product(
                 group.metrics, enumerate(group.classes or (None,))
             ):
@@ -256,7 +256,7 @@ class ExperimentSet:
                 return f"scale {self.settings.scale} has no place for {name}"
         return ""
 
-    def _asked_iterations(self, table: str, group: Group, point: Point) -> int | str:
+    def _paper_iterations(self, table: str, group: Group, point: Point) -> int | str:
         """The paper's recovery iterations of a point, whatever the scale runs.
 
         Part of the key of what it reported.
@@ -278,7 +278,7 @@ class ExperimentSet:
         self, group: Group, point: Point, shrunk: DatasetScale, run: Run, entry: str
     ) -> dict[str, Any]:
         """The parts of a key that a scale replaces, as they ran."""
-        images = images_of(run)
+        images = recover_run_of(run)
         shown: dict[str, Any] = {
             "recovery_iterations": iterations_of(images) if images and point.recovery_model else ""
         }
@@ -320,7 +320,7 @@ class ExperimentSet:
         last = [
             run
             for table in (self.tables if tables is None else tables)
-            for run in self.asked(table)
+            for run in self.requested_runs(table)
         ]
         last += [
             run

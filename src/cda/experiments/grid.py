@@ -51,7 +51,7 @@ def _without(setting: str, *names: str) -> str:
     return ";".join(part for part in setting.split(";") if part.partition("=")[0] not in names)
 
 
-def comparison(data: Dataset) -> Experiment:
+def comparison_table(data: Dataset) -> Experiment:
     """The table of one's own data set: CDA, SRe²L and random real images."""
     group = Group(
         dataset=data.name,

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 
 from cda.config.settings import Settings
 from cda.experiments.paths import Layout
-from cda.experiments.runs import MEASURING, Run, decode_run, images_of, label_mode, parts, seeds_of
+from cda.experiments.runs import (
+    MEASURING,
+    Run,
+    decode_run,
+    recover_run_of,
+    label_mode,
+    parts,
+    seeds_of,
+)
 
 
 def outputs(run: Run, ipc: int, layout: Layout, seeds: int) -> list[str]:
@@ -27,7 +35,7 @@ def outputs(run: Run, ipc: int, layout: Layout, seeds: int) -> list[str]:
 
 def inputs(run: Run, max_gb: float) -> Iterator[Run]:
     """The runs whose outputs a job of `run` reads; `max_gb` as in the settings' labels."""
-    images, labels = images_of(run), run.upstream.get("labels")
+    images, labels = recover_run_of(run), run.upstream.get("labels")
     if images is not None and images is not run:
         yield images
     if labels is not None:
@@ -45,15 +53,15 @@ def inputs(run: Run, max_gb: float) -> Iterator[Run]:
         yield decode_run(run.data, run.recipe)
 
 
-def gpus(run: Run, settings: Settings) -> int:
+def gpu_count(run: Run, settings: Settings) -> int:
     """GPUs of a job: none where no network computes."""
     if run.stage == "squeeze":
-        return 0 if run.recipe.squeeze.weights else processes(run, settings)
+        return 0 if run.recipe.squeeze.weights else process_count(run, settings)
     if run.stage == "relabel":
         return int(label_mode(run, settings.labels.max_gb) == "stored")
     return int(run.stage != "decode" and (run.stage != "recover" or run.recipe.recover.synthetic))
 
 
-def processes(run: Run, settings: Settings) -> int:
+def process_count(run: Run, settings: Settings) -> int:
     """GPUs, and processes, of a squeeze run's training; published weights are fetched by one."""
     return 1 if run.recipe.squeeze.weights else min(run.data.gpus, settings.runtime.gpus)

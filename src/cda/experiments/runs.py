@@ -220,7 +220,7 @@ def decode_run(data: Dataset, recipe: Recipe) -> Run:
     return Run("decode", "val", _spec("decode", data, {}), data, recipe)
 
 
-def images_of(run: Run) -> Run | None:
+def recover_run_of(run: Run) -> Run | None:
     """The recover run whose images a run reads, if any."""
     images = run.upstream.get("labels", run).upstream.get("images")
     return run if run.stage == "recover" else images

@@ -119,7 +119,7 @@ def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Ten
     ) * weight  # the last pixel of a crop has weight 0 here
 
 
-def packed(views: Views, size: int) -> NDArray[np.int64]:
+def stack_views(views: Views, size: int) -> NDArray[np.int64]:
     """Views as one array [N, 5] (box, flip), or [N, 7] if any of them rolls.
 
     A device takes it in one copy.
@@ -150,7 +150,7 @@ def resampling(
     views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """`matrices` of views that are drawn and not yet on the device."""
-    return matrices(torch.from_numpy(packed(views, size)).to(device), size, dtype)
+    return matrices(torch.from_numpy(stack_views(views, size)).to(device), size, dtype)
 
 
 def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
@@ -212,10 +212,10 @@ def draw_cutouts(draws: np.random.Generator, count: int, size: int, share: float
 
 def cutout(images: Tensor, cutouts: Cutouts) -> Tensor:
     """Images [N, C, R, R] of values in [0, 1], each covered by its square."""
-    return cover(images, torch.from_numpy(packed_cutouts(cutouts)).to(images.device))
+    return cover(images, torch.from_numpy(stack_cutouts(cutouts)).to(images.device))
 
 
-def packed_cutouts(cutouts: Cutouts) -> NDArray[np.float32]:
+def stack_cutouts(cutouts: Cutouts) -> NDArray[np.float32]:
     """Squares as one array [N, 7] (box, colour): a device takes it in one copy."""
     return np.concatenate([cutouts.boxes, cutouts.colours], axis=1, dtype=np.float32)
 

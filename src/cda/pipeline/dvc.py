@@ -113,7 +113,7 @@ def tracked(folder: str) -> Tracked | None:
     )
 
 
-def note(folder: str, entries: Mapping[str, int]) -> None:
+def note_sizes(folder: str, entries: Mapping[str, int]) -> None:
     """Write the bytes of entries into the run's `.dvc` file, keeping those of others.
 
     Raises ArtifactError.
@@ -136,7 +136,7 @@ def _program() -> list[str]:
     return [program]
 
 
-def call(*arguments: str) -> str:
+def run_dvc(*arguments: str) -> str:
     """What `dvc …` printed; its bars go to the terminal.
 
     Raises ArtifactError with what DVC said was wrong.
@@ -146,11 +146,11 @@ def call(*arguments: str) -> str:
         raise ArtifactError(
             f"{HOME}: there is none here; work in a git clone of the project, in its top folder"
         )
-    shown = sys.stderr.isatty()
+    human_bytes = sys.stderr.isatty()
     done = subprocess.run(
         [*program, *arguments],
         stdout=subprocess.PIPE,
-        stderr=None if shown else subprocess.PIPE,
+        stderr=None if human_bytes else subprocess.PIPE,
         text=True,
         check=False,
     )
@@ -161,7 +161,7 @@ def call(*arguments: str) -> str:
         )
         said = (
             "as it says above"
-            if shown
+            if human_bytes
             else errors.removeprefix("ERROR: ") or f"exit status {done.returncode}"
         )
         raise ArtifactError(
@@ -174,7 +174,7 @@ def changes(folders: Sequence[str]) -> Changes:
     """How tracked runs differ from what is tracked; raises ArtifactError."""
     if not folders:
         return Changes(frozenset(), frozenset(), frozenset())
-    told = json.loads(call("data", "status", "--granular", "--json", *folders)).get(
+    told = json.loads(run_dvc("data", "status", "--granular", "--json", *folders)).get(
         "uncommitted", {}
     )
     added, modified, deleted = (
@@ -197,7 +197,7 @@ def require_remote() -> None:
     """Raise ArtifactError unless a default remote is configured."""
     _program()
     try:
-        named = call("config", "core.remote").strip()
+        named = run_dvc("config", "core.remote").strip()
     except ArtifactError:
         named = ""
     if not named:
@@ -209,7 +209,7 @@ def require_remote() -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def exclusive() -> Iterator[None]:
     """One `cda` at a time among the tracked runs; raises ArtifactError if another is at work."""
     if not HOME.is_dir():
         raise ArtifactError(
@@ -238,10 +238,10 @@ def size_of(path: Path) -> int:
     )
 
 
-def shown(count: int) -> str:
+def human_bytes(count: int) -> str:
     """Bytes as people read them.
 
-    >>> [shown(count) for count in (999, 12_345, 2_500_000_000)]
+    >>> [human_bytes(count) for count in (999, 12_345, 2_500_000_000)]
     ['999 B', '12.3 kB', '2.5 GB']
     """
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

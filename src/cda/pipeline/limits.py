@@ -14,7 +14,7 @@ from functools import cached_property
 from cda.config.recipe import Architecture
 from cda.config.settings import Dataset
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import processes
+from cda.experiments.jobs import process_count
 from cda.experiments.runs import Run
 from cda.pipeline.costs import decoded_images
 from cda.pipeline.estimate import hours_of
@@ -34,7 +34,7 @@ USUAL = 100  # of a network that is not listed
 SMALL_STEM = 15  # times as many: every layer sees 16 times as many pixels, less at the edges
 
 
-def roughly(name: str, data: Dataset, architecture: Architecture) -> float:
+def rough_multiply_adds(name: str, data: Dataset, architecture: Architecture) -> float:
     """Multiply-adds of network `name` for one image of `data`, forward, from what is known of it at
     full width.
     """
@@ -63,7 +63,7 @@ class TimeLimits:
             experiments.runs().values(),
             experiments.settings,
             experiments.layout,
-            roughly,
+            rough_multiply_adds,
         )
         return self._assumed
 
@@ -79,8 +79,8 @@ class TimeLimits:
             return decoded_images(run) / self._rates.decode / 3600
         if run.stage == "recover" and not run.recipe.recover.synthetic:
             return run.data.shards_per_job * run.data.classes / self._rates.decode / 3600
-        together = processes(run, settings) if run.stage == "squeeze" else 1
-        return max(hours_of(run, self._rates, settings, roughly)) / together
+        together = process_count(run, settings) if run.stage == "squeeze" else 1
+        return max(hours_of(run, self._rates, settings, rough_multiply_adds)) / together
 
     def minutes(self, run: Run, attempt: int = 1) -> int:
         """Time limit of one job of `run`, at most `runtime.max_hours`."""

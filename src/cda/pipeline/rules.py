@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from cda.config.load import from_environment, load_settings, merged
+from cda.config.load import from_environment, load_settings, merge
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import gpus, inputs, processes
+from cda.experiments.jobs import gpu_count, inputs, process_count
 from cda.experiments.paths import Layout
 from cda.experiments.runs import MEASURING, Run, parts
 from cda.pipeline.estimate import works_of
@@ -47,7 +47,7 @@ class Plan:
     """The experiments of one snakemake call and what each job of it needs."""
 
     def __init__(self, overrides: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
-        given = merged(from_environment(), overrides)
+        given = merge(from_environment(), overrides)
         self.experiments = ExperimentSet(load_settings(given))
         self.settings = self.experiments.settings
         self.layout = Layout(self.settings.scale)
@@ -145,7 +145,7 @@ class Plan:
 
     def gpus(self, wildcards: Wildcards) -> int:
         """GPUs of a job: none where no network computes."""
-        return gpus(self._of(wildcards), self.settings)
+        return gpu_count(self._of(wildcards), self.settings)
 
     def squeeze_threads(self, wildcards: Wildcards) -> int:
         """Cores of a squeeze job: each of its processes computes, and decodes where images are
@@ -170,7 +170,7 @@ class Plan:
             run.ipc or int(run.stage == "recover") * 4
         )  # shards; a part is joined and encoded a shard at a time
         pixels = held * run.data.classes * run.data.resolution**2 * 3 / 1e6
-        several = processes(run, self.settings) if run.stage == "squeeze" else 1
+        several = process_count(run, self.settings) if run.stage == "squeeze" else 1
         return 8000 * several + 1.2 * pixels
 
     def _alike(self, wildcards: Wildcards, need: Callable[[Run], float]) -> Run:
@@ -279,7 +279,7 @@ class Plan:
         ]
 
     def _of_tables(self, tables: Iterable[str]) -> list[str]:
-        runs = [run for table in tables for run in self.experiments.asked(table)]
+        runs = [run for table in tables for run in self.experiments.requested_runs(table)]
         return self._wanted(self._seeds(runs))
 
     def measurements(self, wildcards: Wildcards) -> list[str]:

@@ -18,7 +18,7 @@ from cda.experiments.experiment_set import ExperimentSet
 from cda.results.measured import measurements
 
 HEAD = ["", "data set", "ipc", "difference", "95 % interval", "seeds"]
-TOLD = "Differences in points, with Welch's 95 % confidence interval over the validation seeds:"
+HEADING = "Differences in points, with Welch's 95 % confidence interval over the validation seeds:"
 SHARED = tuple(key for key in KEYS if key != "recovery_iterations")  # real images know none
 
 
@@ -67,7 +67,7 @@ def pairs(experiments: ExperimentSet, name: str) -> Iterator[tuple[str, Cell, Ce
             )
 
 
-def rows(experiments: ExperimentSet, name: str) -> list[list[str]]:
+def contrast_rows(experiments: ExperimentSet, name: str) -> list[list[str]]:
     """The contrasts of which both cells are measured, for people, under their heading.
 
     Nothing if there are none.

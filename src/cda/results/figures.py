@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.files import whole
+from cda.files import atomic_write
 from cda.results import pictures, plots
 from cda.results.tables import table
 
@@ -112,5 +112,5 @@ def _note(figure: Figure, text: str) -> None:
 
 def _save(figure: Figure, out: Path, kind: str) -> None:
     unsaid = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         figure.savefig(aside, format=kind, dpi=DPI, metadata=unsaid)

@@ -19,7 +19,7 @@ from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.grid import points
 from cda.experiments.runs import Run, fp16_bytes, label_bytes, served_epochs
 
-TOLD = ("label store", "times smaller")  # columns of the Markdown
+SIZE_COLUMNS = ("label store", "times smaller")  # columns of the Markdown
 
 
 def of_cell(run: Run | None) -> tuple[int | None, float | None]:
@@ -45,11 +45,11 @@ def human(size: float) -> str:
     return f"{size:g} B"
 
 
-def told(frame: pd.DataFrame) -> pd.DataFrame:
+def with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
     """A table with the columns that its Markdown shows of the sizes."""
     store = [human(size) if pd.notna(size) else "–" for size in frame["label_bytes"]]
     smaller = [f"{ratio:.1f}×" if pd.notna(ratio) else "–" for ratio in frame["label_ratio"]]
-    return frame.assign(**dict(zip(TOLD, (store, smaller), strict=True)))
+    return frame.assign(**dict(zip(SIZE_COLUMNS, (store, smaller), strict=True)))
 
 
 def sizes(experiments: ExperimentSet, name: str) -> pd.DataFrame:

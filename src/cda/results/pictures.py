@@ -21,7 +21,7 @@ from cda.data.shards import read_shard, shard_name
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.runs import Run
-from cda.results.style import FAINT, LETTER, WIDTH, look, network
+from cda.results.style import FAINT, LETTER, WIDTH, network_name, style_of
 
 Pixels = NDArray[np.uint8]
 Shown = tuple[Pixels, list[str]]  # images [classes, R, R, 3] and what their classes are called
@@ -122,7 +122,7 @@ def _labels(keys: list[dict[str, Any]]) -> list[str]:
         name for name in ("recovery_model", "dataset") if len({key[name] for key in keys}) > 1
     ]
     return [
-        ", ".join([look(key["method"]).label, *(network(key[name]) for name in differ)])
+        ", ".join([style_of(key["method"]).label, *(network_name(key[name]) for name in differ)])
         for key in keys
     ]
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from cda.errors import ConfigError
 from cda.method.curriculum import min_crop
-from cda.results.style import FAINT, LETTER, LOOKS, WIDTH, Look, light, look, network
+from cda.results.style import FAINT, LETTER, STYLES, WIDTH, Style, lighten, network_name, style_of
 
 ACCURACY = "Top-1 accuracy (%)"
 MEASURED, REPORTED, NEITHER = "measured", "reported in the paper", "not measured yet"
@@ -79,11 +79,11 @@ def _bars(axis: Axes, frame: pd.DataFrame) -> dict[str, Artist]:
         fewer = any(
             other == method and _number(more) > _number(iterations) for other, more in pairs
         )
-        colour, label = look(method).colour, _budgeted(method, iterations)
-        body: Any = light(colour, 0.5) if fewer else colour
+        colour, label = style_of(method).colour, _budgeted(method, iterations)
+        body: Any = lighten(colour, 0.5) if fewer else colour
         hollow: dict[str, Any] = {
             "fc": "none",
-            "ec": light(colour, 0.35),
+            "ec": lighten(colour, 0.35),
             "ls": "--",
             "lw": 1.0,
             "hatch": "//" if fewer else None,
@@ -95,7 +95,7 @@ def _bars(axis: Axes, frame: pd.DataFrame) -> dict[str, Artist]:
             handles[label] = Patch(fc=body, label=label)
         elif own["reported"].notna().any():
             handles[label] = Patch(**hollow, label=label)
-    axis.set_xticks(range(len(models)), [network(model) for model in models])
+    axis.set_xticks(range(len(models)), [network_name(model) for model in models])
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.5, max(0, len(models) - 1) + 0.5)
     axis.margins(y=0.1)
@@ -138,7 +138,7 @@ def _budgeted(method: str, iterations: Any) -> str:
     """A method with its recovery iterations, as the paper writes them: CDA (4K)."""
     count = _number(iterations)
     shown = f"{count // 1000}K" if count and count % 1000 == 0 else f"{count:,}"
-    return f"{look(method).label} ({shown})" if count else look(method).label
+    return f"{style_of(method).label} ({shown})" if count else style_of(method).label
 
 
 def lines(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -192,7 +192,9 @@ def _curves(
     handles: dict[str, Artist] = {}
     for frame, axis, title in zip(tidy.values(), axes, titles, strict=True):
         for method in dict.fromkeys(frame["method"]):
-            handles |= _curve(axis, frame[frame["method"] == method].sort_values("x"), look(method))
+            handles |= _curve(
+                axis, frame[frame["method"] == method].sort_values("x"), style_of(method)
+            )
         ticks = sorted(set(frame["x"]))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if len(ticks) > 1:
@@ -228,7 +230,7 @@ def _over(name: str, frame: pd.DataFrame, key: str) -> pd.DataFrame:
     return frame.assign(x=np.array(found, dtype=float))
 
 
-def _curve(axis: Axes, frame: pd.DataFrame, drawn: Look) -> dict[str, Artist]:
+def _curve(axis: Axes, frame: pd.DataFrame, drawn: Style) -> dict[str, Artist]:
     """One method's line of what was reported and line of what was measured.
 
     Returns what the legend shows.
@@ -237,7 +239,7 @@ def _curve(axis: Axes, frame: pd.DataFrame, drawn: Look) -> dict[str, Artist]:
     handles: dict[str, Artist] = {}
     if len(theirs):
         style: dict[str, Any] = {
-            "color": light(drawn.colour),
+            "color": lighten(drawn.colour),
             "marker": drawn.marker,
             "ls": "--",
             "mfc": "white",
@@ -278,7 +280,7 @@ def crops() -> Figure:
         boxes = crop_boxes(uniform, size, low, high)
         centres = boxes[:, 1] + boxes[:, 3] / 2, boxes[:, 0] + boxes[:, 2] / 2
         column[0].scatter(
-            *centres, s=2, lw=0, alpha=0.35, color=LOOKS["cda"].colour, rasterized=True
+            *centres, s=2, lw=0, alpha=0.35, color=STYLES["cda"].colour, rasterized=True
         )
         for axis, count in zip(column[1:], (30, 10), strict=True):
             for top, left, height, width in boxes[:count]:
@@ -289,7 +291,7 @@ def crops() -> Figure:
                         height,
                         fill=False,
                         lw=0.7,
-                        ec=LOOKS["sre2l"].colour,
+                        ec=STYLES["sre2l"].colour,
                         alpha=0.7,
                     )
                 )
@@ -317,7 +319,7 @@ def schedulers() -> Figure:
             min_crop(s, ITERATIONS, scheduler=scheduler, milestone=MILESTONE, low=LOW, high=HIGH)
             for s in range(ITERATIONS)
         ]
-        drawn = look(f"cl-{scheduler}")
+        drawn = style_of(f"cl-{scheduler}")
         axis.plot(range(ITERATIONS), told, color=drawn.colour, label=drawn.label)
     axis.axvline(MILESTONE * ITERATIONS, color=FAINT, ls=":", lw=1)
     place = (MILESTONE * ITERATIONS, 0.53)

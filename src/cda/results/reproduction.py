@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from cda.config.load import load_settings, merged
+from cda.config.load import load_settings, merge
 from cda.experiments.experiment_set import ExperimentSet
 from cda.results import contrasts
 from cda.results.tables import aligned, table
@@ -43,7 +43,7 @@ KEYS = ("dataset", "method", "ipc", "recovery_model", "validation_model", "setti
 def page(given: Mapping[str, Any]) -> str:
     """The page under the configuration `given`; raises ArtifactError for JSONs of other runs."""
     settings = [
-        load_settings(merged(given, {"scale": scale, "cells": "present"})) for scale in SCALES
+        load_settings(merge(given, {"scale": scale, "cells": "present"})) for scale in SCALES
     ]
     return "\n".join([INTRODUCTION, *(_scale(ExperimentSet(one)) for one in settings)])
 
@@ -118,7 +118,7 @@ def _counts(frame: pd.DataFrame) -> list[str]:
 def _readings(experiments: ExperimentSet) -> Iterator[str]:
     """Differences between cells, and what people read in the tables, from the experiments' files."""
     for name, one in experiments.tables.items():
-        if differences := contrasts.rows(experiments, name):
-            yield f"### {one.title}\n\n{contrasts.TOLD}\n\n{aligned(differences)}\n"
+        if differences := contrasts.contrast_rows(experiments, name):
+            yield f"### {one.title}\n\n{contrasts.HEADING}\n\n{aligned(differences)}\n"
         if text := one.reading.get(experiments.settings.scale):
             yield f"**{one.title}** ({name}). {text.strip()}\n"

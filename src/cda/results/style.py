@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from cda.config import names
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """What a method is called and how it is drawn."""
 
     label: str
@@ -20,8 +20,8 @@ class Look(NamedTuple):
 
 # Colours of Okabe and Ito, told apart with any colour vision. CDA is the cosine curriculum, hence
 # their one colour.
-LOOKS = {
-    method: Look(names.method_label(method), colour, marker)
+STYLES = {
+    method: Style(names.method_label(method), colour, marker)
     for method, colour, marker in (
         ("cda", "#d55e00", "o"),
         ("sre2l", "#0072b2", "s"),
@@ -37,27 +37,27 @@ LETTER = 0.07  # inches that a letter of 8 points takes at most, on average
 FAINT = "0.45"
 
 
-def look(method: str) -> Look:
+def style_of(method: str) -> Style:
     """How a method is drawn in every figure; one that is not listed has a colour of its name's.
 
-    >>> look("cda").label, look("mine").label, look("mine") == look("mine")
+    >>> style_of("cda").label, style_of("mine").label, style_of("mine") == style_of("mine")
     ('CDA', 'mine', True)
     """
     name = names.method_label(method)
-    return LOOKS.get(method) or Look(name, OTHERS[zlib.crc32(method.encode()) % len(OTHERS)], "v")
+    return STYLES.get(method) or Style(name, OTHERS[zlib.crc32(method.encode()) % len(OTHERS)], "v")
 
 
-def network(name: str) -> str:
+def network_name(name: str) -> str:
     r"""A network as people write it; what a scale runs in another's place says so on a second line.
 
-    >>> network("convnet3 (for resnet50)")
+    >>> network_name("convnet3 (for resnet50)")
     'ConvNet-3\n(for ResNet-50)'
     """
     ran, _, asked = name.removesuffix(")").partition(" (for ")
     return f"{names.label(ran)}\n(for {names.label(asked)})" if asked else names.label(ran)
 
 
-def light(colour: str, share: float = 0.45) -> tuple[float, float, float]:
+def lighten(colour: str, share: float = 0.45) -> tuple[float, float, float]:
     """A colour mixed with as much white as `share`."""
     red, green, blue = (1 - (1 - part) * (1 - share) for part in to_rgb(colour))
     return red, green, blue

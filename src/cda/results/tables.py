@@ -180,7 +180,7 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     controls = frame["role"] == "control"
     rows: list[str] = [*experiment.layout.rows]
     if experiment.label_sizes:
-        frame, rows = label_sizes.told(frame), [*rows, *label_sizes.TOLD]
+        frame, rows = label_sizes.with_sizes(frame), [*rows, *label_sizes.SIZE_COLUMNS]
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
@@ -196,8 +196,8 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
             "",
             aligned(_pivot(frame[controls], down, across)),
         ]
-    if differences := contrasts.rows(experiments, name):
-        lines += ["", contrasts.TOLD, "", aligned(differences)]
+    if differences := contrasts.contrast_rows(experiments, name):
+        lines += ["", contrasts.HEADING, "", aligned(differences)]
     once = " A measured number without ± is of one seed." if (frame["seeds"] == 1).any() else ""
     lines += ["", f"{experiment.caption}{reported}{once}{scaled}"]
     return (

@@ -15,11 +15,11 @@ from cda.data import sources
 from cda.data.base import Split
 from cda.data.decoded import read_decoded
 from cda.data.sources import ImageSet
-from cda.engine.device import Machine, processes, start
-from cda.engine.gpus import take
-from cda.engine.images import Images, images_of
+from cda.engine.device import Device, open_device, world_size
+from cda.engine.gpus import take_gpus
+from cda.engine.images import Images, place_images
 from cda.errors import ConfigError
-from cda.experiments.jobs import gpus
+from cda.experiments.jobs import gpu_count
 from cda.experiments.paths import Layout, data_root
 from cda.experiments.runs import Run, decode_run
 
@@ -32,18 +32,18 @@ class Context:
     settings: Settings
     layout: Layout
 
-    def machine(self) -> Machine:
+    def open_device(self) -> Device:
         """The device this job runs on; raises ConfigError if several processes do a job of one.
 
         Where there are several GPUs, the job takes one that no other job holds.
         """
-        if processes() > 1 and self.run.stage != "squeeze":
+        if world_size() > 1 and self.run.stage != "squeeze":
             raise ConfigError(
                 f"torchrun: {self.run.stage} is a job of one process; only squeeze may have more"
             )
         if self.settings.runtime.device != "cpu":
-            take(gpus(self.run, self.settings))
-        return start(self.settings.runtime)
+            take_gpus(gpu_count(self.run, self.settings))
+        return open_device(self.settings.runtime)
 
     def work(self, name: str) -> Path:
         """The folder of this job's unfinished work."""
@@ -63,7 +63,7 @@ class Context:
             self.run.data, split, data_root(self.settings, self.run.dataset), chosen
         )
 
-    def validation(self, machine: Machine, decoded: Path | None = None) -> Images:
+    def validation(self, device: Device, decoded: Path | None = None) -> Images:
         """The real validation images, ready for `Images.evaluate`.
 
         They are on the device, those of a streamed data set in the memory map that its decode run
@@ -71,10 +71,10 @@ class Context:
         """
         data = self.run.data
         if not data.stream:
-            return images_of(self.real("val"), data, machine)
+            return place_images(self.real("val"), data, device)
         run = decode_run(data, self.run.recipe)
         images = read_decoded(decoded or Path(self.layout.decoded(run)), run.id, data.resolution)
-        return images_of(images, data, machine)
+        return place_images(images, data, device)
 
     def class_names(self) -> list[str]:
         """The real data set's classes, in order; raises DataError."""

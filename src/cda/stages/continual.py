@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from cda.config.recipe import Continual
 from cda.data.shards import load_distilled
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine
-from cda.engine.images import Images, channels_last, unit
-from cda.engine.lock import working
+from cda.engine.device import Device
+from cda.engine.images import Images, channels_last, to_unit
+from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.engine.trainer import Trainer, fit
 from cda.errors import ArtifactError, ConfigError, DataError
@@ -83,8 +83,8 @@ class SeenBatches:
         self.index = np.flatnonzero(np.isin(memory.labels.cpu().numpy(), seen))
         self.images = len(self.index)
         self.steps = -(-self.images // recipe.batch_size)
-        batch, machine = min(recipe.batch_size, self.images), memory.machine
-        self.teacher = machine.compiled(teacher, recipe.epochs * self.steps, length=batch)
+        batch, device = min(recipe.batch_size, self.images), memory.device
+        self.teacher = device.compiled(teacher, recipe.epochs * self.steps, length=batch)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs [B, 3, R, R], the teacher's logits [B, C]) of every step."""
@@ -93,10 +93,10 @@ class SeenBatches:
         resident = self.set.resident(order)
         for step in range(first_step, self.steps):
             batch = slice(step * size, (step + 1) * size)
-            inputs = self.set.normalised(unit(self.set.taken(resident[batch], order[batch])))
+            inputs = self.set.normalised(to_unit(self.set.taken(resident[batch], order[batch])))
             if self.recipe.augment == "dsa":
                 inputs = dsa.augment(inputs, generator(*self.purpose, epoch, "dsa", step))
-            with torch.no_grad(), self.set.machine.autocast():
+            with torch.no_grad(), self.set.device.autocast():
                 logits = self.teacher(channels_last(inputs))
             yield inputs, logits
 
@@ -108,9 +108,9 @@ def accuracy(model: nn.Module, test: Images, seen: Labels, batch: int = 512) -> 
     `top1` ranks all classes, as the paper does; `top1_masked` ranks the seen ones alone.
     """
     model.eval()
-    classes = torch.from_numpy(seen).to(test.device)
+    classes = torch.from_numpy(seen).to(test.torch_device)
     index = torch.isin(test.labels, classes).nonzero()[:, 0]
-    correct = torch.zeros(2, device=test.device, dtype=torch.long)
+    correct = torch.zeros(2, device=test.torch_device, dtype=torch.long)
     for chosen in index.split(batch):
         logits = test.logits(model, chosen)
         guesses = torch.stack([logits.argmax(dim=1), classes[logits[:, classes].argmax(dim=1)]])
@@ -124,7 +124,7 @@ class Learner:
     """One seed of the run: what every step trains on, learns from and is tested on."""
 
     context: Context
-    machine: Machine
+    device: Device
     memory: Images
     teacher: nn.Module
     test: Images
@@ -149,7 +149,7 @@ class Learner:
         checkpoint = Checkpoint(
             work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds
         )
-        trainer = Trainer(fresh_model(run, self.machine, purpose), recipe, self.machine, purpose)
+        trainer = Trainer(fresh_model(run, self.device, purpose), recipe, self.device, purpose)
         history = fit(
             trainer,
             SeenBatches(self.memory, seen, recipe, self.teacher, purpose),
@@ -179,33 +179,33 @@ def run(context: Context, images_folder: Path, model_path: Path, seed: int, out:
     pixels, labels, classes, digest = load_distilled(
         images_folder, run.ipc, run.dataset, source, size
     )
-    machine = context.machine()
-    teacher, sha256 = _load_teacher(model_path, run.upstream["model"], classes, machine)
-    test = context.validation(machine)
+    device = context.open_device()
+    teacher, sha256 = _load_teacher(model_path, run.upstream["model"], classes, device)
+    test = context.validation(device)
     if test.classes != classes:
         raise DataError(
             f"{images_folder}: not the classes of {run.dataset} at hand; point config key "
             "data at the right one"
         )
-    memory = Images(pixels, labels, run.data, machine)
+    memory = Images(pixels, labels, run.data, device)
     learner = Learner(
-        context, machine, memory, teacher, test, seed, f"{run.id} {seed} {digest} {sha256}"
+        context, device, memory, teacher, test, seed, f"{run.id} {seed} {digest} {sha256}"
     )
-    with working(context.work(f"seed-{seed}")) as stop:
+    with work_folder(context.work(f"seed-{seed}")) as stop:
         curves = {str(len(seen)): learner.learn(seen, stop) for seen in steps}
         write_json(
-            out, _record(context, curves, [classes[label] for label in steps[-1]], seed, machine)
+            out, _record(context, curves, [classes[label] for label in steps[-1]], seed, device)
         )
 
 
 def _load_teacher(
-    path: Path, run: Run, classes: list[str], machine: Machine
+    path: Path, run: Run, classes: list[str], device: Device
 ) -> tuple[nn.Module, str]:
     """The teacher, frozen, and its digest.
 
     Raises ArtifactError unless its classes are the shards', in their order.
     """
-    teacher = load_squeezed(path, run, machine)
+    teacher = load_squeezed(path, run, device)
     described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
     if described.get("classes") != classes:
         raise ArtifactError(
@@ -216,7 +216,7 @@ def _load_teacher(
 
 
 def _record(
-    context: Context, curves: dict[str, Curve], order: list[str], seed: int, machine: Machine
+    context: Context, curves: dict[str, Curve], order: list[str], seed: int, device: Device
 ) -> dict[str, Any]:
     """What the run's JSON says; everything outside `provenance` is the same on the same kind of
     CPU.
@@ -225,4 +225,4 @@ def _record(
     told = {"model": run.model, "ipc": run.ipc, "seed": seed, "class_order": order}
     for metric in ("top1", "top1_masked"):
         told[metric] = {seen: curve[-1][metric] for seen, curve in curves.items()}
-    return context.described() | told | {"curve": curves, "provenance": machine.provenance()}
+    return context.described() | told | {"curve": curves, "provenance": device.provenance()}

@@ -21,12 +21,12 @@ import numpy as np
 from cda.data import sources
 from cda.data.decoded import described, description_of
 from cda.data.folders import Folders
-from cda.data.memmap import room, written
-from cda.engine.lock import working
+from cda.data.memmap import allocate, pieces_done
+from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.errors import ConfigError
 from cda.experiments.paths import data_root
-from cda.files import whole, write_json
+from cda.files import atomic_write, write_json
 from cda.progress import Progress
 from cda.stages.context import Context
 
@@ -46,18 +46,18 @@ def run(context: Context, out: Path) -> None:
         raise ConfigError(
             f"data set {data.name}: is read into memory; only one with stream: true is decoded"
         )
-    machine = context.machine()
+    device = context.open_device()
     source = sources.files(data, data_root(context.settings, data.name))
     classes = source.checked_classes()
     paths, labels = source.listing("val")
-    with working(work) as stop:
+    with work_folder(work) as stop:
         images = _decode(context, source, paths, work, stop)
         told = described(images, labels, classes)
         del images
-        with whole(out) as aside:
+        with atomic_write(out) as aside:
             shutil.move(work / "val.npy", aside)
         write_json(
-            description_of(out), context.described() | told | {"provenance": machine.provenance()}
+            description_of(out), context.described() | told | {"provenance": device.provenance()}
         )
 
 
@@ -65,8 +65,8 @@ def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path,
     """Decode what an earlier start left, to `val.npy` in the work folder."""
     size, every = context.run.data.resolution, context.settings.runtime.checkpoint_seconds
     mark, key = work / "decoded.json", _listing_digest(paths, source.root)
-    done, shape = written(mark, work / "val.npy", key), (len(paths), size, size, 3)
-    images = room(
+    done, shape = pieces_done(mark, work / "val.npy", key), (len(paths), size, size, 3)
+    images = allocate(
         work / "val.npy", shape, np.uint8, fresh=not done, mend="make room, then start again"
     )
     saved = time.monotonic()

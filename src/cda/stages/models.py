@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cda.config.settings import Dataset
 from cda.engine.checkpoint import load_weights
-from cda.engine.device import Machine, seed_everything
+from cda.engine.device import Device, seed_everything
 from cda.engine.kernels.winograd import Convolutions
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.runs import Run
@@ -22,16 +22,16 @@ from cda.files import file_digest, read_json
 from cda.method import networks
 
 
-def fresh_model(run: Run, machine: Machine, purpose: tuple[object, ...]) -> nn.Module:
+def fresh_model(run: Run, device: Device, purpose: tuple[object, ...]) -> nn.Module:
     """The run's network with weights drawn for `purpose`, on the device."""
     seed_everything(*purpose, "weights")
-    model = machine.place(
+    model = device.place(
         networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
     )
     size = run.data.resolution
     try:
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size, device=machine.device))
+            model.eval()(torch.zeros(1, 3, size, size, device=device.torch_device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -40,7 +40,7 @@ def fresh_model(run: Run, machine: Machine, purpose: tuple[object, ...]) -> nn.M
     return model
 
 
-def described_squeeze(path: Path, run: Run) -> dict[str, Any]:
+def read_description(path: Path, run: Run) -> dict[str, Any]:
     """The `squeeze.json` beside a squeeze run's model.
 
     Raises ArtifactError if it is another run's.
@@ -59,7 +59,7 @@ def described_squeeze(path: Path, run: Run) -> dict[str, Any]:
     return described
 
 
-def outputs_of(path: Path, described: dict[str, Any], data: Dataset) -> list[int]:
+def outputs_for(path: Path, described: dict[str, Any], data: Dataset) -> list[int]:
     """Which output of the squeezed model at `path` each class of `data` is: its own, or some of the
     published ones.
 
@@ -80,12 +80,12 @@ def outputs_of(path: Path, described: dict[str, Any], data: Dataset) -> list[int
     return list(range(data.classes))
 
 
-def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
+def load_squeezed(path: Path, run: Run, device: Device) -> nn.Module:
     """A squeeze run's model, frozen and in evaluation mode.
 
     Raises ArtifactError if the file is another run's.
     """
-    described = described_squeeze(path, run)
+    described = read_description(path, run)
     classes = len(described["classes"])
     model = load_weights(
         networks.build(run.model, classes, run.data.resolution, run.recipe.architecture), path
@@ -94,17 +94,17 @@ def load_squeezed(path: Path, run: Run, machine: Machine) -> nn.Module:
         raise ArtifactError(
             f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it"
         )
-    return machine.place(model).eval().requires_grad_(False)
+    return device.place(model).eval().requires_grad_(False)
 
 
-def faster(
-    model: nn.Module, machine: Machine, steps: int, batch: int
+def accelerate(
+    model: nn.Module, device: Device, steps: int, batch: int
 ) -> Callable[[Tensor], Tensor]:
     """A frozen model as a function that is called `steps` times, with our kernels or compiled.
 
     Equal up to rounding.
     """
-    if machine.native:
-        machine.compiles |= bool(Convolutions(model).replaced)
+    if device.native:
+        device.compiles |= bool(Convolutions(model).replaced)
         return model
-    return machine.compiled(model, steps, length=batch)
+    return device.compiled(model, steps, length=batch)

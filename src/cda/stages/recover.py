@@ -24,17 +24,17 @@ from torch import nn
 from cda.data.shards import shard_name, write_shard
 from cda.engine import memory
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine, out_of_memory
-from cda.engine.lock import working
+from cda.engine.device import Device, out_of_memory
+from cda.engine.lock import work_folder
 from cda.engine.recovery import Block, Objective, Recovery, blocks_of
 from cda.engine.signals import Stop
 from cda.errors import ConfigError
-from cda.files import file_digest, publish, read_json, whole, write_json
+from cda.files import atomic_write, file_digest, publish, read_json, write_json
 from cda.method.bn_matching import bn_layers
-from cda.progress import Progress, say
+from cda.progress import Progress, log
 from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.models import load_squeezed, outputs_of
+from cda.stages.models import load_squeezed, outputs_for
 
 Pixels = NDArray[np.uint8]
 
@@ -54,7 +54,7 @@ def _block_file(work: Path, block: Block, step: int | None = None) -> Path:
 
 
 def _save_pixels(path: Path, pixels: Pixels) -> None:
-    with whole(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as aside, aside.open("wb") as file:
         np.save(file, pixels, allow_pickle=False)
 
 
@@ -64,26 +64,26 @@ def run(context: Context, part: int, model_path: Path | None, out: Path) -> None
     if part < 0:
         raise ConfigError(f"--part {part}: parts are counted from 0")
     shards = range(part * data.shards_per_job, (part + 1) * data.shards_per_job)
-    machine = context.machine()
+    device = context.open_device()
     work = context.work(f"part-{part}")
-    with working(work) as stop:
+    with work_folder(work) as stop:
         if recipe.synthetic:
             assert model_path is not None
-            classes = _synthesise(context, machine, model_path, shards, work, stop)
+            classes = _synthesise(context, device, model_path, shards, work, stop)
         else:
             classes = _take(context, shards, work)
-        _write_part(context, machine, shards, classes, work)
+        _write_part(context, device, shards, classes, work)
         publish(work / "out", out)
 
 
 def _synthesise(
-    context: Context, machine: Machine, model_path: Path, shards: range, work: Path, stop: Stop
+    context: Context, device: Device, model_path: Path, shards: range, work: Path, stop: Stop
 ) -> list[str]:
     """Recover every block that is not finished yet; returns the class names."""
     run, recipe = context.run, context.run.recipe.recover
     described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
-    model = load_squeezed(model_path, run.upstream["model"], machine)
-    outputs = outputs_of(model_path, described, run.data)
+    model = load_squeezed(model_path, run.upstream["model"], device)
+    outputs = outputs_for(model_path, described, run.data)
     bn_layers(model)
     _forget_other_model(work, described["sha256"])
     blocks = [b for shard in shards for b in blocks_of(shard, run.data.classes, recipe.block_size)]
@@ -95,12 +95,12 @@ def _synthesise(
         (len(blocks) - len(left)) * recipe.iterations,
     )
     if len(left) < len(blocks):
-        say(
+        log(
             f"recover {run.id}: {len(blocks) - len(left)} of {len(blocks)} class blocks are "
             "done already"
         )
     if left:
-        Job(context, machine, model, outputs, work, stop, progress, len(blocks)).recover(left)
+        Job(context, device, model, outputs, work, stop, progress, len(blocks)).recover(left)
     progress.close()
     return [described["classes"][output] for output in outputs]
 
@@ -122,7 +122,7 @@ class Job:
     """The blocks of one part, on their way through one model."""
 
     context: Context
-    machine: Machine
+    device: Device
     model: nn.Module
     outputs: list[int]  # the model's, of the data set's classes
     work: Path
@@ -156,20 +156,20 @@ class Job:
 
     def _together(self, block: Block) -> int:
         """How many blocks are packed: the setting, or what an earlier start found, or what fits."""
-        setting, mark = self.machine.runtime.blocks, self.work / "packed.json"
+        setting, mark = self.device.runtime.blocks, self.work / "packed.json"
         if setting != "auto":
             return setting
-        if self.machine.device.type == "cpu":
+        if self.device.torch_device.type == "cpu":
             return 1
         if mark.is_file():
             return int(read_json(mark, "the number of packed blocks")["together"])
         run = self.context.run
         try:
-            needed = memory.measured(self._objective(1), block, run.recipe.recover, run.data)
+            needed = memory.measure_memory(self._objective(1), block, run.recipe.recover, run.data)
         except torch.OutOfMemoryError:
             return self._fewer(1)
-        together = min(self.blocks, needed.most(memory.room()))
-        say(
+        together = min(self.blocks, needed.most(memory.free_bytes()))
+        log(
             f"recover {run.id}: {together} class blocks together, "
             f"{needed.of(together) / 1e9:.1f} GB"
         )
@@ -179,7 +179,7 @@ class Job:
     def _fewer(self, together: int) -> int:
         """Half as many blocks, from now on; raises ConfigError if it was one."""
         self._close()
-        if self.machine.device.type == "cuda":
+        if self.device.torch_device.type == "cuda":
             torch.cuda.empty_cache()
         run = self.context.run
         if together == 1:
@@ -188,9 +188,9 @@ class Job:
                 "does not fit into memory"
             )
             raise ConfigError(
-                f"{problem}; lower recover.block_size or use a {self.machine.device.type} with more"
+                f"{problem}; lower recover.block_size or use a {self.device.torch_device.type} with more"
             )
-        say(
+        log(
             f"recover {run.id}: {together} class blocks do not fit into memory; going on with "
             f"{together // 2}"
         )
@@ -203,7 +203,7 @@ class Job:
             self._close()
             recipe = self.context.run.recipe.recover
             steps = recipe.iterations * -(-self.blocks // blocks)
-            self._made = Objective(self.model, blocks, recipe, self.machine, steps)
+            self._made = Objective(self.model, blocks, recipe, self.device, steps)
         return self._made
 
     def _close(self) -> None:
@@ -223,7 +223,7 @@ class Job:
         )
         if (state := checkpoint.load()) is not None:
             recovery.restore(state)
-            say(f"recover {run.id}: going on from step {recovery.done} of {recipe.iterations}")
+            log(f"recover {run.id}: going on from step {recovery.done} of {recipe.iterations}")
             self.progress.update(recovery.done * len(group))
         while recovery.done < recipe.iterations:
             recovery.step()
@@ -309,7 +309,7 @@ def _random_choice(
 
 
 def _write_part(
-    context: Context, machine: Machine, shards: range, classes: list[str], work: Path
+    context: Context, device: Device, shards: range, classes: list[str], work: Path
 ) -> None:
     """Join finished blocks into the part's shards, with what was measured beside each."""
     run, recipe = context.run, context.run.recipe.recover
@@ -323,7 +323,7 @@ def _write_part(
         told: dict[str, Any] = {
             "blocks": [read_json(path, "a block's losses") for path in traces if path.is_file()]
         }
-        told |= {"sha256": file_digest(target), "provenance": machine.provenance()}
+        told |= {"sha256": file_digest(target), "provenance": device.provenance()}
         write_json(target.with_suffix(".json"), context.described() | {"ipc": shard} | told)
         if shard == 0 and recipe.synthetic:
             for step in [s for s in recipe.snapshots if s <= recipe.iterations]:

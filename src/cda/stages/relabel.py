@@ -19,15 +19,15 @@ from cda.data.label_codec import Codec
 from cda.data.label_store import FORMAT, LabelWriter
 from cda.data.shards import load_distilled
 from cda.engine.batches import DistilledBatches
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
-from cda.engine.lock import working
+from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.experiments.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
 from cda.files import publish, read_json, write_json
-from cda.progress import Progress, say
+from cda.progress import Progress, log
 from cda.stages.context import Context
-from cda.stages.models import faster, load_squeezed
+from cda.stages.models import accelerate, load_squeezed
 
 BATCH = 256  # images the relabel model sees at a time; changes nothing but speed and rounding
 
@@ -35,7 +35,7 @@ BATCH = 256  # images the relabel model sees at a time; changes nothing but spee
 def run(context: Context, images_folder: Path, model_path: Path | None, out: Path) -> None:
     """Write the run's label store at `out`."""
     run, data = context.run, context.run.data
-    machine = context.machine()
+    device = context.open_device()
     mode = label_mode(run, context.settings.labels.max_gb)
     if mode != run.recipe.relabel.labels:
         size, limit = label_gigabytes(run), context.settings.labels.max_gb
@@ -43,11 +43,11 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
             "the model will run while validating; relabel.bits, top_k and reuse make a "
             "store smaller"
         )
-        say(f"relabel {run.id}: {size:.3g} GB exceed labels.max_gb = {limit:.3g}; {instead}")
+        log(f"relabel {run.id}: {size:.3g} GB exceed labels.max_gb = {limit:.3g}; {instead}")
     pixels, labels, classes, images_digest = load_distilled(
         images_folder, run.ipc, data.name, run.upstream["images"].id, data.resolution
     )
-    with working(context.work("labels")) as stop:
+    with work_folder(context.work("labels")) as stop:
         out_aside = context.work("labels") / "out"
         told: dict[str, Any] = {}
         if mode == "stored":
@@ -56,12 +56,12 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
                 model_path.with_name("squeeze.json"), "the squeezed model's description"
             )
             key = f"{images_digest} {described.get('sha256')}"
-            images = Images(pixels, labels, data, machine)
+            images = Images(pixels, labels, data, device)
             batches = DistilledBatches(images, recipe_of(run), BATCH, label_epochs(run))
-            told = _write_logits(context, machine, batches, model_path, out_aside, stop, key)
+            told = _write_logits(context, device, batches, model_path, out_aside, stop, key)
         _write_header(
             context,
-            machine,
+            device,
             out_aside,
             {"labels": mode, "classes": classes, "images_digest": images_digest, **told},
         )
@@ -73,20 +73,20 @@ def recipe_of(run: Run) -> Relabel:
     return run.recipe.relabel.model_copy(update={"epochs": served_epochs(run)})
 
 
-def _write_header(context: Context, machine: Machine, folder: Path, told: dict[str, Any]) -> None:
+def _write_header(context: Context, device: Device, folder: Path, told: dict[str, Any]) -> None:
     run = context.run
     header = {"format": FORMAT, **context.described(), "ipc": run.ipc, "epochs": served_epochs(run)}
     header |= {
         "recipe": recipe_of(run).model_dump(mode="json"),
         "temperature": run.recipe.validate_.temperature,
     }
-    write_json(folder / "header.json", header | told | {"provenance": machine.provenance()})
+    write_json(folder / "header.json", header | told | {"provenance": device.provenance()})
 
 
 @torch.inference_mode()
 def _write_logits(
     context: Context,
-    machine: Machine,
+    device: Device,
     batches: DistilledBatches,
     model_path: Path,
     folder: Path,
@@ -99,20 +99,20 @@ def _write_logits(
     """
     run, recipe = context.run, context.run.recipe
     epochs = label_epochs(run)
-    model = load_squeezed(model_path, run.upstream["model"], machine)
-    logits_of = faster(model, machine, epochs * batches.steps, BATCH)
+    model = load_squeezed(model_path, run.upstream["model"], device)
+    logits_of = accelerate(model, device, epochs * batches.steps, BATCH)
     codec = Codec(
         run.data.classes, recipe.relabel.bits, recipe.relabel.top_k, recipe.validate_.temperature
     )
     writer = LabelWriter(folder, codec, epochs, batches.images, key)
     if writer.done:
-        say(f"relabel {run.id}: going on from epoch {writer.done} of {epochs}")
+        log(f"relabel {run.id}: going on from epoch {writer.done} of {epochs}")
     progress, saved = Progress(epochs, f"relabel {run.id}", "epochs", writer.done), time.monotonic()
     for epoch in range(writer.done, epochs):
         plan = batches.plan(epoch)
         for start in range(0, batches.images, BATCH):
             chosen = plan.order[start : start + BATCH]
-            with machine.autocast():
+            with device.autocast():
                 logits = logits_of(batches.inputs(plan, chosen))
             writer.write(epoch, chosen, logits)
         if stop.signal or time.monotonic() - saved >= context.settings.runtime.checkpoint_seconds:

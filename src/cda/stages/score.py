@@ -22,10 +22,10 @@ from cda.engine.images import Images
 from cda.errors import ArtifactError
 from cda.files import write_json
 from cda.method.augment import draw_views, resample, resampling
-from cda.progress import Progress, say
+from cda.progress import Progress, log
 from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.models import described_squeeze, load_squeezed, outputs_of
+from cda.stages.models import load_squeezed, outputs_for, read_description
 
 BATCH = 256  # images the model sees at a time; changes nothing but speed and rounding
 
@@ -44,7 +44,7 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
         DataError: The real validation images are missing or damaged.
     """
     run = context.run
-    machine = context.machine()
+    device = context.open_device()
     sampled = None
     if "images" in run.upstream:
         assert images_folder is not None
@@ -53,17 +53,17 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
             images_folder, run.ipc, run.dataset, source, run.data.resolution
         )
         outputs = np.array(
-            outputs_of(model_path, described_squeeze(model_path, run.upstream["model"]), run.data)
+            outputs_for(model_path, read_description(model_path, run.upstream["model"]), run.data)
         )
         images, sampled = (
-            Images(pixels, outputs[labels], run.data, machine, classes),
+            Images(pixels, outputs[labels], run.data, device, classes),
             run.recipe.score,
         )
     else:
-        images = context.validation(machine)
+        images = context.validation(device)
     _check(context, model_path, images.classes)
-    model = load_squeezed(model_path, run.upstream["model"], machine)
-    say(f"score {run.id}: {len(images)} whole images")
+    model = load_squeezed(model_path, run.upstream["model"], device)
+    log(f"score {run.id}: {len(images)} whole images")
     measured = images.evaluate(model)
     if sampled is not None:
         crops = crop_accuracies(model, images, sampled, f"score {run.id}")
@@ -74,7 +74,7 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
         "seed": 0,
         "images": len(images),
     }
-    write_json(out, described | measured | {"provenance": machine.provenance()})
+    write_json(out, described | measured | {"provenance": device.provenance()})
 
 
 @torch.inference_mode()
@@ -93,14 +93,14 @@ def crop_accuracies(model: nn.Module, images: Images, values: Score, label: str)
             scale=values.crop_scale,
             flip=0.0,
         )
-        correct = torch.zeros((), device=images.device, dtype=torch.long)
+        correct = torch.zeros((), device=images.torch_device, dtype=torch.long)
         for start in range(0, len(images), BATCH):
             chosen = np.arange(start, min(start + BATCH, len(images)))
-            index = torch.from_numpy(chosen).to(images.device)
+            index = torch.from_numpy(chosen).to(images.torch_device)
             seen = resample(
-                images.at(index), resampling(views.of(chosen), images.size, images.device)
+                images.at(index), resampling(views.of(chosen), images.size, images.torch_device)
             )
-            with images.machine.autocast():
+            with images.device.autocast():
                 logits = model(
                     images.normalised(seen).contiguous(memory_format=torch.channels_last)
                 )
@@ -117,8 +117,8 @@ def _check(context: Context, path: Path, classes: list[str]) -> None:
     normalisation.
     """
     data = context.run.data
-    described = described_squeeze(path, context.run.upstream["model"])
-    if [described["classes"][output] for output in outputs_of(path, described, data)] != classes:
+    described = read_description(path, context.run.upstream["model"])
+    if [described["classes"][output] for output in outputs_for(path, described, data)] != classes:
         raise ArtifactError(
             f"{path}: its classes are not those of the {context.run.dataset} images to score; "
             "squeeze it on the same"

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from cda.data import sources
 from cda.engine.batches import SqueezeBatches
 from cda.engine.checkpoint import Checkpoint, load_state, write_tensors
-from cda.engine.device import Machine, processes
-from cda.engine.images import images_of
-from cda.engine.lock import working
+from cda.engine.device import Device, world_size
+from cda.engine.images import place_images
+from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.engine.trainer import Batches, Loss, Trainer, fit
 from cda.errors import ConfigError, DataError
 from cda.experiments.paths import data_root
-from cda.files import file_digest, whole, write_json
+from cda.files import atomic_write, file_digest, write_json
 from cda.method import networks
 from cda.method.bn_matching import bn_layers
 from cda.stages.context import Context
@@ -75,7 +75,7 @@ def write_model(
         name: (t.half() if id(t) in halved else t).detach().cpu().contiguous()
         for name, t in state.items()
     }
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         write_tensors(tensors, aside)
     data = context.run.data
     described = context.described() | {
@@ -97,7 +97,7 @@ def run(context: Context, out: Path, recovered: bool = False) -> None:
     if recovered:
         bn_layers(_network(context))
     if recipe.weights:
-        if processes() > 1:
+        if world_size() > 1:
             raise ConfigError(
                 "squeeze.weights: published weights are fetched by one process; start it "
                 "without torchrun"
@@ -110,10 +110,10 @@ def run(context: Context, out: Path, recovered: bool = False) -> None:
             f"{context.run.dataset} is not streamed"
         )
         raise ConfigError(f"{problem}; set it to 0, or stream: true in the data set's file")
-    machine = context.machine()
-    with working(context.work("model"), machine.leads) as stop:
-        _train(context, machine, stop, out)
-        machine.leave()
+    device = context.open_device()
+    with work_folder(context.work("model"), device.leads) as stop:
+        _train(context, device, stop, out)
+        device.leave()
 
 
 def _network(context: Context) -> nn.Module:
@@ -121,10 +121,10 @@ def _network(context: Context) -> nn.Module:
     return networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
 
 
-def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
+def _train(context: Context, device: Device, stop: Stop, out: Path) -> None:
     """Train to the last epoch, from the checkpoint if any; rank 0 writes the model."""
     run, recipe = context.run, context.run.recipe.squeeze
-    test, batches = context.validation(machine), _batches(context, machine)
+    test, batches = context.validation(device), _batches(context, device)
     if test.classes != context.class_names():
         raise DataError(
             f"{run.dataset}: not the classes of the decoded validation images; decode the "
@@ -134,15 +134,15 @@ def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
         context.work("model") / "state.safetensors",
         context.settings.runtime.checkpoint_seconds,
     )
-    checkpoint = Checkpoint(path, run.id, every, machine.leads)
-    model = fresh_model(run, machine, ("squeeze", recipe.seed))
+    checkpoint = Checkpoint(path, run.id, every, device.leads)
+    model = fresh_model(run, device, ("squeeze", recipe.seed))
     if (
-        recipe.init and machine.leads and checkpoint.load() is None
+        recipe.init and device.leads and checkpoint.load() is None
     ):  # the other ranks get rank 0's weights
         from cda.engine.pretrained import start_from
 
         start_from(model, recipe.init, run.model)
-    trainer = Trainer(model, recipe, machine, ("squeeze", recipe.seed))
+    trainer = Trainer(model, recipe, device, ("squeeze", recipe.seed))
     loss = smoothed_ce(recipe.label_smoothing)
     history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
     round_to_half(trainer.model)
@@ -151,21 +151,21 @@ def _train(context: Context, machine: Machine, stop: Stop, out: Path) -> None:
         "best_top1": history.best["top1"],
         "curve": history.curve,
     }
-    if machine.leads:
+    if device.leads:
         write_model(
-            context, trainer.model, test.classes, out, told | {"provenance": machine.provenance()}
+            context, trainer.model, test.classes, out, told | {"provenance": device.provenance()}
         )
 
 
-def _batches(context: Context, machine: Machine) -> Batches:
+def _batches(context: Context, device: Device) -> Batches:
     """The training images: on the device, or decoded when their turn comes."""
     data, recipe = context.run.data, context.run.recipe.squeeze
     if not data.stream:
-        return SqueezeBatches(images_of(context.real("train"), data, machine), recipe)
+        return SqueezeBatches(place_images(context.real("train"), data, device), recipe)
     from cda.engine.streaming import StreamedBatches
 
     return StreamedBatches(
-        sources.files(data, data_root(context.settings, data.name)), recipe, machine
+        sources.files(data, data_root(context.settings, data.name)), recipe, device
     )
 
 
@@ -187,5 +187,5 @@ def _published(context: Context, weights: str, out: Path) -> None:
             f"squeeze.weights: {weights} does not fit {run.model} with {len(classes)} classes "
             f"({reason})"
         ) from None
-    told = {"top1": stated, "weights": weights, "provenance": context.machine().provenance()}
+    told = {"top1": stated, "weights": weights, "provenance": context.open_device().provenance()}
     write_model(context, model, classes, out, told)

@@ -21,9 +21,9 @@ from cda.data.label_store import LabelStore
 from cda.data.shards import load_distilled
 from cda.engine.batches import DistilledBatches, Placed
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
-from cda.engine.lock import working
+from cda.engine.lock import work_folder
 from cda.engine.trainer import History, Loss, Trainer, fit
 from cda.errors import ConfigError, DataError
 from cda.files import write_json
@@ -42,14 +42,14 @@ class LabelledBatches:
         batches: DistilledBatches,
         store: LabelStore,
         teacher: nn.Module | None,
-        machine: Machine,
+        device: Device,
         epochs: int = 1,
     ) -> None:
-        self.inner, self.store, self.machine = batches, store, machine
+        self.inner, self.store, self.device = batches, store, device
         self.steps, self.images = batches.steps, batches.images
         if teacher is not None:
             batch = min(batches.batch_size, batches.images)
-            self._teacher = machine.compiled(teacher, epochs * batches.steps, length=batch)
+            self._teacher = device.compiled(teacher, epochs * batches.steps, length=batch)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(inputs, target) of every step.
@@ -77,11 +77,11 @@ class LabelledBatches:
         at_once = max(1, AHEAD // (a_row * size)) * size
         for start in range(first_step * size, self.images, at_once):
             rows = self.store.rows(epoch, order[start : start + at_once])
-            yield from torch.from_numpy(rows).to(self.machine.device).split(size)
+            yield from torch.from_numpy(rows).to(self.device.torch_device).split(size)
 
     def _online(self, inputs: Tensor) -> Tensor:
         """The teacher's logits [B, C], as a store would give them."""
-        with torch.no_grad(), self.machine.autocast():
+        with torch.no_grad(), self.device.autocast():
             logits = self._teacher(inputs)
         return self.store.codec.decode(self.store.codec.encode(logits))
 
@@ -137,36 +137,36 @@ def run(
     )
     store.check(run.upstream["labels"].id, images_digest, classes, recipe.epochs)
     store.verify()
-    machine = context.machine()
-    test = context.validation(machine)
+    device = context.open_device()
+    test = context.validation(device)
     if test.classes != classes:
         raise DataError(
             f"{images_folder}: not the classes of {run.dataset} at hand; point config key "
             "data at the right one"
         )
     teacher = (
-        load_squeezed(model_path, run.upstream["labels"].upstream["model"], machine)
+        load_squeezed(model_path, run.upstream["labels"].upstream["model"], device)
         if store.mode == "online" and model_path
         else None
     )
-    with working(context.work(f"seed-{seed}")) as stop:
+    with work_folder(context.work(f"seed-{seed}")) as stop:
         path = context.work(f"seed-{seed}") / "state.safetensors"
         key = f"{run.id} {seed} {images_digest} {store.header.get('sha256')}"
         checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
-        images = Images(pixels, targets, run.data, machine)
+        images = Images(pixels, targets, run.data, device)
         distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
         trainer = Trainer(
-            fresh_model(run, machine, ("validate", seed)), recipe, machine, ("validate", seed)
+            fresh_model(run, device, ("validate", seed)), recipe, device, ("validate", seed)
         )
-        batches = LabelledBatches(distilled, store, teacher, machine, recipe.epochs)
+        batches = LabelledBatches(distilled, store, teacher, device, recipe.epochs)
         label = f"validate {run.id} seed {seed}"
         history = fit(
             trainer, batches, loss_of(recipe, store), test.evaluate, checkpoint, stop, label
         )
-        write_json(out, _record(context, history, seed, machine))
+        write_json(out, _record(context, history, seed, device))
 
 
-def _record(context: Context, history: History, seed: int, machine: Machine) -> dict[str, Any]:
+def _record(context: Context, history: History, seed: int, device: Device) -> dict[str, Any]:
     """What the run's JSON says; everything outside `provenance` is the same on the same kind of
     CPU.
     """
@@ -178,4 +178,4 @@ def _record(context: Context, history: History, seed: int, machine: Machine) -> 
         "best_epoch": best["epoch"],
     }
     described = context.described() | {"model": run.model, "ipc": run.ipc, "seed": seed}
-    return described | measured | {"curve": history.curve, "provenance": machine.provenance()}
+    return described | measured | {"curve": history.curve, "provenance": device.provenance()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cda.config.recipe import record
-from cda.data.label_codec import Codec, pack, unpack
+from cda.data.label_codec import Codec, pack_bits, unpack_bits
 
 torch.set_num_threads(1)
 
@@ -253,14 +253,14 @@ def test_half_precision_logits_are_taken_as_they_are():
 @pytest.mark.parametrize(("bits", "count"), [*itertools.product((1, 2, 4, 8), (1, 7, 8, 9))])
 def test_packed_numbers_come_back(bits, count):
     values = torch.randint(0, 2**bits, (5, count), dtype=torch.uint8)
-    packed = pack(values, bits)
+    packed = pack_bits(values, bits)
     assert packed.shape == (5, -(-count * bits // 8))
     assert packed.dtype == torch.uint8
-    assert torch.equal(unpack(packed, bits, count), values)
+    assert torch.equal(unpack_bits(packed, bits, count), values)
 
 
 def test_the_first_of_a_byte_is_in_its_lowest_bits():
-    assert pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x03]]
-    assert pack(torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0, 1]], dtype=torch.uint8), 1).tolist() == [
-        [1, 1]
-    ]
+    assert pack_bits(torch.tensor([[1, 2, 3]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x03]]
+    assert pack_bits(
+        torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0, 1]], dtype=torch.uint8), 1
+    ).tolist() == [[1, 1]]

@@ -18,7 +18,7 @@ from cda.config.settings import Dataset, Runtime
 from cda.data.label_codec import Codec
 from cda.data.label_store import FORMAT, LabelStore, LabelWriter
 from cda.engine.batches import DistilledBatches, EpochPlan, epoch_plan
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.errors import ArtifactError
 from cda.files import file_digest
@@ -196,8 +196,8 @@ def distilled(recipe: Relabel, batch_size: int) -> DistilledBatches:
     data = Dataset(
         name="toy", layout="digits", classes=3, resolution=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), get="x"
     )  # fmt: skip
-    machine = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
-    return DistilledBatches(Images(pixels, np.arange(COUNT) % 3, data, machine), recipe, batch_size)
+    device = Device(Runtime(device="cpu"), torch.device("cpu"), None)
+    return DistilledBatches(Images(pixels, np.arange(COUNT) % 3, data, device), recipe, batch_size)
 
 
 def seen(batches: DistilledBatches, epoch: int, first: int = 0) -> dict[int, np.ndarray]:
@@ -603,12 +603,12 @@ def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, kep
         "temperature": TEMPERATURE,
         "shape": list(writer.shape),
     }
-    machine, stores = Machine(Runtime(device="cpu"), torch.device("cpu"), None), []
+    device, stores = Device(Runtime(device="cpu"), torch.device("cpu"), None), []
     for mode in ("stored", "online"):
         (tmp_path / mode).mkdir(exist_ok=True)
         (tmp_path / mode / "header.json").write_text(json.dumps(header | {"labels": mode}))
         store = LabelStore(tmp_path / mode)
-        stores.append(LabelledBatches(distilled(store.recipe, 5), store, shown, machine))
+        stores.append(LabelledBatches(distilled(store.recipe, 5), store, shown, device))
     same = total = 0
     for epoch in range(5):
         for (images, rows), (again, online) in zip(

@@ -26,11 +26,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cda import files
-from cda.engine import checkpoint
+from cda.engine import checkpoint, lock
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.lock import LEASE_SECONDS, Lease, working
+from cda.engine.lock import LEASE_SECONDS, Lease, work_folder
 from cda.engine.signals import Stop
-from cda.errors import ArtifactError, Finished, Interrupted
+from cda.errors import AlreadyDone, ArtifactError, Interrupted
 
 PATH = Path("work/state.safetensors")
 
@@ -38,7 +38,7 @@ PATH = Path("work/state.safetensors")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "PATIENCE", 0.0)
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
 
 
 def saved(state: Any, key: str = "run 1") -> Checkpoint:
@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else():
     files.write_text(path, "old")
 
     def fails() -> None:
-        with files.whole(path) as aside:
+        with files.atomic_write(path) as aside:
             aside.write_text("half")
             raise RuntimeError("killed")
 
@@ -182,7 +182,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else():
 
 def test_a_file_is_not_there_before_it_is_whole():
     path = Path("out/table.csv")
-    with files.whole(path) as aside:
+    with files.atomic_write(path) as aside:
         aside.write_text("all of it")
         assert not path.exists()
         assert aside.parent == path.parent  # so that the rename stays within a file system
@@ -201,10 +201,10 @@ def test_others_may_read_what_the_umask_lets_them():
 def test_what_a_killed_writer_left_is_cleared_away():
     folder = Path("out")
     code = (
-        "import os; from pathlib import Path; from cda.files import whole; p = "
+        "import os; from pathlib import Path; from cda.files import atomic_write; p = "
         "Path('out/table.csv')\n"
     )
-    code += "with whole(p) as aside: aside.write_text('half'); os._exit(9)"
+    code += "with atomic_write(p) as temporary: temporary.write_text('half'); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     files.write_text(folder / "table.csv", "whole")
     assert everything() == ["out/table.csv"]
@@ -313,7 +313,7 @@ def lease_of(pid: int, host: str | None = None, age: float = 0.0, **told: Any) -
     owner = {
         "host": host or socket.gethostname(),
         "pid": pid,
-        "started": checkpoint._started(pid),
+        "started": lock._started(pid),
     } | told
     Lease(FOLDER).path.write_text(json.dumps(owner))
     os.utime(Lease(FOLDER).path, (time.time() - age,) * 2)
@@ -375,14 +375,14 @@ def test_the_lease_of_another_host_holds_while_it_beats():
 def test_the_fresh_lease_of_a_job_killed_on_another_host_is_taken_over_when_it_no_longer_beats(
     ahead, monkeypatch
 ):
-    monkeypatch.setattr(checkpoint, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.2)
     lease_of(1, host="another", age=-ahead)  # that host's clock may be another
     with Lease(FOLDER).held():
         assert json.loads(Lease(FOLDER).path.read_text())["pid"] == os.getpid()
 
 
 def test_a_job_waits_for_one_that_is_about_to_end(monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "PATIENCE", 600.0)
+    monkeypatch.setattr(lock, "PATIENCE", 600.0)
     first, waits = Lease(FOLDER).held(), threading.Event()
     first.__enter__()
 
@@ -399,13 +399,13 @@ def test_a_job_waits_for_one_that_is_about_to_end(monkeypatch, capsys):
 
 
 def test_work_that_another_job_finished_meanwhile_is_not_begun_again(monkeypatch):
-    monkeypatch.setattr(checkpoint, "PATIENCE", 600.0)
-    first = working(FOLDER)
+    monkeypatch.setattr(lock, "PATIENCE", 600.0)
+    first = work_folder(FOLDER)
     first.__enter__()
     monkeypatch.setattr(time, "sleep", lambda _: first.__exit__(None, None, None))
     with (
-        pytest.raises(Finished, match="work: another job has just finished this work"),
-        working(FOLDER),
+        pytest.raises(AlreadyDone, match="work: another job has just finished this work"),
+        work_folder(FOLDER),
     ):
         pass
     assert not FOLDER.exists()
@@ -464,14 +464,14 @@ def test_a_holder_that_lost_its_lease_does_not_end_its_successors():
 
 
 def test_done_work_leaves_no_folder():
-    with working(FOLDER):
+    with work_folder(FOLDER):
         np.save(FOLDER / "block.npy", np.zeros(3))
     assert not FOLDER.exists()
 
 
 def test_stopped_work_keeps_its_folder():
     def stopped() -> None:
-        with working(FOLDER) as stop:
+        with work_folder(FOLDER) as stop:
             np.save(FOLDER / "block.npy", np.zeros(3))
             os.kill(os.getpid(), signal.SIGTERM)
             stop.check()

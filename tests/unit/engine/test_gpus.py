@@ -16,11 +16,11 @@ from cda.errors import ConfigError
 
 JOB = """\
 import sys
-from cda import gpus
-print(",".join(gpus.take(int(sys.argv[1]), sys.argv[2].split(","))), flush=True)
+from cda.engine import gpus
+print(",".join(gpus.take_gpus(int(sys.argv[1]), sys.argv[2].split(","))), flush=True)
 if len(sys.argv) > 3:
     import os
-    gpus.keep()
+    gpus.pass_on_gpus()
     os.execv(sys.executable, [sys.executable, "-c", "import sys; sys.stdin.read()"])
 sys.stdin.read()
 """
@@ -68,7 +68,7 @@ def jobs(tmp_path):
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path):
+def device(monkeypatch, tmp_path):
     """This process on a machine without locks yet."""
     monkeypatch.setattr(gpus, "_held", [])
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -116,37 +116,37 @@ def test_gpus_of_two_slurm_jobs_are_numbered_apart(jobs):
     assert jobs.took(1, "0", SLURM_JOB_ID="8") == "0"
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("device")
 def test_cuda_sees_what_was_taken_and_nothing_else(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "4, GPU-8a/b")
-    assert gpus.take(1) == ["4"]
+    assert gpus.take_gpus(1) == ["4"]
     assert os.environ[gpus.VISIBLE] == "4"
-    assert gpus.take(1) == []  # a second call of the same job
+    assert gpus.take_gpus(1) == []  # a second call of the same job
     assert os.environ[gpus.VISIBLE] == "4"
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("device")
 def test_nothing_is_taken_without_gpus_or_by_a_rank_of_torchrun(monkeypatch):
-    assert gpus.take(1) == []
-    assert gpus.take(0, ["0"]) == []
+    assert gpus.take_gpus(1) == []
+    assert gpus.take_gpus(0, ["0"]) == []
     monkeypatch.setenv("RANK", "1")
-    assert gpus.take(1, ["0", "1"]) == []
+    assert gpus.take_gpus(1, ["0", "1"]) == []
     assert os.environ[gpus.VISIBLE] == ""
     assert not gpus._held
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("device")
 def test_more_than_there_are_is_refused():
     with pytest.raises(
         ConfigError, match=r"the job wants 3 GPUs, but there are 2; set runtime.gpus"
     ):
-        gpus.take(3, ["0", "1"])
+        gpus.take_gpus(3, ["0", "1"])
 
 
 def test_gpus_are_counted_by_their_device_files(tmp_path, monkeypatch):
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
     for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert gpus.present(tmp_path) == ["0", "1"]
+    assert gpus.visible_gpus(tmp_path) == ["0", "1"]
     monkeypatch.setenv(gpus.VISIBLE, "")
-    assert gpus.present(tmp_path) == []
+    assert gpus.visible_gpus(tmp_path) == []

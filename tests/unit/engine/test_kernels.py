@@ -15,12 +15,12 @@ from torch import nn
 from cda.config.recipe import Architecture, Recover
 from cda.config.settings import Runtime
 from cda.engine import kernels
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.kernels import batch_norm, winograd
 from cda.engine.recovery import Objective
 from cda.method.bn_matching import BNMatching
 from cda.method.networks import build
-from cda.stages.models import faster
+from cda.stages.models import accelerate
 
 torch.set_num_threads(1)
 
@@ -221,8 +221,8 @@ def losses(objective: Objective, images: torch.Tensor) -> list[torch.Tensor]:
     return [entropy.detach(), distance.detach(), gradient]
 
 
-def machine(compiling: str = "auto") -> Machine:
-    return Machine(Runtime(device="cpu", compile=compiling), torch.device("cpu"), None)
+def device(compiling: str = "auto") -> Device:
+    return Device(Runtime(device="cpu", compile=compiling), torch.device("cpu"), None)
 
 
 def smooth() -> nn.Module:
@@ -245,10 +245,10 @@ def test_losses_and_gradient_are_the_references(blocks):
     model, images = smooth(), torch.randn(6, 3, 16, 16, requires_grad=True)
     recipe, found = Recover(mode="constant"), {}
     for compiling in ("never", "auto"):
-        objective = Objective(model, blocks, recipe, machine(compiling), 1)
+        objective = Objective(model, blocks, recipe, device(compiling), 1)
         found[compiling] = losses(objective, images)
         objective.close()
-    exact = Objective(model.double(), blocks, recipe, machine("never"), 1)
+    exact = Objective(model.double(), blocks, recipe, device("never"), 1)
     wanted = losses(exact, images.detach().double().requires_grad_())
     for fast, plain, precise in zip(found["auto"], found["never"], wanted, strict=True):
         assert far(plain, precise) < 1e-5
@@ -259,7 +259,7 @@ def test_losses_and_gradient_are_the_references(blocks):
 def test_a_residual_network_has_the_references_losses(name):
     images, found = torch.randn(6, 3, 16, 16, requires_grad=True), {}
     for compiling in ("never", "auto"):
-        objective = Objective(network(name), 2, Recover(mode="constant"), machine(compiling), 1)
+        objective = Objective(network(name), 2, Recover(mode="constant"), device(compiling), 1)
         found[compiling] = losses(objective, images)
         objective.close()
     for fast, plain in zip(found["auto"][:2], found["never"][:2], strict=True):
@@ -269,7 +269,7 @@ def test_a_residual_network_has_the_references_losses(name):
 def test_a_closed_objective_leaves_the_model_as_it_was():
     model = network()
     before = {name: type(module).forward for name, module in model.named_modules()}
-    objective = Objective(model, 1, Recover(mode="constant"), machine(), 1)
+    objective = Objective(model, 1, Recover(mode="constant"), device(), 1)
     assert (
         sum("forward" in vars(module) for module in model.modules()) == 20 + 13
     )  # BN layers; 3×3 of stride 1
@@ -282,17 +282,17 @@ def test_a_closed_objective_leaves_the_model_as_it_was():
 
 
 def test_the_reference_has_no_kernels_of_ours():
-    objective = Objective(network(), 1, Recover(mode="constant"), machine("never"), 1)
+    objective = Objective(network(), 1, Recover(mode="constant"), device("never"), 1)
     assert not any("forward" in vars(module) for module in objective.model.modules())
     objective.close()
 
 
 @pytest.mark.parametrize(("compiling", "replaced"), [("auto", 13), ("never", 0)])
 def test_a_relabel_model_takes_the_kernels_where_it_may(compiling, replaced):
-    model, images, own = network(), torch.randn(5, 3, 16, 16), machine(compiling)
+    model, images, own = network(), torch.randn(5, 3, 16, 16), device(compiling)
     with torch.inference_mode():
         wanted = model(images).double()
-        found = faster(model, own, 1, 4)(images)
+        found = accelerate(model, own, 1, 4)(images)
     assert sum("forward" in vars(module) for module in model.modules()) == replaced
     assert own.compiles == bool(replaced)
     assert far(found, wanted) < 1e-4
@@ -312,7 +312,7 @@ def afresh(monkeypatch, tmp_path):
 
 def test_without_a_compiler_one_line_is_said_and_torch_does_the_work(afresh, monkeypatch, capsys):
     monkeypatch.setattr(kernels.shutil, "which", lambda _name: None)
-    own = machine()
+    own = device()
     objective = Objective(network(), 1, Recover(mode="constant"), own, 1)
     assert capsys.readouterr().err.count("\n") == 1
     assert not own.compiles

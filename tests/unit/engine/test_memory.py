@@ -25,9 +25,9 @@ def test_memory_is_linear_in_the_blocks():
 
 @pytest.mark.parametrize(("room", "most"), [(1000, 8), (990, 8), (40, 1), (120_000, 1019)])
 def test_as_many_blocks_as_fit_with_some_to_spare_and_one_at_least(room, most):
-    memory = Memory(base=10, block=100)
-    assert memory.most(room) == most
-    assert most == 1 or memory.of(most) <= memory.FILLED * room < memory.of(most + 1)
+    needed = Memory(base=10, block=100)
+    assert needed.most(room) == most
+    assert most == 1 or needed.of(most) <= memory.FILLED * room < needed.of(most + 1)
 
 
 # A part of 2 shards, 2 blocks each
@@ -132,11 +132,11 @@ def test_a_first_block_that_does_not_fit_ends_in_one_line_too(tree, monkeypatch)
         raise ERRORS[0]
 
     context = tree.context(tree.runs()["recover"])
-    machine = context.machine()
-    machine.device = torch.device("meta")
-    monkeypatch.setattr(memory, "measured", hungry)
+    device = context.open_device()
+    device.torch_device = torch.device("meta")
+    monkeypatch.setattr(memory, "measure_memory", hungry)
     monkeypatch.setattr(Job, "_objective", lambda *_: None)
-    job = Job(context, machine, torch.nn.Identity(), [], Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
+    job = Job(context, device, torch.nn.Identity(), [], Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
     with pytest.raises(
         ConfigError, match=r"a class block of 5 does not fit into memory; lower recover\.block_size"
     ):
@@ -173,13 +173,15 @@ def test_a_number_that_was_measured_is_kept_for_the_next_start(tree, monkeypatch
     from cda.stages.recover import Job
 
     context = tree.context(tree.runs()["recover"])
-    machine = context.machine()
-    machine.device = torch.device("meta")
+    device = context.open_device()
+    device.torch_device = torch.device("meta")
     asked: list[int] = []
-    monkeypatch.setattr(memory, "measured", lambda *_: asked.append(1) or Memory(base=0, block=10))
-    monkeypatch.setattr(memory, "room", lambda: 40)
+    monkeypatch.setattr(
+        memory, "measure_memory", lambda *_: asked.append(1) or Memory(base=0, block=10)
+    )
+    monkeypatch.setattr(memory, "free_bytes", lambda: 40)
     monkeypatch.setattr(Job, "_objective", lambda *_: None)
-    job = Job(context, machine, torch.nn.Identity(), [], Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
+    job = Job(context, device, torch.nn.Identity(), [], Path("work"), None, None, blocks=8)  # type: ignore[arg-type]
     assert (job._together(None), job._together(None)) == (3, 3)  # type: ignore[arg-type]
     assert json.loads(Path("work/packed.json").read_text()) == {"together": 3}
     assert len(asked) == 1

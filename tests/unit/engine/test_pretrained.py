@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cda.config.names import NETWORKS
 from cda.config.recipe import Architecture
 from cda.engine.checkpoint import load_state
-from cda.engine.device import start
+from cda.engine.device import open_device
 from cda.engine.pretrained import classifier, imagenet_names, start_from, state_of
 from cda.errors import ConfigError
 from cda.method.networks import build
@@ -105,7 +105,7 @@ def test_published_weights_become_a_squeeze_run(published, resnet18):
     described = json.loads(out.with_name("squeeze.json").read_text())
     assert (described["weights"], described["top1"], described["run"]) == (WEIGHTS, 69.758, run.id)
     assert described["classes"] == list(map(str, range(1000)))
-    loaded = load_squeezed(out, run, start(published.experiments().settings.runtime))
+    loaded = load_squeezed(out, run, open_device(published.experiments().settings.runtime))
     reference = torchvision.models.resnet18()
     reference.load_state_dict(resnet18)
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)
@@ -119,10 +119,10 @@ def test_weights_trained_here_are_kept_in_half_precision_and_tested_as_kept(tree
     kept, told = load_file(out), json.loads(out.with_name("squeeze.json").read_text())
     halved = {name for name, tensor in kept.items() if tensor.dtype == torch.half}
     assert halved == {name for name, tensor in kept.items() if tensor.ndim > 1} != set()
-    machine = context.machine()
-    loaded = load_squeezed(out, run, machine)
+    device = context.open_device()
+    loaded = load_squeezed(out, run, device)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float}
-    assert context.validation(machine).evaluate(loaded) == {
+    assert context.validation(device).evaluate(loaded) == {
         key: told[key] for key in ("top1", "top5")
     }
 

@@ -19,7 +19,7 @@ from cda.config.settings import Dataset, Runtime
 from cda.data import sources
 from cda.data.decoded import read_decoded
 from cda.engine import images
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.signals import Stop
 from cda.engine.streaming import StreamedBatches
@@ -37,8 +37,8 @@ DATA = Dataset(
 )  # fmt: skip
 
 
-def machine(workers: int = 0, **place: int) -> Machine:
-    return Machine(Runtime(device="cpu", workers=workers), torch.device("cpu"), None, **place)
+def device(workers: int = 0, **place: int) -> Device:
+    return Device(Runtime(device="cpu", workers=workers), torch.device("cpu"), None, **place)
 
 
 def recipe(**values: Any) -> Squeeze:
@@ -62,7 +62,7 @@ def root(tmp_path):
 
 
 def batches(root: Path, values: Squeeze, workers: int = 0, **place: int) -> StreamedBatches:
-    return StreamedBatches(sources.files(DATA, root), values, machine(workers, **place))
+    return StreamedBatches(sources.files(DATA, root), values, device(workers, **place))
 
 
 def epoch(
@@ -73,8 +73,8 @@ def epoch(
 
 def assert_equal(ours: Any, theirs: Any) -> None:
     assert len(ours) == len(theirs) > 0
-    for (images, labels), (others, other_labels) in zip(ours, theirs, strict=True):
-        assert torch.equal(images, others)
+    for (pixels, labels), (others, other_labels) in zip(ours, theirs, strict=True):
+        assert torch.equal(pixels, others)
         assert torch.equal(labels, other_labels)
 
 
@@ -167,7 +167,7 @@ def test_ranks_share_each_batch(root):
     ]
     assert torch.equal(shares[0], whole[0][0])
     assert torch.equal(first[1][0], whole[1][0])
-    assert [machine(rank=rank, world=2).weight(3) for rank in (0, 1)] == [2.0, 0.0]
+    assert [device(rank=rank, world=2).weight(3) for rank in (0, 1)] == [2.0, 0.0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -225,9 +225,9 @@ def test_decoded_images_are_those_of_the_data_set(streamed):
 
 def test_images_that_a_gpu_has_no_room_for_are_the_same(tree, monkeypatch):
     context = tree.context(tree.runs()["squeeze"])
-    resident = context.validation(machine())
-    monkeypatch.setattr(images, "fits", lambda _size, _machine: False)
-    apart = context.validation(machine())
+    resident = context.validation(device())
+    monkeypatch.setattr(images, "fits_on_gpu", lambda _size, _machine: False)
+    apart = context.validation(device())
     assert not hasattr(apart, "pixels")
     index = torch.tensor([3, 39, 0])
     assert torch.equal(apart.at(index), resident.at(index))
@@ -237,9 +237,9 @@ def test_a_context_has_the_same_validation_images_streamed_or_not(streamed):
     tree, run = streamed
     decoded(tree, run)
     context = tree.context(tree.runs()["squeeze"])
-    mapped = context.validation(machine())
+    mapped = context.validation(device())
     tree.edit("datasets/digits.yaml", "stream: true", "stream: false")
-    resident = tree.context(tree.runs()["squeeze"]).validation(machine())
+    resident = tree.context(tree.runs()["squeeze"]).validation(device())
     assert mapped.classes == resident.classes == list("0123456789")
     index = torch.tensor([3, 39, 0])
     assert torch.equal(mapped.at(index), resident.at(index))
@@ -254,10 +254,10 @@ def test_ranks_share_an_evaluation(monkeypatch):
     labels = draws.integers(0, 2, 20)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE**2, 2))
-    one = Images(pixels, labels, DATA, machine()).evaluate(model, 3)["top1"]
-    monkeypatch.setattr(Machine, "total", lambda self, values: values)  # each rank's own part
+    one = Images(pixels, labels, DATA, device()).evaluate(model, 3)["top1"]
+    monkeypatch.setattr(Device, "total", lambda self, values: values)  # each rank's own part
     parts = [
-        Images(pixels, labels, DATA, machine(rank=r, world=3)).evaluate(model, 3)["top1"]
+        Images(pixels, labels, DATA, device(rank=r, world=3)).evaluate(model, 3)["top1"]
         for r in range(3)
     ]
     assert sum(parts) == pytest.approx(one)
@@ -286,7 +286,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, asked: int) -> list[np.ndarray]:
             stops.append(self)
 
     monkeypatch.setattr(sources.Folders, "decoded", counted)
-    monkeypatch.setattr("cda.engine.signals.Stop", Noted)
+    monkeypatch.setattr("cda.engine.lock.Stop", Noted)
     return made
 
 
@@ -340,7 +340,7 @@ def test_decoded_images_that_are_not_whole_are_refused(streamed, damage, line):
     tree, run = streamed
     damage(decoded(tree, run))
     with pytest.raises(ArtifactError, match=line) as caught:
-        tree.context(tree.runs()["squeeze"]).validation(machine())
+        tree.context(tree.runs()["squeeze"]).validation(device())
     assert "\n" not in str(caught.value)
 
 
@@ -407,6 +407,6 @@ def test_jobs_of_one_process_are_refused_under_torchrun(tree, monkeypatch, stage
     )
     context = tree.context(tree.runs()[stage])
     with pytest.raises(ConfigError, match=line):
-        context.machine() if stage == "validate" else squeeze.run(
+        context.open_device() if stage == "validate" else squeeze.run(
             context, Path("model.safetensors")
         )

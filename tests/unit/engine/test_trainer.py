@@ -21,15 +21,15 @@ from torch.optim import lr_scheduler as torchs
 from cda.config.recipe import Optimisation
 from cda.config.settings import Dataset, Runtime
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.signals import Stop
-from cda.engine.trainer import History, Trainer, fit, lr_at, optimizer_of
+from cda.engine.trainer import History, Trainer, build_optimizer, fit, lr_at
 from cda.errors import ArtifactError, ConfigError, Interrupted
 
 torch.set_num_threads(1)
 
-MACHINE = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+MACHINE = Device(Runtime(device="cpu"), torch.device("cpu"), None)
 
 
 def recipe(**values: Any) -> Optimisation:
@@ -133,7 +133,7 @@ def test_one_step_without_gradient_shrinks_the_decayed_parameters_alone(optimize
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(2.0)
-    ours = optimizer_of(
+    ours = build_optimizer(
         model, recipe(optimizer=optimizer, lr=0.5, weight_decay=0.1, decay_vectors=vectors)
     )
     for parameter in model.parameters():
@@ -154,7 +154,7 @@ def test_steps_are_those_of_torchs_plain_optimiser(name):
     torch.manual_seed(0)
     ours, theirs, x, y = nn.Linear(5, 3), nn.Linear(5, 3), torch.randn(9, 5), torch.randn(9, 3)
     theirs.load_state_dict(ours.state_dict())
-    mine = optimizer_of(ours, recipe(optimizer=name, lr=0.05, momentum=0.8, weight_decay=0.1))
+    mine = build_optimizer(ours, recipe(optimizer=name, lr=0.05, momentum=0.8, weight_decay=0.1))
     plain = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, weight_decay=0.1, foreach=False),
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1, foreach=False),
@@ -206,14 +206,14 @@ def train(
     asked: int = -1,
     every: float = 1e9,
     loss: Any = F.cross_entropy,
-    machine: Machine = MACHINE,
+    device: Device = MACHINE,
 ) -> Trainer:
     """A training in `folder` as a new process would start it.
 
     `start` seeds what torch drew before.
     """
     torch.manual_seed(start)
-    trainer = Trainer(Mixed(), values, machine, ("toy", 0))
+    trainer = Trainer(Mixed(), values, device, ("toy", 0))
     if start == 0:
         with torch.no_grad():
             trainer.model.frozen.fill_(3.0)  # state that only the checkpoint can bring back
@@ -397,9 +397,7 @@ def test_another_error_of_a_step_is_not_taken_for_that(tmp_path):
 WHOLE = SGD.model_copy(
     update={"batch_size": 6}
 )  # the toy's: three whole batches an epoch and a smaller one
-COMPILED = Machine(
-    Runtime(device="cpu", compile="always", cpu_threads=1), torch.device("cpu"), None
-)
+COMPILED = Device(Runtime(device="cpu", compile="always", cpu_threads=1), torch.device("cpu"), None)
 SCALE = torch.ones(
     ()
 )  # a tensor, so that a loss that is no number is the same program, and compiled once
@@ -416,7 +414,7 @@ def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_b
 ):
     """Dropout too: on a CPU the compiled step draws what the plain one draws."""
     plain = train(tmp_path / "plain", WHOLE)
-    compiled = train(tmp_path / "compiled", WHOLE, machine=COMPILED, loss=scaled)
+    compiled = train(tmp_path / "compiled", WHOLE, device=COMPILED, loss=scaled)
     assert "cannot compile" not in capsys.readouterr().err
     for name, tensor in plain.model.state_dict().items():
         torch.testing.assert_close(
@@ -426,8 +424,8 @@ def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_b
         assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
     for start in (0, 2):  # it ends within an epoch, and at its end
         with pytest.raises(Interrupted):
-            train(tmp_path / "often", WHOLE, start=start, asked=2, machine=COMPILED, loss=scaled)
-    assert_same(train(tmp_path / "often", WHOLE, start=4, machine=COMPILED, loss=scaled), compiled)
+            train(tmp_path / "often", WHOLE, start=start, asked=2, device=COMPILED, loss=scaled)
+    assert_same(train(tmp_path / "often", WHOLE, start=4, device=COMPILED, loss=scaled), compiled)
 
 
 @pytest.mark.slow
@@ -442,7 +440,7 @@ def test_a_compiled_loss_that_is_no_number_ends_in_one_line_and_leaves_the_last_
     with pytest.raises(
         ArtifactError, match=r"toy: the loss is nan in epoch 1; lower the recipe's lr"
     ):
-        train(tmp_path, WHOLE, every=0.0, machine=COMPILED, loss=scaled)
+        train(tmp_path, WHOLE, every=0.0, device=COMPILED, loss=scaled)
     assert (tmp_path / "state.safetensors").read_bytes() == left
 
 
@@ -519,7 +517,7 @@ def test_ranks_share_a_batch_and_their_mean_is_its_mean(world, size):
         np.random.default_rng(1).random(100),
     )
     ranks = [
-        Machine(Runtime(), torch.device("cpu"), None, rank=rank, world=world)
+        Device(Runtime(), torch.device("cpu"), None, rank=rank, world=world)
         for rank in range(world)
     ]
     shares, weights = [m.share(batch) for m in ranks], [m.weight(size) for m in ranks]

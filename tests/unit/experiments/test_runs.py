@@ -396,7 +396,7 @@ def test_data_sets_that_are_not_at_hand_are_left_out(tree):
     other = tree.experiments(datasets=["other"])
     assert (
         {run.dataset for run in other.runs().values()}
-        == {run.dataset for run in other.asked("tiny")}
+        == {run.dataset for run in other.requested_runs("tiny")}
         == {"other"}
     )
     assert {cell.key["dataset"] for cell in other.cells("tiny")} == {

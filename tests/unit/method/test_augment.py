@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from cda.config.recipe import Relabel, Squeeze
 from cda.config.settings import Dataset, Runtime
 from cda.engine.batches import DistilledBatches, SqueezeBatches, epoch_plan
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.method import augment
 from cda.method.augment import (
@@ -443,8 +443,8 @@ DATA = Dataset(
 
 def resident(count: int = 10) -> Images:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-    machine = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
-    return Images(pixels, np.arange(count, dtype=np.int64), DATA, machine)
+    device = Device(Runtime(device="cpu"), torch.device("cpu"), None)
+    return Images(pixels, np.arange(count, dtype=np.int64), DATA, device)
 
 
 def test_squeeze_covers_what_it_saw_without_cutout():

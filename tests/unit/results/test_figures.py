@@ -465,16 +465,16 @@ def test_a_method_has_one_colour_in_every_figure():
     }
     bars = bodies(plots.bars({"t": BARS}).axes[0])
     for method in ("cda", "sre2l"):
-        look = style.look(method)
-        assert curves[f"{look.label} reported in the paper"] == to_hex(style.light(look.colour))
+        look = style.style_of(method)
+        assert curves[f"{look.label} reported in the paper"] == to_hex(style.lighten(look.colour))
         assert to_hex(bars[f"{look.label} (4K) measured"].get_facecolor()) == look.colour
-    assert curves["CDA measured"] == style.look("cda").colour
+    assert curves["CDA measured"] == style.style_of("cda").colour
     cosine = frame({"method": "cl-cosine", "setting": "milestone=1", "measured": 5.0, "seeds": 1})
     (line,) = plots.lines({"t": cosine}).axes[0].lines
     schedules = {line.get_label(): line.get_color() for line in plots.schedulers().axes[0].lines}
-    assert schedules["Cosine"] == line.get_color() == style.look("cl-cosine").colour
+    assert schedules["Cosine"] == line.get_color() == style.style_of("cl-cosine").colour
     assert (
-        len({look.colour for look in style.LOOKS.values()}) == len(style.LOOKS) - 1
+        len({look.colour for look in style.STYLES.values()}) == len(style.STYLES) - 1
     )  # CDA is the cosine curriculum
 
 

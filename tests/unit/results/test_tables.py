@@ -414,7 +414,7 @@ def test_sizes_are_computed_for_every_store_and_nothing_is_run(tree):
     tree.write("experiments/sizes.yaml", json.dumps(about))
     tree.experiment("longer", {"ipc": [1], "set": {"relabel.epochs": 9}})
     experiments, path = tree.experiments(), Path("results/sizes.csv")
-    assert experiments.asked("sizes") == []
+    assert experiments.requested_runs("sizes") == []
     tables.write(experiments, "sizes", path)
     rows = rows_of(path)
     assert [(row["dataset"], row["ipc"], row["epochs"]) for row in rows[::4]] == [

@@ -25,7 +25,7 @@ from cda.config.settings import Runtime
 from cda.data import sources
 from cda.data.shards import load_distilled, write_shard
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Machine
+from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.trainer import Trainer
 from cda.errors import ArtifactError, CdaError, ConfigError, DataError, Interrupted
@@ -99,7 +99,7 @@ class Job:
 
     def write_model(self, seed: int = 0, classes: list[str] = CLASSES) -> None:
         context = self.tree.context(self.run.upstream["model"])
-        model = fresh_model(context.run, context.machine(), ("a teacher", seed))
+        model = fresh_model(context.run, context.open_device(), ("a teacher", seed))
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(
@@ -161,11 +161,11 @@ def test_steps_must_divide_the_classes(job, steps):
 
 
 def batches(job: Job, seen: list[int], augment: str) -> SeenBatches:
-    machine = job.tree.context(job.run).machine()
+    device = job.tree.context(job.run).open_device()
     pixels, labels, _, _ = load_distilled(job.images, IPC)
     recipe = job.run.recipe.continual.model_copy(update={"augment": augment})
-    teacher = load_squeezed(job.model, job.run.upstream["model"], machine)
-    memory = Images(pixels, labels, job.run.data, machine)
+    teacher = load_squeezed(job.model, job.run.upstream["model"], device)
+    memory = Images(pixels, labels, job.run.data, device)
     return SeenBatches(memory, np.array(seen), recipe, teacher, ("continual", 0, "seen", len(seen)))
 
 
@@ -245,7 +245,7 @@ def test_a_step_trains_a_fresh_model_on_the_first_images_of_the_seen_classes(job
         assert rows(torch.cat(trainer.given)) == rows(np.concatenate([wanted, wanted])), (
             "two epochs"
         )
-        fresh = fresh_model(run, trainer.machine, ("continual", 0, "seen", len(seen))).state_dict()
+        fresh = fresh_model(run, trainer.device, ("continual", 0, "seen", len(seen))).state_dict()
         assert all(torch.equal(trainer.first[name], tensor) for name, tensor in fresh.items())
         assert fresh["fc.weight"].shape[0] == 10
 
@@ -257,8 +257,8 @@ def test_a_step_is_plain_distillation(job, trainers):
     )  # so slow that rounding does not grow
     job.go(run=run)
     recipe, trainer = run.recipe.continual, trainers[0]
-    model = fresh_model(run, trainer.machine, ("continual", 0, "seen", 5))
-    teacher = load_squeezed(job.model, run.upstream["model"], trainer.machine)
+    model = fresh_model(run, trainer.device, ("continual", 0, "seen", 5))
+    teacher = load_squeezed(job.model, run.upstream["model"], trainer.device)
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=3)
     steps = len(trainer.given) // 3
@@ -294,13 +294,13 @@ class Table(nn.Module):
 
 
 def test_accuracy_is_of_the_seen_classes_masked_or_not(job):
-    machine = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+    device = Device(Runtime(device="cpu"), torch.device("cpu"), None)
     data = job.run.data.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     draws = np.random.default_rng(0)
     labels, logits = draws.integers(0, 10, 200), draws.normal(size=(200, 10))
     logits[np.arange(200), labels] += 1.5
     pixels = np.tile(np.arange(200, dtype=np.uint8)[:, None, None, None], (1, 8, 8, 3))
-    test, seen = Images(pixels, labels, data, machine), [6, 1, 3]
+    test, seen = Images(pixels, labels, data, device), [6, 1, 3]
     asked, right, masked = 0, 0, 0
     for label, row in zip(labels, logits, strict=True):
         if label in seen:
@@ -316,11 +316,11 @@ def test_accuracy_is_of_the_seen_classes_masked_or_not(job):
 
 def test_unseen_classes_catch_guesses_unless_they_are_masked(job):
     """A model that always prefers class 9, then the right one."""
-    machine = Machine(Runtime(device="cpu"), torch.device("cpu"), None)
+    device = Device(Runtime(device="cpu"), torch.device("cpu"), None)
     data = job.run.data.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     pixels = np.tile(np.arange(10, dtype=np.uint8)[:, None, None, None], (1, 8, 8, 3))
     model = Table(torch.eye(10) + 2 * torch.eye(10)[9])
-    test = Images(pixels, np.arange(10), data, machine)
+    test = Images(pixels, np.arange(10), data, device)
     assert accuracy(model, test, np.array([4, 0, 2])) == {"top1": 0.0, "top1_masked": 100.0}
     assert accuracy(model, test, np.arange(10)) == {"top1": 10.0, "top1_masked": 10.0}
 

@@ -17,7 +17,7 @@ from torchvision.transforms import functional as transforms
 from cda.config.recipe import Score
 from cda.config.settings import Dataset, Runtime
 from cda.data.shards import write_shard
-from cda.engine.device import start
+from cda.engine.device import open_device
 from cda.engine.images import Images
 from cda.errors import ArtifactError
 from cda.experiments.runs import score_run
@@ -89,7 +89,7 @@ def test_crops_are_torchvisions(monkeypatch, values):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4))
     found = score.crop_accuracies(
-        model, Images(images, labels, data, start(Runtime(device="cpu"))), values, "made"
+        model, Images(images, labels, data, open_device(Runtime(device="cpu"))), values, "made"
     )
     expected = plain_accuracies(model, images, labels, data, values)
     assert found == expected
@@ -115,7 +115,9 @@ def test_a_model_with_known_answers():
     images = np.full((300, 8, 8, 3), 255, dtype=np.uint8)
     images[:, 0, 0] = 0
     values = Score(crops=2)
-    on_device = Images(images, np.ones(300, dtype=np.int64), data, start(Runtime(device="cpu")))
+    on_device = Images(
+        images, np.ones(300, dtype=np.int64), data, open_device(Runtime(device="cpu"))
+    )
     assert on_device.evaluate(Brightness())["top1"] == 0.0
     expected = []
     for crop in range(2):

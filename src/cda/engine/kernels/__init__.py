@@ -20,7 +20,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cda.progress import say
+from cda.progress import log
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.c", "batch_norm.c"))
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
@@ -33,7 +33,7 @@ def library() -> ctypes.CDLL | None:
         (found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None
     )
     if compiler is None:
-        say(
+        log(
             "no C compiler found: recovery without its own kernels (same results up to "
             "rounding, slower)"
         )
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        say(
+        log(
             f"{compiler} cannot compile recovery's kernels ({lines[0] if lines else error}): "
             "running without them"
         )
@@ -83,6 +83,6 @@ def _features() -> str:
     )
 
 
-def at(tensor: Tensor | None) -> ctypes.c_void_p:
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
     """Where a tensor's first value lies, for a kernel; NULL for none."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cda.engine.kernels import at, library
+from cda.engine.kernels import address, library
 
 CHUNK = 256  # rows of a partial sum, as in batch_norm.c
 
@@ -39,7 +39,7 @@ class _Normalised(torch.autograd.Function):
         y = torch.empty_like(x)
         kernels, threads = library(), torch.get_num_threads()
         assert kernels is not None
-        where = map(at, (x, plus, scale, shift, centre, y, partial))
+        where = map(address, (x, plus, scale, shift, centre, y, partial))
         kernels.bn_forward(*where, *_sizes(blocks, rows, channels), rectified, threads)
         first, second = (partial.double().sum(dim=1) / rows).unbind(dim=1)
         mean, var = (first + centre).float(), (second - first.square()).clamp(min=0).float()
@@ -59,7 +59,7 @@ class _Normalised(torch.autograd.Function):
         gradient, to_plus = torch.empty_like(x), torch.empty_like(x) if ctx.added else None
         kernels, sizes = library(), _sizes(ctx.blocks, ctx.rows, x.shape[1])
         assert kernels is not None
-        where = map(at, (onward, y, x, scale, offset, slope, mean, gradient, to_plus))
+        where = map(address, (onward, y, x, scale, offset, slope, mean, gradient, to_plus))
         kernels.bn_backward(*where, *sizes, torch.get_num_threads())
         return gradient, to_plus, None, None, None
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cda.engine.kernels import at, library
+from cda.engine.kernels import address, library
 
 CACHED = (
     2**16
@@ -59,7 +59,16 @@ def convolved(images: Tensor, weights: Tensor) -> Tensor:
     kernels = library()
     assert kernels is not None
     if kernels.convolve(
-        at(images), at(weights), at(made), count, height, width, ins, outs, share, threads
+        address(images),
+        address(weights),
+        address(made),
+        count,
+        height,
+        width,
+        ins,
+        outs,
+        share,
+        threads,
     ):
         raise MemoryError(f"no memory for a convolution of {ins} to {outs} channels")
     return made.permute(0, 3, 1, 2)
