@@ -51,6 +51,7 @@ lint: lint-python lint-workflow lint-types lint-generated ## Check style, types,
 lint-python: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 
 lint-workflow: $(INSTALLED)
 	$(BIN)/snakefmt --check workflow
