@@ -23,7 +23,9 @@ help: ## Say what can be made
 setup: $(INSTALLED) ## Make .venv: the exact packages of requirements.lock, and this one, editable
 
 demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole chain, in minutes
-	$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=$(SEEDS)
+	@$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=$(SEEDS) --logger cda
+	@cat results/demo/demo.md
+	@printf '\nPictures: %s\nReport:   %s\n' "$$(echo results/demo/demo-*.png)" results/demo/report.html
 
 test: $(INSTALLED) ## Run the tests
 	$(RUN) $(BIN)/python -m pytest

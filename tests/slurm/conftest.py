@@ -1,13 +1,14 @@
-"""A SLURM for the tests of this folder. A missing one fails them: what nobody runs, rots."""
+"""A SLURM for the tests of this folder, which are skipped where none is installed."""
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.slurm.cluster import Cluster
+from tests.require import require
+from tests.slurm.cluster import INSTALL, Cluster
+from tests.slurm.flow import environment
 from tests.slurm.survival import BESIDE
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,7 @@ def pytest_collection_finish(session):
     if (
         any(item.path.name == "test_survival.py" for item in session.items)
         and not session.config.option.collectonly
+        and not Cluster().missing()
     ):
         command = [sys.executable, "-m", "tests.slurm.survival", *BESIDE]
         session.config.stash[BACKGROUND] = subprocess.Popen(
@@ -58,18 +60,24 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope="session")
-def survived(request):
-    """What survival.py says of each case."""
-    told, _ = request.config.stash[BACKGROUND].communicate()
+def slurm():
+    """Its programs are installed."""
+    require("slurm", not Cluster().missing(), INSTALL)
+
+
+@pytest.fixture(scope="session")
+def survived(slurm, request):
+    """What survival.py prints of each case."""
+    output, _ = request.config.stash[BACKGROUND].communicate()
     return {
-        case: next((line for line in told.splitlines() if line.startswith(f"{case}: ")), told)
+        case: next((line for line in output.splitlines() if line.startswith(f"{case}: ")), output)
         for case in BESIDE
     }
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
-    """The daemons, up; ClusterError says what is missing."""
+def cluster(slurm, tmp_path_factory):
+    """The daemons, up."""
     found = Cluster(tmp_path_factory.mktemp("slurm"))
     found.up()
     yield found
@@ -77,7 +85,7 @@ def cluster(tmp_path_factory):
 
 
 def _interruptible():
-    """Heed SIGINT, which a shell has its background jobs ignore."""
+    """Accept SIGINT, which a shell makes its background jobs ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -89,12 +97,7 @@ class Workflow:
         for name in ("workflow", "slurm"):
             (folder / name).symlink_to(ROOT / name)
         path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("CDA_CONFIG", "CDA_DATA")
-        }
-        self.environment = kept | cluster.environment | {"PATH": path}
+        self.environment = environment() | cluster.environment | {"PATH": path}
 
     def command(self, *arguments):
         return [sys.executable, "-m", "snakemake", "--profile", "slurm", *OFTEN, *arguments]
@@ -125,9 +128,6 @@ class Workflow:
                 stderr=out,
                 preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
             )
-
-    def told(self):
-        return (self.folder / "snakemake.out").read_text(encoding="utf-8")
 
     def logs(self):
         """What the jobs left."""
