@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from tests.require import require
 
 from cda.cli import main
 from cda.config import yaml_source
@@ -192,6 +194,12 @@ class ConfigTree:
     def cda(self, *arguments: str) -> int:
         """`cda …` in this process; returns its exit status."""
         return main(arguments)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("compiler"):
+        found = bool(shutil.which("cc") and shutil.which("g++"))
+        require("compiler", found, "install gcc and g++ (Debian: apt-get install g++)")
 
 
 @pytest.fixture
