@@ -9,10 +9,10 @@ import pytest
 from tests.require import require
 from tests.slurm.cluster import INSTALL, Cluster
 from tests.slurm.flow import environment
-from tests.slurm.survival import BESIDE
+from tests.slurm.survival import TESTED
 
 ROOT = Path(__file__).parents[2]
-# On a real cluster snakemake asks seldom; here a job takes seconds.
+# On a real cluster snakemake looks at the queue seldom; here a job takes seconds.
 OFTEN = [
     "--slurm-init-seconds-before-status-checks",
     "1",
@@ -23,42 +23,6 @@ OFTEN = [
 ]
 
 
-BACKGROUND = pytest.StashKey[subprocess.Popen]()
-
-
-def pytest_collection_finish(session):
-    """Start survival's cases before the first test.
-
-    They wait for minutes and compute for seconds.
-    """
-    if (
-        any(item.path.name == "test_survival.py" for item in session.items)
-        and not session.config.option.collectonly
-        and not Cluster().missing()
-    ):
-        command = [sys.executable, "-m", "tests.slurm.survival", *BESIDE]
-        session.config.stash[BACKGROUND] = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
-        )
-
-
-def pytest_unconfigure(config):
-    """End them if nobody waited for them: an interrupt has them end their cluster too."""
-    background = config.stash.get(BACKGROUND, None)
-    if background is not None and background.poll() is None:
-        background.send_signal(signal.SIGINT)
-        try:
-            background.wait(60)
-        except subprocess.TimeoutExpired:
-            background.kill()
-
-
 @pytest.fixture(scope="session")
 def slurm():
     """Its programs are installed."""
@@ -66,12 +30,21 @@ def slurm():
 
 
 @pytest.fixture(scope="session")
-def survived(slurm, request):
+def survived(slurm):
     """What survival.py prints of each case."""
-    output, _ = request.config.stash[BACKGROUND].communicate()
+    command = [sys.executable, "-m", "tests.slurm.survival", *TESTED]
+    output = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    ).stdout
     return {
         case: next((line for line in output.splitlines() if line.startswith(f"{case}: ")), output)
-        for case in BESIDE
+        for case in TESTED
     }
 
 

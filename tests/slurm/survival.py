@@ -196,7 +196,7 @@ CASES: dict[str, Callable[[Flow], None]] = {
     "disk-full": disk_full,
     "two-at-once": two_at_once,
 }
-BESIDE = ("scancel-recover", "snakemake-killed")  # that run beside the tests
+TESTED = ("scancel-recover", "snakemake-killed")  # by make test
 FROM_SQUEEZE = (
     "undisturbed",
     "scancel-squeeze",
