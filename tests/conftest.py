@@ -199,7 +199,7 @@ class ConfigTree:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("compiler"):
         found = bool(shutil.which("cc") and shutil.which("g++"))
-        require("compiler", found, "install gcc and g++ (Debian: apt-get install g++)")
+        require("compiler", found, "a C and a C++ compiler (Debian: apt-get install g++)")
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import os
 import pytest
 
 
-def require(what: str, found: bool, how: str) -> None:
-    """Skip or fail the test unless `what` was found; `how` a user has it."""
+def require(name: str, found: bool, what: str) -> None:
+    """Skip or fail the test unless it was found; `what` it is and how a user installs it."""
     if found:
         return
-    reason = f"needs {what}; {how}"
-    if what in os.environ.get("CDA_REQUIRE", "").split(","):
+    reason = f"needs {what}"
+    if name in os.environ.get("CDA_REQUIRE", "").split(","):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-INSTALL = "install SLURM (Debian: apt-get install slurm-wlm munge)"
+INSTALL = "SLURM (Debian: apt-get install slurm-wlm munge)"
 GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 CPUS = 2 * (os.cpu_count() or 1)
 STANDARD = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"cda-slurm-{os.getuid()}"
@@ -97,7 +97,7 @@ class Cluster:
     def up(self, cpus: int = CPUS, memory: int = 64_000, kill_wait: int = 30) -> None:
         """Start the daemons; `memory` in MB is what the node claims. Raises ClusterError."""
         if missing := self.missing():
-            raise ClusterError(f"{', '.join(missing)} not found; {INSTALL}")
+            raise ClusterError(f"{', '.join(missing)} not found; install {INSTALL}")
         self.down()
         for name in ("state", "spool", "bin"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
