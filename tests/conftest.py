@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
-from tests.require import require
+from tests.slurm.cluster import INSTALL, Cluster
 
 from cda.cli import main
 from cda.config import yaml_source
@@ -21,6 +23,15 @@ from cda.experiments.runs import Run
 from cda.stages.context import Context
 
 ROOT = Path(__file__).parents[1]
+
+REQUIREMENTS = {
+    "compiler": (
+        lambda: shutil.which("cc") and shutil.which("g++"),
+        "a C and a C++ compiler (Debian: apt-get install g++)",
+    ),
+    "gpu": (torch.cuda.is_available, "a CUDA device"),
+    "slurm": (lambda: not Cluster().missing(), INSTALL),
+}
 
 CONFIG = """\
 scale: paper
@@ -197,9 +208,14 @@ class ConfigTree:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("compiler"):
-        found = bool(shutil.which("cc") and shutil.which("g++"))
-        require("compiler", found, "a C and a C++ compiler (Debian: apt-get install g++)")
+    """Skip a test whose marker names what this machine lacks, or fail it: CDA_REQUIRE names those
+    that must not be skipped, in CI `slurm,compiler`.
+    """
+    for name, (found, what) in REQUIREMENTS.items():
+        if item.get_closest_marker(name) and not found():
+            if name in os.environ.get("CDA_REQUIRE", "").split(","):
+                pytest.fail(f"needs {what}", pytrace=False)
+            pytest.skip(f"needs {what}")
 
 
 @pytest.fixture

@@ -115,11 +115,11 @@ class Ended:
 
     @property
     def said(self) -> list[str]:
-        """Its lines, but those of its progress."""
+        """Its lines, but those of its progress and of a machine without a compiler."""
         return [
             line
             for line in self.log.splitlines()
-            if not re.search(r" spent, | going on from | done already$", line)
+            if not re.search(r" spent, | going on from | done already$|^no C compiler ", line)
         ]
 
     @property

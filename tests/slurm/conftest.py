@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.require import require
-from tests.slurm.cluster import INSTALL, Cluster
+from tests.slurm.cluster import Cluster
 from tests.slurm.flow import environment
 from tests.slurm.survival import TESTED
 
@@ -24,13 +23,7 @@ OFTEN = [
 
 
 @pytest.fixture(scope="session")
-def slurm():
-    """Its programs are installed."""
-    require("slurm", not Cluster().missing(), INSTALL)
-
-
-@pytest.fixture(scope="session")
-def survived(slurm):
+def survived():
     """What survival.py prints of each case."""
     command = [sys.executable, "-m", "tests.slurm.survival", *TESTED]
     output = subprocess.run(
@@ -49,7 +42,7 @@ def survived(slurm):
 
 
 @pytest.fixture(scope="session")
-def cluster(slurm, tmp_path_factory):
+def cluster(tmp_path_factory):
     """The daemons, up."""
     found = Cluster(tmp_path_factory.mktemp("slurm"))
     found.up()

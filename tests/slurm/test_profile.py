@@ -24,6 +24,7 @@ def wait_for(condition, process):
         time.sleep(0.2)
 
 
+@pytest.mark.slurm
 def test_a_table_is_submitted_job_by_job_with_what_each_needs(workflow, tree, cluster):
     tree.experiment("tiny", {"methods": ["cda", "random"], "ipc": [2 * PARTS]})
     model = Path(Layout("paper").model(tree.runs("cda", 2 * PARTS)["squeeze"]))
@@ -46,6 +47,7 @@ def test_a_table_is_submitted_job_by_job_with_what_each_needs(workflow, tree, cl
     assert cluster.idle(60), "an interrupted snakemake cancels its jobs"
 
 
+@pytest.mark.slurm
 def test_two_processes_squeeze_in_one_job(workflow, tree, cluster):
     tree.few_images()
     tree.edit("datasets/digits.yaml", "shards_per_job: 2\n", "shards_per_job: 2\ngpus: 2\n")
