@@ -206,7 +206,9 @@ FROM_SQUEEZE = (
 
 
 WHAT = {
-    name: (function.__doc__ or cancelled.__doc__ or "").replace("{stage}", name.split("-")[-1])
+    name: " ".join((function.__doc__ or cancelled.__doc__ or "").split()).replace(
+        "{stage}", name.split("-")[-1]
+    )
     for name, function in CASES.items()
 }
 
