@@ -550,7 +550,7 @@ def test_a_nested_value_on_the_command_line_leaves_its_neighbours_of_the_environ
 def test_a_plan_of_another_scale_s_table_is_refused(tree, capsys):
     assert tree.cda("plan", "results/demo/tiny.csv") == 1
     assert (
-        "no table of scale paper; ask for results/tiny.csv, or add --config scale="
+        "no table of scale paper; use results/tiny.csv, or add --config scale="
         in capsys.readouterr().err
     )
     assert tree.cda("plan", "results/huge.csv") == 1
