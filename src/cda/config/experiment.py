@@ -135,9 +135,6 @@ class Experiment(Strict):
     contrasts: tuple[Contrast, ...] = Field(
         (), description="differences shown below it, with intervals over seeds"
     )
-    reading: dict[str, str] = Field(
-        {}, description="what people read in it, by scale; for docs/reproduction.md"
-    )
     label_sizes: bool = Field(
         False, description="each cell's label store beside it: its size, and fp16's size over it"
     )

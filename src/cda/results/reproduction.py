@@ -37,6 +37,7 @@ SCALED = (
     "Settings are named as the "
     "tables declare them; `cda config show RUN` tells the values that ran."
 )
+READINGS = "What these tables show: [mini.md](mini.md#what-the-tables-show).\n"
 KEYS = ("dataset", "method", "ipc", "recovery_model", "validation_model", "setting")
 
 
@@ -116,9 +117,9 @@ def _counts(frame: pd.DataFrame) -> list[str]:
 
 
 def _readings(experiments: ExperimentSet) -> Iterator[str]:
-    """Differences between cells, and what people read in the tables, from the experiments' files."""
+    """The contrasts of every table under its title, and where the scale's tables are read."""
     for name, one in experiments.tables.items():
         if differences := contrasts.contrast_rows(experiments, name):
             yield f"### {one.title}\n\n{contrasts.HEADING}\n\n{aligned(differences)}\n"
-        if text := one.reading.get(experiments.settings.scale):
-            yield f"**{one.title}** ({name}). {text.strip()}\n"
+    if experiments.settings.scale == "mini":
+        yield READINGS

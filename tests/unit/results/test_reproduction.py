@@ -4,7 +4,6 @@ import csv
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from cda.config.load import load_settings
 from cda.experiments.experiment_set import ExperimentSet
@@ -75,13 +74,10 @@ def test_the_page_has_every_table_of_both_scales():
         assert ("not comparable with the paper" in part) == (scale == "mini")
 
 
-@pytest.mark.parametrize("scale", reproduction.SCALES)
-def test_a_reading_stands_below_its_scale(scale):
-    experiments = ExperimentSet(load_settings({"scale": scale}))
-    experiments.tables["table1"] = experiments.tables["table1"].model_copy(
-        update={"reading": {"mini": "Seen by eye."}}
-    )
-    assert ("Seen by eye." in reproduction._scale(experiments)) == (scale == "mini")
+def test_the_page_links_to_what_the_tables_of_scale_mini_show():
+    page, heading = reproduction.page({}), "## What the tables show"
+    assert "(mini.md#what-the-tables-show)" in page.split("## Scale mini")[1]
+    assert heading in (ROOT / "docs/mini.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_readme_shows_what_was_measured():
