@@ -23,7 +23,7 @@ from PIL import Image
 
 from cda.data.shards import read_shard, shard_name, write_shard
 from cda.errors import ArtifactError, CdaError, ConfigError
-from cda.results import figures, plots, style
+from cda.results import figures, method_plots, plots, style
 from cda.results.tables import table
 
 OUT = Path("results/drawn.png")
@@ -471,7 +471,7 @@ def test_a_method_has_one_colour_in_every_figure():
     assert curves["CDA measured"] == style.style_of("cda").colour
     cosine = frame({"method": "cl-cosine", "setting": "milestone=1", "measured": 5.0, "seeds": 1})
     (line,) = plots.lines({"t": cosine}).axes[0].lines
-    schedules = {line.get_label(): line.get_color() for line in plots.schedulers().axes[0].lines}
+    schedules = {line.get_label(): line.get_color() for line in method_plots.schedulers().axes[0].lines}
     assert schedules["Cosine"] == line.get_color() == style.style_of("cl-cosine").colour
     assert (
         len({look.colour for look in style.STYLES.values()}) == len(style.STYLES) - 1
@@ -517,7 +517,7 @@ def test_a_setting_without_its_number_and_cells_that_are_one_are_refused():
 
 
 def test_the_schedulers_are_those_of_algorithm_1():
-    (axis,) = plots.schedulers().axes
+    (axis,) = method_plots.schedulers().axes
     found = {line.get_label(): line.get_xydata() for line in axis.lines[:3]}
     for step in (0, 100, 350, 699, 700, 999):
         share = step / 700
@@ -534,9 +534,9 @@ def test_the_schedulers_are_those_of_algorithm_1():
 
 
 def test_crops_keep_their_bounds_and_grow_from_left_to_right():
-    axes = np.array(plots.crops().axes).reshape(3, -1)
+    axes = np.array(method_plots.crops().axes).reshape(3, -1)
     mean = []
-    for column, (low, high) in zip(axes.T, plots.CROPS, strict=True):
+    for column, (low, high) in zip(axes.T, method_plots.CROPS, strict=True):
         assert len(column[0].collections[0].get_offsets()) == 2000
         assert [len(axis.patches) for axis in column[1:]] == [30, 10]
         sides = np.array([[box.get_width(), box.get_height()] for box in column[1].patches])

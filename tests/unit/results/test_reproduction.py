@@ -16,7 +16,7 @@ def frame(*cells):
     """Rows of (reported, measured, status); the delta is theirs."""
     rows = [
         {
-            **dict.fromkeys(reproduction.KEYS, ""),
+            **dict.fromkeys(reproduction.CELL_KEYS, ""),
             "ipc": index,
             "reported": reported,
             "delta": measured - float(reported) if reported and measured is not None else None,
@@ -49,8 +49,8 @@ def test_a_headline_counts_reported_cells_and_averages_their_deltas():
 
 def test_cells_that_a_scale_has_no_run_for_count_at_the_paper_s_alone():
     nobody = SOME.assign(run=SOME["run"].where(SOME["status"] == "measured", ""))
-    assert reproduction._counts(nobody) == ["2", "2", "-1.00", "-3.00", "IPC 1", "1", "1"]
-    assert reproduction._counts(nobody.assign(scale="paper")) == reproduction._counts(SOME)
+    assert reproduction.count_row(nobody) == ["2", "2", "-1.00", "-3.00", "IPC 1", "1", "1"]
+    assert reproduction.count_row(nobody.assign(scale="paper")) == reproduction.count_row(SOME)
 
 
 def test_nothing_measured_is_said_so():
@@ -61,7 +61,7 @@ def test_nothing_measured_is_said_so():
 
 
 def test_a_table_has_its_worst_cell_named_and_ours_apart():
-    assert reproduction._counts(SOME) == ["3", "2", "-1.00", "-3.00", "IPC 1", "2", "1"]
+    assert reproduction.count_row(SOME) == ["3", "2", "-1.00", "-3.00", "IPC 1", "2", "1"]
 
 
 def test_the_page_has_every_table_of_both_scales():
