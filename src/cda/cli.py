@@ -225,13 +225,6 @@ def parser() -> argparse.ArgumentParser:
     config = subcommands.add_parser("config", help="look at the configuration").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    _command(
-        config,
-        "reference",
-        "every key: type, default, meaning (docs/configuration.md)",
-        commands.reference,
-    )
-    _command(config, "schema", "the same as JSON schema", commands.schema)
     show = _command(config, "show", "a resolved run, each value with its source", commands.show)
     show.add_argument("run", metavar="RUN")
     return top

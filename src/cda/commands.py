@@ -305,17 +305,3 @@ def reproduction(arguments: Arguments) -> None:
     from cda.results.reproduction import page
 
     print(page(merge(from_environment(), overrides(arguments.config))), end="")
-
-
-def reference(_arguments: Arguments) -> None:
-    """Print docs/configuration.md."""
-    from cda import reference
-
-    print(reference.page(), end="")
-
-
-def schema(_arguments: Arguments) -> None:
-    """Print the JSON schemas."""
-    from cda import reference
-
-    print(reference.schema())
