@@ -117,8 +117,8 @@ class ExperimentSet:
         run = self._own_runs.get(run_id) or self._all_runs.get(run_id)
         if run is None or stage not in (None, run.stage):
             raise ConfigError(
-                f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda runs` "
-                "lists the runs of a table"
+                f"no {stage or 'run'} {run_id!r} at scale {self.settings.scale}; `cda list` "
+                "prints the runs of a table"
             )
         return run
 

@@ -18,6 +18,7 @@ from cda.config.yaml_source import places, read_layer, read_plain
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.grid import points
 from cda.experiments.runs import Run, fp16_bytes, label_bytes, served_epochs
+from cda.text import human_bytes
 
 SIZE_COLUMNS = ("label store", "times smaller")  # columns of the Markdown
 
@@ -33,21 +34,9 @@ def of_cell(run: Run | None) -> tuple[int | None, float | None]:
     return label_bytes(labels), round(fp16_bytes(labels) / label_bytes(labels), 2)
 
 
-def human(size: float) -> str:
-    """A size in three digits.
-
-    >>> human(1.31e12), human(20_000_000), human(104)
-    ('1.31 TB', '20 MB', '104 B')
-    """
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size:g} B"
-
-
 def with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
     """A table with SIZE_COLUMNS for its Markdown."""
-    store = [human(size) if pd.notna(size) else "–" for size in frame["label_bytes"]]
+    store = [human_bytes(size) if pd.notna(size) else "–" for size in frame["label_bytes"]]
     smaller = [f"{ratio:.1f}×" if pd.notna(ratio) else "–" for ratio in frame["label_ratio"]]
     return frame.assign(**dict(zip(SIZE_COLUMNS, (store, smaller), strict=True)))
 
@@ -128,6 +117,6 @@ def sections(frame: pd.DataFrame) -> Iterator[tuple[str, list[list[str]]]]:
         lines = []
         for (setting, row_bytes), own in part.groupby(["setting", "row_bytes"], sort=False):
             pairs = zip(own["label_bytes"], own["label_ratio"], strict=True)
-            texts = [f"{human(size)} ({ratio:.1f}×)" for size, ratio in pairs]
+            texts = [f"{human_bytes(size)} ({ratio:.1f}×)" for size, ratio in pairs]
             lines.append([str(setting), str(row_bytes), *texts])
         yield str(dataset), [head, *lines]

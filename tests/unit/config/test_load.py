@@ -233,7 +233,7 @@ def test_an_unknown_run_is_told_where_to_look(tree, capsys):
     assert tree.cda("squeeze", "--run", "resnet18-00000000") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "'resnet18-00000000'" in line
-    assert "`cda runs`" in line
+    assert "`cda list`" in line
 
 
 def test_a_run_of_another_stage_is_refused(tree, capsys):
