@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def frame(*cells):
-    """Rows of (reported, measured, status); the delta is theirs."""
+    """Rows of (reported, measured, status); with its delta."""
     rows = [
         {
             **dict.fromkeys(reproduction.CELL_KEYS, ""),
@@ -40,9 +40,9 @@ SOME = frame(
 
 
 def test_a_headline_counts_reported_cells_and_averages_their_deltas():
-    told = reproduction.headline({"one": SOME, "two": frame(("10.0", None, "not_run"))})
+    headline = reproduction.headline({"one": SOME, "two": frame(("10.0", None, "not_run"))})
     assert (
-        told == "2 of 4 reported cells are measured; deltas are -1.00 points on average, 2.00 "
+        headline == "2 of 4 reported cells are measured; deltas are -1.00 points on average, 2.00 "
         "without their signs."
     )
 
@@ -53,14 +53,14 @@ def test_cells_that_a_scale_has_no_run_for_count_at_the_paper_s_alone():
     assert reproduction.count_row(nobody.assign(scale="paper")) == reproduction.count_row(SOME)
 
 
-def test_nothing_measured_is_said_so():
+def test_a_headline_without_measurements_has_no_delta():
     assert (
         reproduction.headline({"one": frame(("10.0", None, "not_run"))})
         == "0 of 1 reported cells are measured."
     )
 
 
-def test_a_table_has_its_worst_cell_named_and_ours_apart():
+def test_a_row_names_the_worst_cell_and_counts_other_cells_separately():
     assert reproduction.count_row(SOME) == ["3", "2", "-1.00", "-3.00", "IPC 1", "2", "1"]
 
 
@@ -98,10 +98,10 @@ def test_the_readme_shows_what_was_measured():
         .splitlines()[2:5]
     )
     for line in lines:
-        what, *shown = (cell.strip() for cell in line.strip("|").split("|"))
+        what, *values = (cell.strip() for cell in line.strip("|").split("|"))
         dataset = "cifar100" if what.startswith("CIFAR-100") else "tiny_imagenet"
         assert {
             (dataset, method, value)
-            for method, value in zip(("cda", "sre2l", "random"), shown[:3], strict=True)
+            for method, value in zip(("cda", "sre2l", "random"), values[:3], strict=True)
         } <= cells
     assert len(lines) == 3
