@@ -59,8 +59,7 @@ def planned(told):
 # recovery of their own, and SRe2L at CDA's batch size shares everything but the last stage.
 SMALL = {
     "squeeze": 2,
-    "recover": 10 + 20,
-    "given": 5 + 10,
+    "recover": 15 + 30,
     "relabel": 21 + 10,
     "validate": 21 + 36,
     "table": 2,
@@ -68,7 +67,7 @@ SMALL = {
 
 
 # At scale mini IPC 50 and 100 are IPC 10, one part of ten shards.
-MINI = {"recover": 2 + 2, "given": 1 + 1, "relabel": 14 + 5, "validate": 3 * (14 + 6)}
+MINI = {"recover": 3 + 3, "relabel": 14 + 5, "validate": 3 * (14 + 6)}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_every_scale_plans_its_jobs(scale, changes):
     jobs = planned(
         snakemake("-n", "-F", f"{folder}/table1.csv", f"{folder}/table4.csv", "--config", *narrowed)
     )
-    assert set(jobs) | {"given"} == set(SMALL)  # scale demo has no controls
+    assert set(jobs) == set(SMALL)
     if changes is not None:
         assert jobs == SMALL | changes
 
@@ -126,15 +125,8 @@ def test_controls_are_a_switch():
 def test_narrowing_to_a_data_set_plans_only_its_cells():
     told = snakemake("-n", "-F", "results/table4.csv", "--config", "datasets=[tiny_imagenet]")
     assert planned(told)["validate"] == 36
-    resources = {
-        rule: set(
-            re.findall(rf"^rule {rule}:\n(?:    .*\n)*?    resources: (.*)$", told, re.MULTILINE)
-        )
-        for rule in ("recover", "given")
-    }
-    assert len(resources["recover"]) == 1  # parts of two runs, which may meet in an array
-    assert all("gpu=1, " in line for line in resources["recover"])
-    assert not any("gpu" in line for line in resources["given"])
+    gpus = re.findall(r"^rule recover:\n(?:    .*\n)*?    resources: .*\bgpu=(\d)", told, re.M)
+    assert (gpus.count("1"), gpus.count("0")) == (20, 10)  # real images need no GPU
 
 
 @pytest.mark.parametrize(
@@ -146,7 +138,7 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
         ),
         (
             ["results/table77.csv"],
-            "results/table77.csv: there is no table table77 at scale paper; there is",
+            "results/table77.csv: there is no table table77; use one of",
         ),
         (
             ["--config", "scale=huge"],
@@ -204,7 +196,7 @@ def test_a_mistake_in_a_table_ends_in_one_line_before_any_work(
 
 def test_a_dry_run_imports_neither_torch_nor_pandas():
     code = (
-        "import sys, cda.pipeline.rules; cda.pipeline.rules.Plan({}); "
+        "import sys, cda.pipeline.rules; cda.pipeline.rules.Plan({}, None); "
         "sys.exit(bool({'torch', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -268,14 +260,14 @@ def test_the_chain_runs_from_squeeze_to_table(chain):
     table = (folder / "results/tiny.csv").read_text(encoding="utf-8").splitlines()
     measured = [line for line in table if ",measured,paper," in line]
     assert len(measured) == 2
-    assert "measurements of all its tables: 0 of 2 done" in told
+    assert "Scale paper: 2 measurements in its tables, 0 done." in told
     assert not list(folder.glob("artifacts/work/*/*/*/*")), "work folders are gone after the work"
 
 
 def test_a_second_call_makes_only_the_table(copy):
     told = snakemake("--cores", "1", "results/tiny.csv", cwd=copy)
     assert planned(told) == {"table": 1}
-    assert "all done already: nothing is computed again" in told
+    assert "all done, nothing is computed again" in told
 
 
 def test_a_table_needs_only_its_run_jsons(copy):
@@ -407,8 +399,7 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
     told = snakemake("--cores", "2", "results/flowers.csv", cwd=tmp_path)
     assert planned(told) == {
         "squeeze": 1,
-        "recover": 2,
-        "given": 1,
+        "recover": 3,
         "relabel": 5,
         "validate": 5,
         "table": 1,
