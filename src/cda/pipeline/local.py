@@ -49,6 +49,11 @@ def ordered_jobs(experiments: ExperimentSet, targets: Sequence[str]) -> list[Job
     return graph.missing(wanted)
 
 
+def command(job: Job) -> list[str]:
+    """The program that does a job."""
+    return [sys.executable, "-m", "cda", *job.arguments]
+
+
 @dataclass(frozen=True)
 class Budget:
     """Seconds from `began` on the monotonic clock; infinite without `--minutes`."""
@@ -118,9 +123,7 @@ class Runner:
             if self.outcome.signal or not self.budget.allows(seconds[job], self.budget.used):
                 return
             log(f"[{number} of {len(jobs)}] {job.name}, about {clock(seconds[job])}")
-            child = subprocess.Popen(
-                [sys.executable, "-m", "cda", *job.arguments], env=self.environment
-            )
+            child = subprocess.Popen(command(job), env=self.environment)
             interrupted = self._wait(child)
             if job.is_done():
                 self.outcome.done.append(job)
