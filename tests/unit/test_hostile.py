@@ -300,7 +300,7 @@ def test_a_hostile_label_header_is_refused(change, store):
 )
 def test_labels_for_classes_that_there_are_not_stay_within_the_row(classes, top_k, bitmap):
     codec = Codec(classes, 16, top_k)
-    assert codec.record.bitmap == bitmap
+    assert codec.parts.bitmap == bitmap
     foreign = torch.full((3, codec.width), 255, dtype=torch.uint8)
     assert codec.decode(foreign).shape == (3, classes)
 
@@ -498,7 +498,7 @@ def test_a_hostile_image_of_a_data_set_is_refused(content):
     Path("data/train/b/1.png").write_bytes(content)
     assert len(sources.load(data_set(), "val", Path("data")).images) == 2
     line = refusal(sources.load, data_set(), "train", Path("data"), kind=DataError)
-    assert line.startswith("data/train/b/1.png: toy needs a whole image")
+    assert line.startswith("data/train/b/1.png: toy needs a complete image")
 
 
 # JSON

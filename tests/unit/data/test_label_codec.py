@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cda.config.recipe import record
+from cda.config.label_rows import row_parts
 from cda.data.label_codec import Codec, pack_bits, unpack_bits
 
 torch.set_num_threads(1)
@@ -78,15 +78,15 @@ def largest(logits: Tensor, count: int) -> Tensor:
     ],
 )
 def test_a_row_takes_what_its_parts_take(classes, bits, top_k, parts):
-    assert tuple(record(classes, bits, top_k)) == parts
-    assert record(classes, bits, top_k).bytes == parts[0] + sum(parts[2:])
+    assert tuple(row_parts(classes, bits, top_k)) == parts
+    assert row_parts(classes, bits, top_k).bytes == parts[0] + sum(parts[2:])
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=named)
 def test_rows_are_as_long_as_is_said(codec):
     rows = codec.encode(logits_of(codec.classes))
     assert rows.shape == (40, codec.width)
-    assert rows.element_size() * codec.width == codec.record.bytes
+    assert rows.element_size() * codec.width == codec.parts.bytes
     assert rows.numpy().dtype == codec.dtype
     decoded = codec.decode(rows)
     assert (decoded.shape, decoded.dtype) == ((40, codec.classes), torch.float32)

@@ -351,7 +351,7 @@ def test_a_store_of_another_shape_is_refused(store, shape):
 
 def test_a_store_of_another_precision_is_refused(store):
     np.save(store / "logits.npy", np.zeros((4, 6, 3), dtype=np.float32))
-    assert "holds float32 (4, 6, 3), its header says float16 (4, 6, 3)" in refusal(
+    assert "holds float32 (4, 6, 3), its header has float16 (4, 6, 3)" in refusal(
         store, "logits.npy"
     )
 
@@ -427,7 +427,7 @@ def test_a_damaged_recipe_is_refused(store, values, told):
 @pytest.mark.parametrize("recipe", [{"bits": 8}, {"bits": 4}, {"bits": 8, "top_k": 2}])
 def test_rows_of_another_codec_are_refused(store, recipe):
     change(store, recipe=recipe, temperature=4.0)
-    assert "holds float16 (4, 6, 3), its header says uint8 (4, 6, 3)" in refusal(
+    assert "holds float16 (4, 6, 3), its header has uint8 (4, 6, 3)" in refusal(
         store, "logits.npy"
     )
 
@@ -509,7 +509,7 @@ def test_a_store_takes_what_was_reckoned(tmp_path, kept):
     epochs = {1: 7, 3: 3}[kept["reuse"]]
     assert store.header["shape"] == [epochs, COUNT, store.codec.width]
     size = (tmp_path / "store" / "logits.npy").stat().st_size
-    assert size - epochs * COUNT * store.codec.record.bytes == 128  # numpy's header
+    assert size - epochs * COUNT * store.codec.parts.bytes == 128  # numpy's header
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=kept_as)
@@ -571,8 +571,8 @@ def test_memory_does_not_grow_with_the_epochs(tmp_path, codec):
         for chosen in np.split(everyone, 8):
             writer.write(epoch, chosen, logits[torch.from_numpy(chosen)] + epoch)
         most = max(most, anonymous())
-    assert most - before < codec.record.bytes * 50 * 2000 / 10
-    assert writer.path.stat().st_size > codec.record.bytes * 50 * 2000
+    assert most - before < codec.parts.bytes * 50 * 2000 / 10
+    assert writer.path.stat().st_size > codec.parts.bytes * 50 * 2000
 
 
 # Stored and online

@@ -254,7 +254,7 @@ def test_damaged_image_is_named(folders, damage, resolution):
     path = folders / "train/cat/1.png"
     path.write_bytes(damage(path.read_bytes()))
     data = dataset("image_folder", resolution=resolution)
-    assert problem_of(data, folders).startswith(f"{path}: toy needs a whole image, found ")
+    assert problem_of(data, folders).startswith(f"{path}: toy needs a complete image, found ")
     assert sources.check(data, folders) is None  # a listing cannot tell
 
 
