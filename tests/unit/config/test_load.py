@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from cda.cli import main
-from cda.config import yaml_source
 from cda.config.load import from_environment, load_settings
 from cda.config.yaml_source import Layer, read_layer
 from cda.errors import ConfigError
@@ -292,7 +291,6 @@ def test_a_bad_file_is_one_line_with_its_line(old, new, said, tree):
 
 def test_a_file_that_is_no_text_is_one_line(tree):
     (tree.folder / RECIPE).write_bytes(b"lr: \xff\xfe")
-    yaml_source._layer.cache_clear()
     assert problem(lambda: resolve(tree)).startswith(f"config/{RECIPE}")
 
 
