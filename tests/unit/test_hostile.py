@@ -69,7 +69,7 @@ def unharmed(tmp_path, monkeypatch):
 def refusal(call: Callable[..., Any], *arguments: Any, kind: type[CdaError] = ArtifactError) -> str:
     """The one line that `call` is refused with.
 
-    It names a path or key, and after a semicolon the mend.
+    It names a path or key, and after a semicolon the fix.
     """
     with pytest.raises(kind) as caught:
         call(*arguments)
@@ -130,7 +130,7 @@ def shard(change: Callable[[list[Member]], list[Member]]) -> Path:
     return path
 
 
-def told(**values: Any) -> Callable[[list[Member]], list[Member]]:
+def described_as(**values: Any) -> Callable[[list[Member]], list[Member]]:
     """The description changed, with a digest that fits it."""
 
     def change(members: list[Member]) -> list[Member]:
@@ -144,7 +144,7 @@ PAX = b"30 size=99999999999999999999\n"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda all: [*all, member("00000_000.png", size=2**40)], "claims 1099511627776 bytes"),
         (lambda all: [*all, member("00000_000.png", size=-512)], "claims -512 bytes"),
@@ -175,25 +175,25 @@ PAX = b"30 size=99999999999999999999\n"
 "file"),
         (lambda all: [member("__shard.json__", DEEP.encode()), *all[1:]], "recursion"),
         (lambda all: [member("__shard.json__", b"[" + b"9" * 10**5 + b"]"), *all[1:]], "limit"),
-        (told(classes="ab"), "classes must be a list of names"),
-        (told(classes=[1, 2]), "classes must be a list of names"),
-        (told(classes=[[], {}]), "classes must be a list of names"),
-        (told(ipc=False), "ipc a number"),
-        (told(run={"a": 1}), "run and dataset must be names"),
-        (told(dataset=None), "run and dataset must be names"),
-        (told(run="another\nrun"), "its pixels differ from the digest"),
+        (described_as(classes="ab"), "classes must be a list of names"),
+        (described_as(classes=[1, 2]), "classes must be a list of names"),
+        (described_as(classes=[[], {}]), "classes must be a list of names"),
+        (described_as(ipc=False), "ipc a number"),
+        (described_as(run={"a": 1}), "run and dataset must be names"),
+        (described_as(dataset=None), "run and dataset must be names"),
+        (described_as(run="another\nrun"), "its pixels differ from the digest"),
     ],
 )  # fmt: skip
-def test_a_hostile_shard_is_refused(change, said):
+def test_a_hostile_shard_is_refused(change, message):
     path = shard(change)
     for read in (lambda: read_shard(path), lambda: load_distilled(Path("run"), 1, "toy", "cda-1")):
         line = refusal(read)
         assert line.startswith(f"{path}: ")
-        assert said in line
+        assert message in line
         assert line.endswith("delete its part folder and recover it again, or pull it again")
 
 
-def test_images_of_another_size_than_asked_are_refused_before_they_are_decoded():
+def test_images_of_another_size_are_refused_before_they_are_decoded():
     path = shard(lambda all: [all[0], member("00000_000.png", png(4000)), *all[2:]])
     assert "an image of 4000×4000 pixels, where 4×4 belong" in refusal(
         load_distilled, Path("run"), 1, None, None, 4
@@ -251,7 +251,7 @@ def array(path: Path, header: Any) -> None:
 def store():
     folder = Path("labels")
     recipe = {"labels": "stored", "top_k": 2, "bits": 8, "epochs": 3}
-    told = {
+    described_as = {
         "format": FORMAT,
         "run": "r",
         "images_digest": "d",
@@ -262,7 +262,7 @@ def store():
     codec = Codec(5, 8, 2, 4.0)
     write_json(
         folder / "header.json",
-        told | {"classes": list("abcde"), "temperature": 4.0, "shape": [3, 4, codec.width]},
+        described_as | {"classes": list("abcde"), "temperature": 4.0, "shape": [3, 4, codec.width]},
     )
     rows = codec.encode(torch.randn(12, 5)).reshape(3, 4, -1)
     np.save(folder / "logits.npy", rows.numpy())
@@ -417,8 +417,8 @@ def test_a_pickle_among_published_weights_is_never_run(save, monkeypatch):
     save(Evil(), cached)
     weights = "torchvision:SqueezeNet1_1_Weights.IMAGENET1K_V1"
     line = refusal(fetch, weights, "squeezenet1_1", Path("mark.json"), kind=ConfigError)
-    mend = "holds more than tensors, which is refused; delete it from its library's cache"
-    assert line == f"cda fetch: {weights} {mend}"
+    fix = "holds more than tensors, which is refused; delete it from its library's cache"
+    assert line == f"cda fetch: {weights} {fix}"
     assert not Path("mark.json").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     pickle.loads(pickle.dumps(Evil()))  # it would have worked
@@ -456,7 +456,7 @@ def linked(path: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "said"),
+    ("attack", "message"),
     [
         (lambda path: linked(path, Path("private.jpg")), "a link out of archive"),
         (lambda path: linked(path.parent, Path("home/private")), "a link out of archive"),
@@ -469,13 +469,13 @@ def linked(path: Path, target: Path) -> None:
     ],
     ids=["link", "linked folder", "endless link", "folder", "large", "bomb", "program", "pickle"],
 )
-def test_a_hostile_release_is_refused(attack, said):
+def test_a_hostile_release_is_refused(attack, message):
     path = released(Path("archive"))[1]
     assert released_images(Path("archive"), 0, data_set()).shape == (2, 8, 8, 3)
     attack(path)
     line = refusal(released_images, Path("archive"), 0, data_set(), kind=DataError)
     assert line.startswith(f"{path}: ")
-    assert said in line
+    assert message in line
 
 
 def test_a_release_may_lie_elsewhere_and_link_within_itself():
@@ -548,7 +548,7 @@ def test_only_seeds_as_we_write_them_are_counted(tree):
     assert experiments.seeds(run) == [0, 12]
 
 
-# What is shown
+# What is printed
 # --------------------------------------------------------------------------------------------------------
 
 
@@ -579,8 +579,8 @@ def test_a_class_may_be_called_anything(tree):
 
     group = {"dataset": "digits", "methods": ["cda"], "recovery_models": ["resnet18"], "ipc": [1]}
     group |= {"validation_models": ["resnet18"]}
-    shown = {"title": "T", "kind": "grid", "scales": ["paper"], "groups": [group]}
-    tree.write("experiments/shown.yaml", json.dumps(shown))
+    figure = {"title": "T", "kind": "grid", "scales": ["paper"], "groups": [group]}
+    tree.write("experiments/shown.yaml", json.dumps(figure))
     run, experiments = tree.runs()["recover"], tree.experiments()
     part = Path(experiments.layout.part(run, 0))
     names = [
@@ -690,7 +690,7 @@ def test_names_that_libraries_use_are_taken(name, tree):
 
 
 @pytest.mark.parametrize("scale", ["paper", "demo"])
-def test_every_path_of_a_run_of_ours_is_plain_and_below_its_folder(scale):
+def test_every_path_of_a_run_is_plain_and_below_its_folder(scale):
     experiments = ExperimentSet(load_settings({"scale": scale}, ROOT / "config"), ROOT / "config")
     layout = experiments.layout
     for run in experiments.runs().values():
@@ -713,60 +713,11 @@ def test_what_reaches_a_shell_is_constrained():
 
 
 def test_the_configuration_reaches_jobs_quoted(tree):
-    given = {
+    overrides = {
         "data": f"'; touch {MARK}; '",
         "data_paths": {"digits": f"$(touch {MARK}) {{}} {{x}} \n \\ `id` é"},
     }
-    plan = Plan(given)
+    plan = Plan(overrides)
     shell = (plan.prefix + 'printf %s "$CDA_CONFIG"').format()  # as snakemake does
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == given
-
-
-# YAML
-# -----------------------------------------------------------------------------------------------------------------
-
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n"
-    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (BOMB, "more than 100,000 values, those of aliases included"),
-        ("a: &a [*a]\n", "more than 100,000 values"),
-        ("a: &a {b: *a}\n", "more than 100,000 values"),
-        ("a: " + "[" * 100_000, "more than 50 levels"),
-        ("a: " + "- " * 100_000, "not valid YAML"),
-        ("a:\n" + "- " * 100_000, "more than 50 levels"),
-        (
-            f"a: !!python/object/apply:os.system ['touch {MARK}']\n",
-            "not valid YAML: could not determine a constructor",
-        ),
-        (
-            f"a: !!python/object/new:pathlib.Path [{MARK}]\n",
-            "not valid YAML: could not determine a constructor",
-        ),
-        ("a: *b\n", "undefined alias"),
-        ("a: " + "9" * 10**5 + "\n", "not valid YAML"),
-    ],
-    ids=[
-        "bomb",
-        "within itself",
-        "key within itself",
-        "deep",
-        "dashes",
-        "deeper",
-        "call",
-        "object",
-        "no anchor",
-        "number",
-    ],
-)
-def test_hostile_yaml_is_refused(text, said, tree):
-    tree.write("recipes/digits.yaml", text)
-    line = refusal(lambda: tree.experiments().runs(), kind=ConfigError)
-    assert line.startswith("config/recipes/digits.yaml:")
-    assert said in line
+    assert json.loads(done.stdout) == overrides
