@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from cda.text import format_clock
+from cda.text import stopwatch
 
 T = TypeVar("T")
 LINE_SECONDS = 10.0
@@ -51,7 +51,7 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         print(
             f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:,.1f} {self.unit}/s, "
-            f"{format_clock(spent)} spent, {format_clock(left)} left{note}",
+            f"{stopwatch(spent)} spent, {stopwatch(left)} left{note}",
             file=sys.stderr,
             flush=True,
         )

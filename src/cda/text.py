@@ -1,37 +1,38 @@
-"""Numbers, sizes, times, lists and columns as people read them, one format for all of cda."""
+"""Numbers, sizes, times, lists and columns as people read them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 
 
-def format_number(value: float) -> str:
+def number(value: float) -> str:
     """A number of at least 0 in three significant digits, or in all digits before the point.
 
-    >>> [format_number(value) for value in (12345.6, 12.345, 0.5, 0, 0.0004)]
-    ['12,346', '12.3', '0.5', '0', '<0.001']
+    >>> number(1234.5), number(0.12345), number(0.0001), number(0)
+    ('1,234', '0.123', '<0.001', '0')
     """
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.001 or not value else "<0.001"
 
 
-def format_bytes(size: float) -> str:
-    """A size in bytes in the largest decimal unit that it reaches, in three significant digits.
+def clock(seconds: float) -> str:
+    """A duration in seconds, minutes or hours, whichever suits it.
 
-    >>> format_bytes(1.31e12), format_bytes(20_000_000), format_bytes(12_345), format_bytes(104)
-    ('1.31 TB', '20 MB', '12.3 kB', '104 B')
+    >>> clock(12), clock(510), clock(5000), clock(90_000)
+    ('12 s', '8.5 min', '1.4 h', '25 h')
     """
-    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= scale:
-            return f"{format_number(size / scale)} {unit}"
-    return f"{size:g} B"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.2g} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:.0f} h"
 
 
-def format_clock(seconds: float) -> str:
-    """A duration as on a clock: minutes and seconds, with hours where there are some.
+def stopwatch(seconds: float) -> str:
+    """A duration as minutes and seconds, with hours where there are some.
 
-    >>> format_clock(75), format_clock(3725.4)
+    >>> stopwatch(75), stopwatch(3725.4)
     ('1:15', '1:02:05')
     """
     minutes, rest = divmod(round(seconds), 60)
@@ -39,15 +40,16 @@ def format_clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def format_hours(hours: float) -> str:
-    """A duration in minutes, hours or days, whichever suits its length.
+def human_bytes(count: float) -> str:
+    """Bytes in the largest decimal unit that they reach, in three significant digits.
 
-    >>> format_hours(0.2), format_hours(30), format_hours(60)
-    ('12 min', '30.0 h', '2.5 days')
+    >>> human_bytes(1.31e12), human_bytes(20_000_000), human_bytes(104)
+    ('1.31 TB', '20 MB', '104 B')
     """
-    if hours >= 48:
-        return f"{hours / 24:.1f} days"
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{number(count / unit)} {name}"
+    return f"{count:g} B"
 
 
 def list_some(names: Sequence[str]) -> str:
@@ -59,18 +61,17 @@ def list_some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing in it"
 
 
-def align_columns(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], left: Set[int]) -> list[str]:
     """Rows as lines of aligned columns: those at the positions `left` to the left, others right.
 
-    >>> align_columns([["run", "jobs"], ["squeeze", "12"]], left={0})
-    ['run      jobs', 'squeeze    12']
+    >>> align_columns([["stage", "jobs"], ["relabel", "12"]], left={0})
+    ['stage    jobs', 'relabel    12']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        padded = (
+    return [
+        "  ".join(
             cell.ljust(width) if index in left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(padded).rstrip())
-    return lines
+        ).rstrip()
+        for row in rows
+    ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cda.config.experiment import Scale
 from cda.config.settings import Settings
@@ -108,3 +110,27 @@ def read_scale(config: Path, scale: str) -> Scale:
                     f"use one of {', '.join(names)}"
                 )
     return declared
+
+
+def read_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """This call's configuration: $CDA_CONFIG, then `--config KEY=VALUE` pairs."""
+    return merge(from_environment(), parse_pairs(pairs))
+
+
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`a.b=value` pairs as nested values; raises ConfigError."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--config {pair}: must be KEY=VALUE, for instance scale=demo")
+        *parents, last = key.split(".")
+        branch = values
+        try:
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[last] = yaml.safe_load(text)
+        except (yaml.YAMLError, TypeError, AttributeError):
+            message = "cannot be read; must be KEY=VALUE, for instance scale=demo"
+            raise ConfigError(f"--config {pair}: {message}") from None
+    return values
