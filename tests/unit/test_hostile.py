@@ -1,8 +1,7 @@
-"""What strangers made: nothing in an artifact runs code, costs memory it does not hold or reaches
-beyond its folder.
+"""Hostile files: no artifact runs code, costs memory it does not hold or leaves its folder.
 
-Every reader meets files that somebody made to do harm; each ends in one clear line. And no name of
-a run, a data set, a model, a table or a scale leaves its folder or means anything to a shell.
+Every reader meets files that were made to do harm; each ends in one clear line. And no name of a
+run, a data set, a model, a table or a scale leaves its folder or has a meaning in a shell.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ POSTSCRIPT = (
 
 
 # Shards
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 Member = tuple[tarfile.TarInfo, bytes]
 
@@ -143,38 +142,50 @@ def described_as(**values: Any) -> Callable[[list[Member]], list[Member]]:
 PAX = b"30 size=99999999999999999999\n"
 
 
+IMAGE = "00000_000.png"
+Change = Callable[[list[Member]], list[Member]]
+
+
+def added(*new: Member) -> Change:
+    """Members after all others."""
+    return lambda members: [*members, *new]
+
+
+def replaced(index: int, new: Member) -> Change:
+    """Another member at `index`: 0 is the description, 1 and 3 are the images."""
+    return lambda members: [*members[:index], new, *members[index + 1 :]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda all: [*all, member("00000_000.png", size=2**40)], "claims 1099511627776 bytes"),
-        (lambda all: [*all, member("00000_000.png", size=-512)], "claims -512 bytes"),
-        (lambda all: [*all, member("00000_000.png", size=2**40, kind=tarfile.GNUTYPE_SPARSE)], "no plain file"),
-        (lambda all: [*all, member("00000_000.png", kind=tarfile.CHRTYPE)], "no plain file"),
+        (added(member(IMAGE, size=2**40)), "claims 1099511627776 bytes"),
+        (added(member(IMAGE, size=-512)), "claims -512 bytes"),
+        (added(member(IMAGE, size=2**40, kind=tarfile.GNUTYPE_SPARSE)), "no plain file"),
+        (added(member(IMAGE, kind=tarfile.CHRTYPE)), "no plain file"),
         (lambda all: [member("x", PAX, kind=tarfile.XHDTYPE), *all], "no plain file"),
         (lambda all: [member("x", b"", 2**60, tarfile.XHDTYPE), *all], "no plain file"),
         (lambda all: [member("x", b"", 2**60, tarfile.GNUTYPE_LONGNAME), *all], "no plain file"),
         (lambda all: [*[member("x", PAX, kind=tarfile.XHDTYPE)] * 2000, *all], "no plain file"),
-        (lambda all: [*all, member("../" + MARK, b"x")], "foreign member '../pwned'"),
-        (lambda all: [*all, member(f"/tmp/{MARK}", b"x")], "foreign member '/tmp/pwned'"),
-        (lambda all: [*all, member("\x1b]0;x\x07\n.png", b"x")], r"foreign member '\x1b]0;x\x07\n.png'"),
+        (added(member("../" + MARK, b"x")), "foreign member '../pwned'"),
+        (added(member(f"/tmp/{MARK}", b"x")), "foreign member '/tmp/pwned'"),
+        (added(member("\x1b]0;x\x07\n.png", b"x")), r"foreign member '\x1b]0;x\x07\n.png'"),
         (lambda all: [*all, all[1]], "00000_000.png is there twice"),
         (lambda all: [*all, all[0]], "__shard.json__ is there twice"),
-        (lambda all: [*all, member("00000_001.png", all[1][1]), member("00000_001.cls", b"0")], "has two images"),
-        (lambda all: [all[0], member("00000_000.jpg", all[1][1]), *all[2:]], "cannot identify "
-"image "
-"file"),
-        (lambda all: [all[0], member("00000_000.png", png(5000)), *all[2:]], "an image of 5000×5000 "
-"pixels"),
-        (lambda all: [all[0], member("00000_000.png", png(10**6)), *all[2:]], "decompression bomb"),
-        (lambda all: [*all[:3], member("00001_000.png", png(4000)), *all[4:]], "4000×4000 pixels, "
-"where "
-"4×4 "
-"belong"),
-        (lambda all: [all[0], member("00000_000.png", POSTSCRIPT.encode()), *all[2:]], "cannot identify "
-"image "
-"file"),
-        (lambda all: [member("__shard.json__", DEEP.encode()), *all[1:]], "recursion"),
-        (lambda all: [member("__shard.json__", b"[" + b"9" * 10**5 + b"]"), *all[1:]], "limit"),
+        (
+            lambda all: [*all, member("00000_001.png", all[1][1]), member("00000_001.cls", b"0")],
+            "has two images",
+        ),
+        (
+            lambda all: [all[0], member("00000_000.jpg", all[1][1]), *all[2:]],
+            "cannot identify image file",
+        ),
+        (replaced(1, member(IMAGE, png(5000))), "an image of 5000×5000 pixels"),
+        (replaced(1, member(IMAGE, png(10**6))), "decompression bomb"),
+        (replaced(3, member("00001_000.png", png(4000))), "4000×4000 pixels, where 4×4 belong"),
+        (replaced(1, member(IMAGE, POSTSCRIPT.encode())), "cannot identify image file"),
+        (replaced(0, member("__shard.json__", DEEP.encode())), "recursion"),
+        (replaced(0, member("__shard.json__", b"[" + b"9" * 10**5 + b"]")), "limit"),
         (described_as(classes="ab"), "classes must be a list of names"),
         (described_as(classes=[1, 2]), "classes must be a list of names"),
         (described_as(classes=[[], {}]), "classes must be a list of names"),
@@ -183,7 +194,7 @@ PAX = b"30 size=99999999999999999999\n"
         (described_as(dataset=None), "run and dataset must be names"),
         (described_as(run="another\nrun"), "its pixels differ from the digest"),
     ],
-)  # fmt: skip
+)
 def test_a_hostile_shard_is_refused(change, message):
     path = shard(change)
     for read in (lambda: read_shard(path), lambda: load_distilled(Path("run"), 1, "toy", "cda-1")):
@@ -210,7 +221,7 @@ def test_two_parts_with_one_shard_are_refused():
 
 
 # Arrays
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 ARRAYS = {
     "more than there is": {"shape": (2**40,)},
@@ -281,12 +292,15 @@ def test_a_hostile_label_array_is_refused(kind, store):
 @pytest.mark.parametrize(
     "change",
     [
-        {"shape": 7}, {"shape": [3, "4", None]}, {"shape": {}}, {"shape": None}, {"shape": [3, 4]}, {"shape": [3]},
+        {"shape": 7}, {"shape": [3, "4", None]}, {"shape": {}}, {"shape": None}, {"shape": [3, 4]},
+        {"shape": [3]},
         {"classes": []}, {"classes": [1, 2, 3, 4, 5]}, {"classes": ["a", ["b"], "c", "d", "e"]},
         {"epochs": 10**40}, {"epochs": -1}, {"epochs": True},
-        {"temperature": "x"}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": None},
+        {"temperature": "x"}, {"temperature": float("nan")}, {"temperature": float("inf")},
+        {"temperature": None},
         {"labels": "pickled"}, {"labels": ["stored"]}, {"format": ["cda-labels/1"]},
-        {"recipe": {"top_k": 10**30}}, {"recipe": {"top_k": 2, "bits": 8, "pwned": 1}}, {"recipe": {"top_k": [2]}},
+        {"recipe": {"top_k": 10**30}}, {"recipe": {"top_k": 2, "bits": 8, "pwned": 1}},
+        {"recipe": {"top_k": [2]}},
     ],
 )  # fmt: skip
 def test_a_hostile_label_header_is_refused(change, store):
@@ -330,7 +344,8 @@ def test_a_hostile_array_of_decoded_images_is_refused(kind, decoded):
 @pytest.mark.parametrize(
     "change",
     [
-        {"images_per_class": [10**18, 4 - 10**18]}, {"images_per_class": [4]}, {"images_per_class": [2.0, 2.0]},
+        {"images_per_class": [10**18, 4 - 10**18]}, {"images_per_class": [4]},
+        {"images_per_class": [2.0, 2.0]},
         {"images_per_class": "22"}, {"images_per_class": None}, {"images_per_class": [0, 0]},
         {"images_per_class": [10**30, 1]}, {"images_per_class": [1, 3, 0]},
         {"classes": "ab"}, {"classes": [1, 2]}, {"classes": None},
@@ -346,7 +361,7 @@ def test_a_hostile_description_of_decoded_images_is_refused(change, decoded):
 
 
 # Models
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def tensor(start: int, end: int, **values: Any) -> dict[str, Any]:
@@ -502,7 +517,7 @@ def test_a_hostile_image_of_a_data_set_is_refused(content):
 
 
 # JSON
-# -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -549,7 +564,7 @@ def test_only_seeds_as_we_write_them_are_counted(tree):
 
 
 # What is printed
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_messages_stay_one_line_and_steer_no_terminal():
@@ -608,11 +623,12 @@ def test_a_class_may_be_called_anything(tree):
 
 
 # Names
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 NAMES = (
-    f"x; touch {MARK}", f"$(touch {MARK})", f"`touch {MARK}`", "a b", "a'b", 'a"b', "a&b", "a|b", "a>b", "a*", "a\nb",
-    "../up", "/etc", "a/b", "..", ".hidden", "-rf", "--out", "~root", "{wildcards.run}", "a\\b", "é\x00",
+    f"x; touch {MARK}", f"$(touch {MARK})", f"`touch {MARK}`", "a b", "a'b", 'a"b', "a&b", "a|b",
+    "a>b", "a*", "a\nb", "../up", "/etc", "a/b", "..", ".hidden", "-rf", "--out", "~root",
+    "{wildcards.run}", "a\\b", "é\x00",
 )  # fmt: skip
 PLACES = {
     "name": ("datasets/digits.yaml", "name: digits", "name: NAME"),
@@ -677,7 +693,7 @@ def test_a_scale_that_leaves_its_folder_is_refused(name, tree):
 @pytest.mark.parametrize("name", [name for name in NAMES if "/" not in name and "\0" not in name])
 def test_a_table_that_means_something_to_a_shell_is_refused(name, tree):
     shutil.copy(tree.folder / "experiments/tiny.yaml", tree.folder / f"experiments/{name}.yaml")
-    line = refusal(Plan, {}, kind=ConfigError)
+    line = refusal(Plan, {}, None, kind=ConfigError)
     assert "a table or figure is named by letters, digits, _ and -; rename the file" in line
 
 
@@ -717,7 +733,7 @@ def test_the_configuration_reaches_jobs_quoted(tree):
         "data": f"'; touch {MARK}; '",
         "data_paths": {"digits": f"$(touch {MARK}) {{}} {{x}} \n \\ `id` é"},
     }
-    plan = Plan(overrides)
+    plan = Plan(overrides, None)
     shell = (plan.prefix + 'printf %s "$CDA_CONFIG"').format()  # as snakemake does
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == overrides

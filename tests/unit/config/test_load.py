@@ -1,11 +1,7 @@
-"""Configuration: bad input ends in one line that names file, key and what is allowed.
-
-Every value tells its source.
-"""
+"""Configuration: bad input ends in one line that names file, key and what is allowed."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from collections.abc import Callable
@@ -15,7 +11,7 @@ from typing import Any
 import pytest
 
 from cda.cli import main
-from cda.config.load import from_environment, load_settings
+from cda.config.load import from_environment, load_settings, read_overrides
 from cda.config.yaml_source import read_layer
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
@@ -40,7 +36,7 @@ def resolve(tree: Any, **overrides: Any) -> Any:
 
 
 # A bad value in a file
-# ------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 BAD_VALUES = {
     # what: file, text there, put in its place, key, what is allowed
@@ -205,7 +201,7 @@ def test_a_bad_value_of_a_scale_names_the_scale_s_file(text, key, tree):
 
 
 # A bad name
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_scale_ends_in_the_known_ones(tree):
@@ -221,7 +217,7 @@ def test_an_unknown_data_set_ends_in_the_declared_ones(wanted, tree):
     assert "digits" in line.replace(f"config/{RECIPE}", "") or "list" in line
 
 
-@pytest.mark.parametrize("command", ["table", "runs"])
+@pytest.mark.parametrize("command", ["table", "list"])
 def test_an_unknown_table_ends_in_the_known_ones(command, tree, capsys):
     assert tree.cda(command, "tinny") == 1
     assert (
@@ -264,7 +260,7 @@ def test_a_bad_option_is_not_blamed_on_the_file(tree):
 
 
 # A bad file
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,7 +297,7 @@ def test_without_a_config_folder_the_message_names_where_to_start(tree, monkeypa
 
 
 # Layers
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_later_layers_win(tree):
@@ -353,8 +349,8 @@ def test_a_job_resolves_its_run_as_its_workflow_did(tree, monkeypatch):
         "data": "/my {data} 'dir'",
     }
     overrides |= {"datasets": ["digits"], "labels": {"max_gb": 0.5}, "data_paths": {"digits": "/d"}}
-    export, variable = shlex.split(Plan(overrides).prefix.format())
-    name, value = variable.removesuffix(";").split("=", 1)
+    export, variable, _path = shlex.split(Plan(overrides, None).prefix.format())
+    name, value = variable.split("=", 1)
     assert export == "export"
     monkeypatch.setenv(name, value)
     assert load_settings(from_environment()) == tree.experiments(**overrides).settings
@@ -368,7 +364,7 @@ def test_a_bad_environment_is_one_line(value, tree, monkeypatch, capsys):
 
 
 # Sources
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -455,7 +451,7 @@ def test_a_table_may_have_any_ordinary_name(name, tree):
     from cda.pipeline.rules import Plan
 
     tree.experiment(name)
-    Plan({}, [f"results/{name}.csv", f"results/{name}.md"])
+    Plan({}, None, [f"results/{name}.csv", f"results/{name}.md"])
 
 
 def test_a_mapping_among_a_table_s_own_values_is_refused(tree):
@@ -472,13 +468,11 @@ def test_a_folder_for_an_undeclared_data_set_is_refused(tree):
 
 
 def test_a_nested_value_on_the_command_line_leaves_its_neighbours_of_the_environment(
-    tree, monkeypatch, capsys
+    tree, monkeypatch
 ):
     monkeypatch.setenv("CDA_CONFIG", '{"runtime": {"blocks": 7}}')
-    from cda import commands
-
-    experiments = commands.experiments_of(argparse.Namespace(config=["runtime.gpus=3"]))
-    assert (experiments.settings.runtime.blocks, experiments.settings.runtime.gpus) == (7, 3)
+    settings = load_settings(read_overrides(["runtime.gpus=3"]))
+    assert (settings.runtime.blocks, settings.runtime.gpus) == (7, 3)
 
 
 def test_a_plan_of_another_scale_s_table_is_refused(tree, capsys):

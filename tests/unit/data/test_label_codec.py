@@ -1,4 +1,4 @@
-"""Codecs: what a row takes, how far decoded logits may be off, and what a softmax must not notice."""
+"""Codecs: a row's bytes, the error of decoded logits, and what leaves a softmax unchanged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def largest(logits: Tensor, count: int) -> Tensor:
 
 
 # What a row takes
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_row_is_its_own(codec):
 
 
 # How far decoded logits may be off
-# ------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_plain_rows_are_the_logits_in_fp16():
@@ -248,7 +248,7 @@ def test_half_precision_logits_are_taken_as_they_are():
 
 
 # Bits
-# -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bits", "count"), [*itertools.product((1, 2, 4, 8), (1, 7, 8, 9))])

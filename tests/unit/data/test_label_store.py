@@ -194,7 +194,8 @@ def distilled(recipe: Relabel, batch_size: int) -> DistilledBatches:
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
     data = Dataset(
-        name="toy", layout="digits", classes=3, resolution=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), get="x"
+        name="toy", layout="digits", classes=3, resolution=SIZE, get="x",
+        mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3),
     )  # fmt: skip
     device = Device(Runtime(device="cpu"), torch.device("cpu"), None)
     return DistilledBatches(Images(pixels, np.arange(COUNT) % 3, data, device), recipe, batch_size)
@@ -621,7 +622,7 @@ def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, opt
 
 
 class Doubled(torch.nn.Module):
-    """Takes images to float64, so that a batch's size does not tell in what a linear layer gives."""
+    """Images in float64, so that a linear layer's result does not depend on the batch's size."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.double()

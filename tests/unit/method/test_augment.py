@@ -72,7 +72,7 @@ def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.T
 
 
 # Boxes
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def farthest(one: np.ndarray, other: np.ndarray) -> float:
@@ -120,7 +120,7 @@ def test_boxes_are_distributed_as_torchvisions(size, low, high):
 
 
 def test_ten_misfits_take_the_full_image_as_often_as_torchvision():
-    """Above 0.999 of a large image only a ratio near 1 fits, so most boxes come from the fall-back."""
+    """Above 0.999 of a large image only a ratio near 1 fits, so most boxes are the fall-back."""
     count, size = 1000, 224
     torch.manual_seed(1)
     image = torch.empty(3, size, size)
@@ -173,7 +173,7 @@ def test_boxes_lie_inside_the_image(size):
 
 
 # Draws
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "pad_crop", "none"])
@@ -264,7 +264,7 @@ def test_views_of_chosen_images_are_those_of_the_set():
 
 
 # Resampling
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("antialias", [False, True])
@@ -367,7 +367,7 @@ def test_a_crop_that_would_need_antialiasing_is_a_programmers_mistake():
 
 
 # Mixing
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_mixing_boxes_worked_out_by_hand():
@@ -413,7 +413,7 @@ def test_mixup_blends_by_each_images_share():
 
 
 # Cutout
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "share"), [(16, 0.5), (15, 0.5), (9, 0.3), (8, 1.0)])

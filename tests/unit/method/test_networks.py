@@ -282,9 +282,9 @@ def has_bn(name: str) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    ["convnet4", "vgg16", "deit_tiny", "squeezenet1_1", "vit_b_16", "swin_v2_t", "convnext_small", "convnextv2_atto",
-     "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s16_224",
-     "resmlp_12_224"],
+    ["convnet4", "vgg16", "deit_tiny", "squeezenet1_1", "vit_b_16", "swin_v2_t", "convnext_small",
+     "convnextv2_atto", "vit_tiny_patch16_224", "deit3_small_patch16_224",
+     "swin_tiny_patch4_window7_224", "mixer_s16_224", "resmlp_12_224"],
 )  # fmt: skip
 def test_networks_without_bn_layers_are_no_recovery_models(name):
     assert not has_bn(name)
