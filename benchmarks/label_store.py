@@ -111,7 +111,7 @@ def cases(folder: Path) -> list[Case]:
             Side(
                 "plain" if codec.plain else "ours",
                 lambda codec=codec: build(codec, folder),  # type: ignore[misc]
-                {"codec": named(codec), "bytes": codec.record.bytes},
+                {"codec": named(codec), "bytes": codec.parts.bytes},
             )
             for codec in codecs
         )
@@ -125,13 +125,13 @@ def cases(folder: Path) -> list[Case]:
 
 def sizes() -> list[dict[str, Any]]:
     """Bytes a row, and fp16's over them."""
-    plain, found = Codec(CLASSES).record.bytes, []
+    plain, found = Codec(CLASSES).parts.bytes, []
     for codec in (Codec(CLASSES, bits, top_k) for bits, top_k in CODECS):
         told = {
             "side": "plain" if codec.plain else "ours",
             "parameters": f"classes={CLASSES} codec={named(codec)}",
         }
-        size = codec.record.bytes
+        size = codec.parts.bytes
         found.append(
             {"what": "size of a row", **told, "rate": size, "unit": "bytes", "ratio": plain / size}
         )

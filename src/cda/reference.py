@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from cda.campaign.steps import Campaign, Step
 from cda.config.experiment import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
 from cda.config.recipe import Recipe
 from cda.config.settings import Dataset, Settings
@@ -98,7 +97,6 @@ def page() -> str:
         ("`config/scales/<name>.yaml`", Scale),
     ]
     sections += [("one of its `datasets`", DatasetScale)]
-    sections += [("`config/campaign.yaml`", Campaign), ("one of its `steps`", Step)]
     sections += [
         (f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)
     ]
@@ -129,7 +127,6 @@ def schema() -> str:
         Experiment,
         Figure,
         Scale,
-        Campaign,
         Recipe,
     )
     return json.dumps([model.model_json_schema() for model in models], indent=1)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cda.config.recipe import Recipe, Relabel, record
+from cda.config.label_rows import row_parts
+from cda.config.recipe import Recipe, Relabel
 from cda.config.settings import Dataset
 from cda.config.yaml_source import Layer
 from cda.errors import ConfigError
@@ -251,7 +252,7 @@ def label_bytes(relabel: Run, kept: Relabel | None = None) -> int:
     """
     kept, classes = kept or relabel.recipe.relabel, relabel.data.classes
     rows = relabel.ipc * classes * kept.label_epochs(served_epochs(relabel))
-    return rows * record(classes, kept.bits, kept.top_k).bytes
+    return rows * row_parts(classes, kept.bits, kept.top_k).bytes
 
 
 def fp16_bytes(relabel: Run) -> int:

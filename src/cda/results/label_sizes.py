@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from cda.config.experiment import Experiment
-from cda.config.recipe import Relabel, record
+from cda.config.label_rows import row_parts
+from cda.config.recipe import Relabel
 from cda.config.types import parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.experiments.experiment_set import ExperimentSet
@@ -74,7 +75,7 @@ def _row(name: str, run: Run, setting: str, kept: Relabel) -> dict[str, Any]:
         "bits": kept.bits,
         "top_k": kept.top_k,
         "reuse": kept.reuse,
-        "row_bytes": record(run.data.classes, kept.bits, kept.top_k).bytes,
+        "row_bytes": row_parts(run.data.classes, kept.bits, kept.top_k).bytes,
         "label_bytes": size,
         "label_ratio": round(fp16_bytes(run) / size, 2),
         "status": "computed",
