@@ -104,7 +104,7 @@ def cases(folder: Path) -> list[Case]:
             Side(
                 "plain" if codec.plain else "ours",
                 lambda codec=codec: build(codec, folder),  # type: ignore[misc]
-                {"codec": codec_name(codec), "bytes": codec.record.bytes},
+                {"codec": codec_name(codec), "bytes": codec.parts.bytes},
             )
             for codec in codecs
         )
@@ -118,9 +118,9 @@ def cases(folder: Path) -> list[Case]:
 
 def sizes() -> list[dict[str, Any]]:
     """Bytes a row of each codec, and fp16's bytes over them."""
-    plain, found = Codec(CLASSES).record.bytes, []
+    plain, found = Codec(CLASSES).parts.bytes, []
     for codec in (Codec(CLASSES, bits, top_k) for bits, top_k in CODECS):
-        size = codec.record.bytes
+        size = codec.parts.bytes
         found.append(
             {
                 "what": "size of a row",

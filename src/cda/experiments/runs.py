@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cda.config.recipe import Recipe, Relabel, record
+from cda.config.label_rows import row_parts
+from cda.config.recipe import Recipe, Relabel
 from cda.config.settings import Dataset
 from cda.config.yaml_source import Layer
 from cda.errors import ConfigError
@@ -266,7 +267,7 @@ def label_bytes(relabel: Run, codec: Relabel | None = None) -> int:
     """
     codec, classes = codec or relabel.recipe.relabel, relabel.data.classes
     rows = relabel.ipc * classes * codec.label_epochs(served_epochs(relabel))
-    return rows * record(classes, codec.bits, codec.top_k).bytes
+    return rows * row_parts(classes, codec.bits, codec.top_k).bytes
 
 
 def fp16_bytes(relabel: Run) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from cda.config.experiment import Experiment
-from cda.config.recipe import Relabel, record
+from cda.config.label_rows import row_parts
+from cda.config.recipe import Relabel
 from cda.config.types import parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.experiments.experiment_set import ExperimentSet
@@ -64,7 +65,7 @@ def _row(name: str, run: Run, setting: str, codec: Relabel) -> dict[str, Any]:
         "bits": codec.bits,
         "top_k": codec.top_k,
         "reuse": codec.reuse,
-        "row_bytes": record(run.data.classes, codec.bits, codec.top_k).bytes,
+        "row_bytes": row_parts(run.data.classes, codec.bits, codec.top_k).bytes,
         "label_bytes": size,
         "label_ratio": round(fp16_bytes(run) / size, 2),
         "status": "computed",

@@ -67,7 +67,7 @@ def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path,
     mark, key = work / "decoded.json", _listing_digest(paths, source.root)
     done, shape = pieces_done(mark, work / "val.npy", key), (len(paths), size, size, 3)
     images = allocate(
-        work / "val.npy", shape, np.uint8, fresh=not done, mend="make room, then start again"
+        work / "val.npy", shape, np.uint8, fresh=not done, fix="make room, then start again"
     )
     saved = time.monotonic()
     progress = Progress(len(paths), f"decode {context.run.id}", "images", done)

@@ -177,14 +177,14 @@ def test_a_damaged_image_ends_in_one_line(root, workers):
     with pytest.raises(DataError) as caught:
         epoch(batches(root, recipe(), workers), 0)
     assert str(caught.value).startswith(
-        f"{path}: toy needs a whole image, found 200 bytes that do not decode;"
+        f"{path}: toy needs a complete image, found 200 bytes that do not decode;"
     )
     assert "\n" not in str(caught.value)
 
 
 def test_data_sets_without_a_file_an_image_cannot_be_streamed(root):
     digits = DATA.model_copy(update={"layout": "digits", "classes": 10})
-    with pytest.raises(ConfigError, match="stream needs a file an image"):
+    with pytest.raises(ConfigError, match="stream needs one file per image"):
         sources.files(digits, root)
 
 
