@@ -19,9 +19,11 @@ from torchvision.transforms.v2 import functional as tv
 
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset, Runtime
+from cda.engine.blocks import Block, blocks_of, start_images, step_views
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
-from cda.engine.recovery import Block, Objective, Recovery, blocks_of, start_images, step_views
+from cda.engine.objective import Objective
+from cda.engine.recovery import Recovery
 from cda.errors import ArtifactError
 
 torch.set_num_threads(1)

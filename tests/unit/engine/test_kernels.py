@@ -17,7 +17,7 @@ from cda.config.settings import Runtime
 from cda.engine import kernels
 from cda.engine.device import Device
 from cda.engine.kernels import batch_norm, winograd
-from cda.engine.recovery import Objective
+from cda.engine.objective import Objective
 from cda.method.bn_matching import BNMatching
 from cda.method.networks import build
 from cda.stages.models import accelerate
