@@ -8,10 +8,7 @@ agree on goes through `Machine`.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.metadata
 import os
-import platform
 import resource
 import shutil
 import socket
@@ -20,8 +17,6 @@ from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,6 +30,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from cda.config.settings import Runtime
 from cda.engine.kernels import library
+from cda.engine.provenance import cpu_name, software
 from cda.errors import ConfigError
 from cda.progress import log
 from cda.rng import generator
@@ -195,18 +191,15 @@ class Device:
         )
         return {
             "host": socket.gethostname(),
-            "device": torch.cuda.get_device_name() if cuda else _cpu(),
+            "device": torch.cuda.get_device_name() if cuda else cpu_name(),
             "precision": "bf16" if self.half else "fp32",
             "compiled": self.compiles,
             "cpu_threads": self.runtime.cpu_threads,
             **({"processes": self.world} if self.world > 1 else {}),
             "seconds": round(time.monotonic() - self.started, 2),
             "peak_memory_bytes": peak,
-            "python": platform.python_version(),
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("torch", "numpy", "pillow")
-            },
-            "code": code_digest(),
+            "threads": torch.get_num_threads(),
+            **software(cuda),
         }
 
 
@@ -311,33 +304,6 @@ def out_of_memory(error: BaseException) -> bool:
 def seed_everything(*purpose: object) -> None:
     """Seed torch's own generators (weights, dropout) for `purpose`."""
     torch.manual_seed(int(generator(*purpose).integers(2**63)))
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 of the package's source, first 16 hex digits.
-
-    Tells which code made a result, and invalidates nothing.
-    """
-    sha = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        sha.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return sha.hexdigest()[:16]
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return f"{names[0] if names else platform.machine()} ({os.cpu_count()} logical cores)"
 
 
 Function = Callable[..., Any]
