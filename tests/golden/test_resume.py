@@ -67,7 +67,7 @@ def job(request: dict[str, Any]) -> None:
     code = 99
     try:
         signal_at(*request["moment"])
-        lock.PATIENCE = request["patience"]
+        lock.PATIENCE_SECONDS = request["patience"]
         code = main(request["argv"])
     except BaseException:
         traceback.print_exc()
