@@ -76,7 +76,7 @@ class Device:
         return batch[self.rank :: sharing] if self.rank < sharing else batch[:2]
 
     def weight(self, size: int) -> float:
-        """Weight of this rank's loss: the ranks' average is then the mean over all `size` images."""
+        """Weight of this rank's loss: the ranks' average is then the mean over the batch."""
         if self.world == 1:
             return 1.0
         sharing = _sharing_ranks(size, self.world)

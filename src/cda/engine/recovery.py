@@ -28,6 +28,7 @@ from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device, out_of_memory
 from cda.engine.memory import Memory, Packing, measure_memory
 from cda.engine.objective import Objective
+from cda.engine.optimizers import unwrapped
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.experiments.runs import Run
@@ -70,7 +71,7 @@ class Recovery:
             torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
             for values in (data.mean, data.std)
         )
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = unwrapped(torch.optim.Adam)(
             [self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True
         )
         self._last: tuple[Tensor, Tensor] | None = None

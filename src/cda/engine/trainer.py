@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from cda.config.recipe import Optimisation
 from cda.engine.checkpoint import Checkpoint, load_state
 from cda.engine.device import Device, enough_memory, seed_everything
+from cda.engine.optimizers import unwrapped
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.progress import Progress, log
@@ -71,8 +72,9 @@ def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, values: Optimisation) -> torch.optim.Optimizer:
-    """The recipe's optimiser; without `decay_vectors`, 1-D parameters (biases, normalisation) are
-    not decayed.
+    """The recipe's optimiser.
+
+    Without `decay_vectors` 1-D parameters (biases, normalisation) have no weight decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if values.decay_vectors or p.ndim > 1]
@@ -81,11 +83,12 @@ def build_optimizer(model: nn.Module, values: Optimisation) -> torch.optim.Optim
         {"params": decayed, "weight_decay": values.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    if values.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=values.lr, momentum=values.momentum, fused=True)
-    kind = torch.optim.AdamW if values.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=values.lr, fused=True)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    options = {"momentum": values.momentum} if values.optimizer == "sgd" else {}
+    optimizer: torch.optim.Optimizer = unwrapped(kinds[values.optimizer])(
+        [group for group in groups if group["params"]], lr=values.lr, fused=True, **options
+    )
+    return optimizer
 
 
 @dataclass
