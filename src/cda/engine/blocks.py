@@ -59,7 +59,7 @@ def start_images(block: Block, seed: int, resolution: int) -> NDArray[np.float64
 def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Views:
     """Crop, flip and roll of a block at `step`.
 
-    All images of the block share one view (fidelity 3), unless the recipe says `per_image`.
+    All images of the block share one view (fidelity 3), unless the recipe sets `per_image`.
     """
     low = min_crop(
         step, recipe.iterations, mode=recipe.mode, scheduler=recipe.scheduler,

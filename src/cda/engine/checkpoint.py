@@ -68,8 +68,8 @@ class Checkpoint:
         if self.writes:
             tensors: dict[str, Tensor] = {}
             header = {"key": self.key, "state": json.dumps(split_tensors(state, tensors))}
-            with atomic_write(self.path) as aside:
-                write_tensors(tensors, aside, header)
+            with atomic_write(self.path) as temporary:
+                write_tensors(tensors, temporary, header)
         self._saved = time.monotonic()
 
     def load(self) -> Any | None:

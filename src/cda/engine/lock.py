@@ -54,7 +54,7 @@ class Lease:
     def is_stale(self, unbeaten: float = 0.0) -> bool:
         """Whether the owner is gone; `unbeaten`: seconds that we saw the file untouched.
 
-        A file system's clock may differ from ours, so that the file's time alone does not suffice.
+        A file system's clock may differ from this host's: the file's time alone does not suffice.
         """
         try:
             owner = self.owner()
@@ -151,7 +151,7 @@ class Lease:
 def process_start(pid: int) -> str | None:
     """When a process started, in kernel ticks; None without /proc.
 
-    The kernel gives a process number to another process later; the start tells the two apart.
+    The kernel gives a process number to another process later; their starts differ.
     """
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]

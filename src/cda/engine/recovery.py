@@ -3,7 +3,7 @@
 The recovery model classifies the images as their classes, and their BN statistics match those of
 the real data. Several class blocks go through the network together; draws, BN statistics and losses
 are per block, so that packing changes rounding alone. docs/fidelity.md gives the order of the
-loop's operations; its items 3 to 9 say where the loop follows the authors' code. `recover_blocks`
+loop's operations; its items 3 to 9 list where the loop follows the authors' code. `recover_blocks`
 also chooses how many blocks are packed, retries with fewer where memory does not suffice, and
 resumes killed jobs.
 """

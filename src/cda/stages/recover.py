@@ -106,7 +106,7 @@ def _synthesise(
 
 
 def _forget_other_model(work: Path, sha256: str) -> None:
-    """Delete work that began with another model: its blocks must not share a shard with ours."""
+    """Delete work that began with another model: a shard must not mix blocks of two models."""
     mark = work / "model.json"
     if mark.is_file() and read_json(mark, "the mark of the model")["sha256"] != sha256:
         shutil.rmtree(work / "blocks", ignore_errors=True)
@@ -176,7 +176,7 @@ def _write_part(
     for shard in shards:
         blocks, target = blocks_of(shard, run.data.classes, size), work / "out" / shard_name(shard)
         write(target, files.read(blocks), shard)
-        described = context.described() | {"ipc": shard, "blocks": files.losses(blocks)}
+        described = context.description() | {"ipc": shard, "blocks": files.losses(blocks)}
         described |= {"sha256": file_digest(target), "provenance": device.provenance()}
         write_json(target.with_suffix(".json"), described)
         if shard == 0 and recipe.synthetic:
