@@ -60,8 +60,8 @@ def made() -> dict[str, Any]:
     found = {
         str(path): json.loads(path.read_text()) for path in Path("results/runs").rglob("*.json")
     }
-    for told in found.values():
-        assert told.pop("provenance")
+    for record in found.values():
+        assert record.pop("provenance")
     return found
 
 
@@ -94,18 +94,16 @@ def test_a_campaign_killed_and_continued_measures_what_an_undisturbed_chain_does
     second = Slice()
     second.reach("validate")
     second.process.send_signal(signal.SIGTERM)
-    said = second.end(128 + signal.SIGTERM)
-    assert re.search(
-        r"^recover .* (going on from step|blocks are done already)", said, re.MULTILINE
-    )
+    log = second.end(128 + signal.SIGTERM)
+    assert re.search(r"^recover .* (going on from step|blocks are done already)", log, re.MULTILINE)
     assert (
         "This slice finished 2 jobs.\nStopped in the middle, the next slice goes on from "
-        "there: validate" in said
+        "there: validate" in log
     )
     assert made() == {}
 
-    said = Slice().end(0)
-    assert re.search(r"^validate .* going on from epoch ", said, re.MULTILINE)
-    assert said.splitlines()[-1] == "1 of 1 cell measured; 4 of 4 jobs done."
+    log = Slice().end(0)
+    assert re.search(r"^validate .* going on from epoch ", log, re.MULTILINE)
+    assert log.splitlines()[-1] == "1 of 1 cell measured; 4 of 4 jobs done."
     assert made() == wanted
     assert len(wanted) == 1

@@ -32,7 +32,7 @@ def test_a_second_ctrl_c_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_signals_are_given_back_afterwards():
+def test_signal_handlers_are_restored_afterwards():
     before = [
         signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     ]
