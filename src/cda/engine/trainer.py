@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cda.config.recipe import Optimisation
 from cda.engine.checkpoint import Checkpoint, load_state
 from cda.engine.device import Device, enough_memory, seed_everything
-from cda.engine.optimizers import unwrapped
+from cda.engine.optimizers import build_optimizer, lr_at
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.progress import Progress, log
@@ -46,47 +46,6 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(images, target) of every step from `first_step` on."""
         ...
-
-
-def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
-    """Learning rate of `step` (of `steps`) in `epoch`, both from 0: warm-up, then the schedule.
-
-    The warm-up is linear. With `schedule_per: epoch` the rate changes between epochs (as torch's
-    LinearLR, then CosineAnnealingLR or StepLR), with `step` at every step.
-    """
-    now = epoch + (step / steps if values.schedule_per == "step" else 0.0)
-    if now < values.warmup_epochs:
-        return values.lr * (
-            values.warmup_factor + (1 - values.warmup_factor) * now / values.warmup_epochs
-        )
-    now -= values.warmup_epochs
-    if values.schedule == "cosine":
-        return (
-            values.lr * (1 + math.cos(math.pi * now / (values.epochs - values.warmup_epochs))) / 2
-        )
-    if values.schedule == "step":
-        return values.lr * values.step_factor ** int(now // values.step_epochs)
-    return values.lr
-
-
-def build_optimizer(model: nn.Module, values: Optimisation) -> torch.optim.Optimizer:
-    """The recipe's optimiser.
-
-    Without `decay_vectors` 1-D parameters (biases, normalisation) have no weight decay.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if values.decay_vectors or p.ndim > 1]
-    free = [p for p in trained if not (values.decay_vectors or p.ndim > 1)]
-    groups = [
-        {"params": decayed, "weight_decay": values.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    options = {"momentum": values.momentum} if values.optimizer == "sgd" else {}
-    optimizer: torch.optim.Optimizer = unwrapped(kinds[values.optimizer])(
-        [group for group in groups if group["params"]], lr=values.lr, fused=True, **options
-    )
-    return optimizer
 
 
 @dataclass
