@@ -20,8 +20,10 @@ from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.precision import as_torch_ships_it
 from cda.config.recipe import Architecture, Recover
 from cda.config.settings import Dataset
+from cda.engine.blocks import Block
 from cda.engine.device import Device, seed_everything
-from cda.engine.recovery import Block, Objective, Recovery
+from cda.engine.objective import Objective
+from cda.engine.recovery import Recovery
 from cda.method import networks
 from cda.method.curriculum import image_lr, min_crop
 from cda.pipeline.costs import RECOVERY, multiply_adds

@@ -17,8 +17,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from cda.config.recipe import Augmentation
+from cda.engine.blocks import Block, step_views
 from cda.engine.images import Images
-from cda.engine.recovery import Block, Objective, Recovery, step_views
+from cda.engine.objective import Objective
+from cda.engine.recovery import Recovery
 from cda.engine.trainer import Trainer
 from cda.method.augment import mixup
 from cda.method.losses import kd_loss

@@ -745,11 +745,11 @@ def test_random_control_chooses_as_it_always_did(shard):
     Written out as it was when whole splits were read.
     """
     from cda.rng import generator
-    from cda.stages.recover import _random_choice
+    from cda.stages.recover import random_choice
 
     labels = np.repeat(np.arange(5), [7, 4, 9, 5, 6])
     chosen = []
     for label in range(5):
         own = np.flatnonzero(labels == label)
         chosen.append(own[generator("random", 7, "class", label).permutation(len(own))[shard]])
-    assert _random_choice(labels, 5, shard, 7).tolist() == chosen
+    assert random_choice(labels, 5, shard, 7).tolist() == chosen
