@@ -321,8 +321,15 @@ CODE: list[tuple[int, str, str, tuple[str, ...], dict[str, Any]]] = [
         11,
         "cifar100",
         "cda",
-        (),
+        ("post-train-padded-crop",),
         {"relabel.augment": "pad_crop", "relabel.padding": 4, "relabel.flip": 0.5},
+    ),
+    (
+        11,
+        "cifar100",
+        "cda",
+        (),
+        {"relabel.augment": "random_resized_crop", "relabel.crop_scale": (0.08, 1.0)},
     ),
     (11, "cifar100", "cda", ("post-train-batch-128",), {"validate.batch_size": 128}),
     (

@@ -32,8 +32,8 @@ GOLDEN = {
     ("table1", "cda", 10): {
         "squeeze": "resnet18-e2763bb5",
         "recover": "curriculum-cosine-resnet18-578dba02",
-        "relabel": "curriculum-cosine-resnet18-ipc10-36f2348b",
-        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-66526a91",
+        "relabel": "curriculum-cosine-resnet18-ipc10-431793da",
+        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-66ab45a6",
     },
 }
 
