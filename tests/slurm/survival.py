@@ -101,7 +101,6 @@ def out_of_grace(flow: Flow) -> None:
     """
     flow.program("deaf.py", DEAF)
     flow.program("python", PYTHON.format(python=sys.executable, deaf=flow.folder / "bin/deaf.py"))
-    flow.program("cda", '#!/bin/sh\nexec python -m cda "$@"\n')
     head = flow.start(limit="1 + 9 * (attempt - 1)")
     flow.hold("validate")
     flow.end(head)
@@ -327,12 +326,11 @@ at work keeps its lease, and the new one waits for it (`tests/workflow/test_kill
 
 def write_page(outcomes: list[Outcome], cluster: Cluster) -> None:
     """docs/survival.md and docs/survival.log."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
-    device = f"{model[1] if model else 'a CPU'} ({os.cpu_count()} logical cores)"
+    from cda.engine.provenance import cpu_name
+
     version = cluster.run("sinfo", "--version").stdout.split()[-1]
     rows = "\n".join(one.row() for one in outcomes)
-    page = PAGE.format(version=version, device=device, together=TOGETHER, rows=rows)
+    page = PAGE.format(version=version, device=cpu_name(), together=TOGETHER, rows=rows)
     (ROOT / "docs" / "survival.md").write_text(page, encoding="utf-8")
     log = [
         line

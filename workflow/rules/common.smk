@@ -1,20 +1,18 @@
-import os
 import sys
 
-from cda.errors import CdaError
-from cda.pipeline.rules import Plan, array_task, one_of
+sys.path.insert(0, f"{workflow.basedir}/../src")
 
-if command := array_task(sys.argv, os.environ):
-    os.execvp("sh", ["sh", "-c", command])
+from cda.errors import CdaError
+from cda.pipeline.rules import Plan, one_of
 
 try:
-    PLAN = Plan(config, sys.argv[1:])
+    PLAN = Plan(config, workflow, sys.argv[1:])
     print(PLAN.summary(), file=sys.stderr)
 except CdaError as error:
     sys.exit(f"cda: {error}")
 
 
-# Jobs resolve their runs with the configuration that this call was given.
+# Jobs use this call's configuration and this clone's source.
 shell.prefix(PLAN.prefix)
 
 

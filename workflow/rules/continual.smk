@@ -1,11 +1,11 @@
 rule continual:
     """Class-incremental learning: a fresh model a step, on the distilled images of the classes seen so far."""
     input:
-        parts=PLAN.shards,
-        model=PLAN.model,
-        decoded=PLAN.decoded,
+        parts=ancient(PLAN.shards),
+        model=ancient(PLAN.model),
+        decoded=ancient(PLAN.decoded),
     output:
-        measured="{results}/runs/{dataset}/{run,continual-[^/]+}/seed-{seed}.json",
+        measured=update("{results}/runs/{dataset}/{run,continual-[^/]+}/seed-{seed}.json"),
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
@@ -20,4 +20,4 @@ rule continual:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda continual --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} &> {log}"
+        "python -m cda continual --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} &> {log}"

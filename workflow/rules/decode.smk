@@ -16,4 +16,4 @@ rule decode:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda decode --run {wildcards.run} --out {output.images} &> {log}"
+        "python -m cda decode --run {wildcards.run} --out {output.images} &> {log}"

@@ -19,13 +19,13 @@ rule plot:
     params:
         declared=PLAN.drawn,
     shell:
-        "cda figure {wildcards.figure:q} --out {output.png} &> {log}"
+        "python -m cda figure {wildcards.figure:q} --out {output.png} &> {log}"
 
 
 rule picture:
     """A figure of distilled images: as they are, or as they emerge."""
     input:
-        PLAN.pictured,
+        ancient(PLAN.pictured),
     output:
         report("{results}/{figure}.png", caption="../report/figure.rst", category="Figures"),
     log:
@@ -37,4 +37,4 @@ rule picture:
     params:
         declared=PLAN.drawn,
     shell:
-        "cda figure {wildcards.figure:q} --out {output} &> {log}"
+        "python -m cda figure {wildcards.figure:q} --out {output} &> {log}"

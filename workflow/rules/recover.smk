@@ -1,9 +1,9 @@
 rule recover:
-    """Synthesise consecutive IPC indices of every class; a smaller IPC is a prefix of a larger one."""
+    """Synthesise some IPC indices of every class, or take real or imported images in their place."""
     input:
-        model=PLAN.model,
+        model=ancient(PLAN.model),
     output:
-        part=directory("{artifacts}/recover/{dataset}/{run,(?!random-|imported-)[^/]+}/part-{part}"),
+        part=directory("{artifacts}/recover/{dataset}/{run}/part-{part}"),
     log:
         "logs/{artifacts}/recover/{dataset}/{run}/part-{part}.log",
     benchmark:
@@ -18,24 +18,4 @@ rule recover:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} &> {log}"
-
-
-rule given:
-    """Take real images, or released ones, as they are: no network computes."""
-    output:
-        part=directory("{artifacts}/recover/{dataset}/{run,(random|imported)-[^/]+}/part-{part}"),
-    log:
-        "logs/{artifacts}/recover/{dataset}/{run}/part-{part}.log",
-    benchmark:
-        "logs/{artifacts}/benchmarks/recover/{dataset}/{run}/part-{part}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: PLAN.threads
-    resources:
-        runtime=PLAN.minutes,
-        mem_mb=PLAN.memory,
-    params:
-        recipe=PLAN.recipe,
-    shell:
-        "cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} &> {log}"
+        "python -m cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} &> {log}"

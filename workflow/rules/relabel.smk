@@ -1,8 +1,8 @@
 rule relabel:
     """Store the relabel model's logits of every image in every epoch."""
     input:
-        parts=PLAN.shards,
-        model=PLAN.model,
+        parts=ancient(PLAN.shards),
+        model=ancient(PLAN.model),
     output:
         labels=directory("{artifacts}/relabel/{dataset}/{run}/labels"),
     log:
@@ -19,4 +19,4 @@ rule relabel:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda relabel --run {wildcards.run} --out {output.labels} &> {log}"
+        "python -m cda relabel --run {wildcards.run} --out {output.labels} &> {log}"

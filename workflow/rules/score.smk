@@ -1,11 +1,11 @@
 rule score:
     """Classify distilled or real images with a model that took no part."""
     input:
-        parts=PLAN.shards,
-        model=PLAN.model,
-        decoded=PLAN.decoded,
+        parts=ancient(PLAN.shards),
+        model=ancient(PLAN.model),
+        decoded=ancient(PLAN.decoded),
     output:
-        measured="{results}/runs/{dataset}/{run,score-[^/]+}/seed-{seed}.json",
+        measured=update("{results}/runs/{dataset}/{run,score-[^/]+}/seed-{seed}.json"),
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
@@ -20,4 +20,4 @@ rule score:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda score --run {wildcards.run} --out {output.measured} &> {log}"
+        "python -m cda score --run {wildcards.run} --out {output.measured} &> {log}"

@@ -15,7 +15,7 @@ rule fetch:
     conda:
         "../../environment.yml"
     shell:
-        "cda fetch {wildcards.weights:q} {wildcards.model:q} --out {output} &> {log}"
+        "python -m cda fetch {wildcards.weights:q} {wildcards.model:q} --out {output} &> {log}"
 
 
 rule published:
@@ -30,14 +30,14 @@ rule published:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda squeeze --run {wildcards.run} --out {output.model} &> {log}"
+        "python -m cda squeeze --run {wildcards.run} --out {output.model} &> {log}"
 
 
 rule squeeze:
     """Train a recovery model on the real data."""
     input:
-        decoded=PLAN.decoded,
-        start=PLAN.start,
+        decoded=ancient(PLAN.decoded),
+        weights=ancient(PLAN.weights),
     output:
         model="{artifacts}/squeeze/{dataset}/{run,(?!published-)[^/]+}/model.safetensors",
         described="{artifacts}/squeeze/{dataset}/{run}/squeeze.json",
@@ -56,4 +56,4 @@ rule squeeze:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda squeeze --run {wildcards.run} --gpus {resources.gpu} --out {output.model} &> {log}"
+        "python -m cda squeeze --run {wildcards.run} --gpus {resources.gpu} --out {output.model} &> {log}"

@@ -14,4 +14,4 @@ rule table:
     conda:
         "../../environment.yml"
     shell:
-        "cda table {wildcards.table:q} --out {output.csv} &> {log}"
+        "python -m cda table {wildcards.table:q} --out {output.csv} &> {log}"

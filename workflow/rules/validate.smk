@@ -1,12 +1,12 @@
 rule validate:
     """Train a fresh model on distilled images and their labels, and test it on real ones."""
     input:
-        parts=PLAN.shards,
-        labels=PLAN.labels,
-        model=PLAN.model,
-        decoded=PLAN.decoded,
+        parts=ancient(PLAN.shards),
+        labels=ancient(PLAN.labels),
+        model=ancient(PLAN.model),
+        decoded=ancient(PLAN.decoded),
     output:
-        measured="{results}/runs/{dataset}/{run,(?!score-|continual-)[^/]+}/seed-{seed}.json",
+        measured=update("{results}/runs/{dataset}/{run,(?!score-|continual-)[^/]+}/seed-{seed}.json"),
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:
@@ -21,4 +21,4 @@ rule validate:
     params:
         recipe=PLAN.recipe,
     shell:
-        "cda validate --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} &> {log}"
+        "python -m cda validate --run {wildcards.run} --seed {wildcards.seed} --out {output.measured} &> {log}"

@@ -1,56 +1,152 @@
-"""What a job of a run reads and leaves.
+"""The graph of jobs: what each job reads and leaves, and which of them are missing.
 
-The one place that the workflow, the plan and the lists of runs ask.
+A job is one process: a part of a recover run, a seed of a measuring run, or all of another run.
+Every question about jobs is a walk of this graph: what Snakemake's rules read, what `cda plan`
+prices, what `cda run` does, what `cda pull` brings, what `cda list` prints. No torch here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from cda.config.settings import Settings
+from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.experiments.runs import (
     MEASURING,
     Run,
     decode_run,
-    recover_run_of,
     label_mode,
     parts,
+    recover_run_of,
     seeds_of,
 )
 
+NUMBERED = {"recover": "part", "validate": "seed", "continual": "seed"}  # several jobs a run
 
-def outputs(run: Run, ipc: int, layout: Layout, seeds: int) -> list[str]:
-    """What a run leaves, a path for each job; of a recover run what its first `ipc` shards need."""
-    if run.stage == "recover":
-        return [layout.part(run, part) for part in parts(run, ipc)]
-    if run.stage in MEASURING:
-        return [layout.run_json(run, seed) for seed in range(seeds_of(run, seeds))]
-    return [
-        {"decode": layout.decoded, "squeeze": layout.model, "relabel": layout.labels}[run.stage](
-            run
+
+@dataclass(frozen=True)
+class Job:
+    """One process of a run; two jobs are equal if they leave the same output."""
+
+    run: Run = field(compare=False)
+    index: int = field(compare=False)  # of the part or the seed; 0 where a run is one job
+    output: str
+
+    def is_done(self) -> bool:
+        """Whether its output is there; a squeezed model's description is written last."""
+        path = Path(self.output)
+        described = self.run.stage != "squeeze" or path.with_name("squeeze.json").exists()
+        return path.exists() and described
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `cda` on its command line."""
+        option = NUMBERED.get(self.run.stage)
+        numbered = [f"--{option}", str(self.index)] if option else []
+        return [self.run.stage, "--run", self.run.id, *numbered]
+
+    @property
+    def name(self) -> str:
+        """Stage, data set, run, and part or seed."""
+        return " ".join([self.run.stage, self.run.dataset, self.run.id, *self.arguments[3:]])
+
+
+class JobGraph:
+    """The jobs of one scale's runs; labels above `max_gb` (settings' `labels.max_gb`) are online."""
+
+    def __init__(self, layout: Layout, max_gb: float) -> None:
+        self.layout, self.max_gb = layout, max_gb
+
+    def job(self, run: Run, index: int = 0) -> Job:
+        """The job of `run` that is its part or seed `index`, or does all of it."""
+        layout = self.layout
+        if run.stage == "recover":
+            return Job(run, index, layout.part(run, index))
+        if run.stage in MEASURING:
+            return Job(run, index, layout.run_json(run, index))
+        one = {"decode": layout.decoded, "squeeze": layout.model, "relabel": layout.labels}
+        return Job(run, 0, one[run.stage](run))
+
+    def jobs(self, run: Run, ipc: int) -> list[Job]:
+        """The jobs of a run that is read: of a recover run those that make its first `ipc` shards."""
+        indices = parts(run, ipc) if run.stage == "recover" else range(1)
+        return [self.job(run, index) for index in indices]
+
+    def inputs(self, job: Job) -> list[Job]:
+        """The jobs whose outputs `job` reads."""
+        return [one for run in self._read(job.run) for one in self.jobs(run, job.run.ipc)]
+
+    def _read(self, run: Run) -> Iterator[Run]:
+        """The runs whose outputs a job of `run` reads."""
+        images, labels = recover_run_of(run), run.upstream.get("labels")
+        if images is not None and images is not run:
+            yield images
+        if labels is not None:
+            yield labels
+        labelled = labels or (run if run.stage == "relabel" else None)
+        used = "online" if labels else "stored"
+        model = (labels or run).upstream.get("model")
+        if model is not None and (labelled is None or label_mode(labelled, self.max_gb) == used):
+            yield model
+        trained = run.stage == "squeeze" and not run.recipe.squeeze.weights
+        tested = run.stage in ("validate", "continual") or (run.stage == "score" and not images)
+        if run.data.stream and (trained or tested):
+            yield decode_run(run.data, run.recipe)
+
+    def walk(self, targets: Iterable[Job], below: Callable[[Job], bool]) -> list[Job]:
+        """`targets` and, under each job that `below` is true of, its inputs; inputs come first."""
+        found: dict[Job, None] = {}
+
+        def visit(job: Job) -> None:
+            if job not in seen:
+                seen.add(job)
+                for one in self.inputs(job) if below(job) else ():
+                    visit(one)
+                found[job] = None
+
+        seen: set[Job] = set()
+        for target in targets:
+            visit(target)
+        return list(found)
+
+    def all(self, targets: Iterable[Job]) -> list[Job]:
+        """Everything that `targets` are made from, inputs first."""
+        return self.walk(targets, lambda _job: True)
+
+    def missing(self, targets: Iterable[Job]) -> list[Job]:
+        """What has to run, inputs first: jobs without output that a job without output reads.
+
+        What an existing output was made from may be gone.
+        """
+        reached = self.walk(targets, lambda job: not job.is_done())
+        return [job for job in reached if not job.is_done()]
+
+
+def graph_of(experiments: ExperimentSet) -> JobGraph:
+    """The job graph of a scale."""
+    return JobGraph(experiments.layout, experiments.settings.labels.max_gb)
+
+
+def table_jobs(experiments: ExperimentSet, *tables: str) -> list[Job]:
+    """The measuring jobs that the tables request, cell by cell; raises ConfigError."""
+    graph, settings = graph_of(experiments), experiments.settings
+    runs = [run for table in tables for run in experiments.requested_runs(table)]
+    return list(
+        dict.fromkeys(
+            graph.job(run, seed) for run in runs for seed in range(seeds_of(run, settings.seeds))
         )
-    ]
-
-
-def inputs(run: Run, max_gb: float) -> Iterator[Run]:
-    """The runs whose outputs a job of `run` reads; `max_gb` as in the settings' labels."""
-    images, labels = recover_run_of(run), run.upstream.get("labels")
-    if images is not None and images is not run:
-        yield images
-    if labels is not None:
-        yield labels
-    labelled = labels or (run if run.stage == "relabel" else None)
-    unused = labelled is not None and label_mode(labelled, max_gb) != (
-        "online" if labels else "stored"
     )
-    model = (labels or run).upstream.get("model")
-    if model is not None and not unused:
-        yield model
-    trained = run.stage == "squeeze" and not run.recipe.squeeze.weights
-    tested = run.stage in ("validate", "continual") or (run.stage == "score" and images is None)
-    if run.data.stream and (trained or tested):
-        yield decode_run(run.data, run.recipe)
+
+
+def figure_jobs(experiments: ExperimentSet, name: str) -> list[Job]:
+    """The jobs whose outputs a figure draws: its tables' measurements, or first parts of images."""
+    figure, graph = experiments.figures[name], graph_of(experiments)
+    if figure.plot:
+        return table_jobs(experiments, *(t for t in figure.tables if t in experiments.tables))
+    return [graph.job(run, 0) for _, run in experiments.pictured(name)]
 
 
 def gpu_count(run: Run, settings: Settings) -> int:

@@ -1,22 +1,20 @@
-"""What is left to do for some tables, and what it costs: jobs, GPU-hours, wall time, disk. Needs no
-data, no artifact.
+"""What is missing for some tables and what it costs: jobs, GPU-hours, wall time, disk.
 
-A job is counted where its output is missing and a missing measurement asks for it, as the workflow
-does; what a finished measurement was made from may be gone.
+It needs no data and no artifact. A job counts if its output is missing and a missing measurement
+depends on it (`cda.experiments.jobs`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cda.config.settings import Settings
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import inputs, outputs
-from cda.experiments.runs import MEASURING, VERSIONS, Run, label_gigabytes, label_mode
+from cda.experiments.jobs import Job, JobGraph, graph_of, table_jobs
+from cda.experiments.runs import VERSIONS, Run, label_gigabytes, label_mode
 from cda.pipeline.costs import (
     Counting,
     decoded_images,
@@ -26,6 +24,7 @@ from cda.pipeline.costs import (
     shard_gigabytes,
 )
 from cda.pipeline.rates import Rate, Rates, measure, rates_of
+from cda.text import number
 
 
 @dataclass(frozen=True)
@@ -38,88 +37,34 @@ class Line:
     jobs: int
     done: int
     to_do: int
-    gpu_hours: float  # of what is to do
-    rate: Rate | None  # that they are reckoned with; None where nothing is
+    gpu_hours: float  # of the missing jobs
+    rate: Rate | None  # of the stage; None where nothing is missing
 
 
 @dataclass
 class Estimate:
-    """What tables cost. Sizes in GB (1e9 bytes), of what is to do."""
+    """What the missing jobs cost. Sizes in GB (1e9 bytes)."""
 
     lines: list[Line] = field(default_factory=list)
     memory_gb: float = 0.0  # of one GPU
-    chain_hours: float = (
-        0.0  # the longest way from squeeze to a measurement, parts and seeds side by side
-    )
+    chain_hours: float = 0.0  # longest way from squeeze to a measurement, parts and seeds parallel
     gpus: int = 1
     shards_gb: float = 0.0
     labels_gb: float = 0.0
     decoded_gb: float = 0.0
-    pixels_gb: float = 0.0  # the most that one job keeps in a GPU's memory
-    online: list[Run] = field(
-        default_factory=list
-    )  # relabel runs whose labels are made while validating
+    pixels_gb: float = 0.0  # the most that one job holds in a GPU's memory
+    online: list[Run] = field(default_factory=list)  # relabel runs that store no labels
     notes: list[str] = field(default_factory=list)
 
     @property
     def gpu_hours(self) -> float:
-        """Of everything that is to do."""
+        """Of all missing jobs."""
         return sum(line.gpu_hours for line in self.lines)
 
     @property
     def wall_hours(self) -> float:
-        """On so many GPUs, always busy.
-
-        The longest chain or an equal share each, whichever is larger.
-        """
+        """On GPUs that are always busy: the longest chain, or an equal share each if larger."""
         return max(self.chain_hours, self.gpu_hours / self.gpus)
-
-
-@dataclass(frozen=True)
-class Work:
-    """One run: all its outputs, and which of them are to do."""
-
-    run: Run
-    outputs: list[str]
-    missing: list[int]  # indices of the outputs to do
-
-
-def _demanded(
-    runs: Sequence[Run], asked: Callable[[Run, int], bool], max_gb: float
-) -> dict[str, int]:
-    """The runs that are read, with the largest IPC.
-
-    Those below a run only where it is `asked` for itself.
-    """
-    demand = {run.id: run.ipc for run in runs if run.stage in MEASURING}
-    for run in reversed(runs):  # upstream last
-        if run.id in demand and asked(run, demand[run.id]):
-            for below in inputs(run, max_gb):
-                demand[below.id] = max(demand.get(below.id, 0), run.ipc)
-    return demand
-
-
-def works_of(experiments: ExperimentSet, names: Sequence[str]) -> list[Work]:
-    """Every run of the tables with its jobs, upstream first."""
-    settings, layout = experiments.settings, experiments.layout
-    runs = list(experiments.runs(tuple(names)).values())
-    kept = settings.labels.max_gb
-
-    def left(run: Run, ipc: int) -> list[int]:
-        paths = outputs(run, ipc, layout, settings.seeds)
-        return [index for index, path in enumerate(paths) if not Path(path).exists()]
-
-    every = _demanded(runs, lambda _run, _ipc: True, kept)
-    wanted = _demanded(runs, lambda run, ipc: bool(left(run, ipc)), kept)
-    return [
-        Work(
-            run,
-            outputs(run, every[run.id], layout, settings.seeds),
-            left(run, wanted[run.id]) if run.id in wanted else [],
-        )
-        for run in runs
-        if run.id in every
-    ]
 
 
 def hours_of(
@@ -141,82 +86,86 @@ def hours_of(
 
 
 def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: int) -> Estimate:
-    """What the tables `names` cost on `gpus` devices of the kind `gpu`.
-
-    Raises ConfigError for an unknown one.
-    """
+    """What the tables `names` cost on `gpus` devices of the kind `gpu`; raises ConfigError."""
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: must be at least 1")
-    settings = experiments.settings
+    settings, graph = experiments.settings, graph_of(experiments)
     rates = rates_of(experiments.config, gpu)
-    works = works_of(experiments, names)
     measure(rates, experiments.runs().values(), settings, experiments.layout)
-    found = Estimate(gpus=gpus, memory_gb=rates.device.memory_gb)
-    each = {work.run.id: hours_of(work.run, rates, settings) for work in works if work.missing}
+    targets = table_jobs(experiments, *names)
+    missing = graph.missing(targets)
+    runs = {job.run.id: job.run for job in missing}
+    each = {run_id: hours_of(run, rates, settings) for run_id, run in runs.items()}
     hours = {run_id: max(pair) for run_id, pair in each.items()}
-    found.lines = list(_lines(works, hours, rates))
-    found.chain_hours = _chain(works, hours, rates, gpus, settings)
-    _sizes(found, works, settings)
-    found.notes = [*_left_out(experiments, names), *_uncounted(works), *_waiting(works, each)]
+    found = Estimate(gpus=gpus, memory_gb=rates.device.memory_gb)
+    found.lines = list(_lines(graph.all(targets), missing, hours, rates))
+    found.chain_hours = _chain(graph, missing, hours, rates, gpus, settings)
+    _add_sizes(found, missing, settings)
+    found.notes = [
+        *_left_out(experiments, names),
+        *_uncounted(runs.values()),
+        *_waiting(runs.values(), each),
+    ]
     return found
 
 
-def _lines(works: Sequence[Work], hours: dict[str, float], rates: Rates) -> Iterator[Line]:
-    for dataset in dict.fromkeys(work.run.dataset for work in works):
+def _lines(
+    jobs: Sequence[Job], missing: Sequence[Job], hours: Mapping[str, float], rates: Rates
+) -> Iterator[Line]:
+    to_do = set(missing)
+    for dataset in dict.fromkeys(job.run.dataset for job in jobs):
         for stage in VERSIONS:
-            own = [work for work in works if (work.run.dataset, work.run.stage) == (dataset, stage)]
-            if not own:
-                continue
-            paths = [path for work in own for path in work.outputs]
-            used = next((work.run for work in own if hours.get(work.run.id)), None)
-            yield Line(
-                dataset,
-                stage,
-                runs=len(own),
-                jobs=len(paths),
-                done=sum(Path(path).exists() for path in paths),
-                to_do=sum(len(work.missing) for work in own),
-                gpu_hours=sum(len(work.missing) * hours.get(work.run.id, 0.0) for work in own),
-                rate=rates.of(used) if used else None,
-            )
+            own = [job for job in jobs if (job.run.dataset, job.run.stage) == (dataset, stage)]
+            left = [job for job in own if job in to_do]
+            if own:
+                rated = next((job.run for job in left if hours[job.run.id]), None)
+                yield Line(
+                    dataset,
+                    stage,
+                    runs=len({job.run.id for job in own}),
+                    jobs=len(own),
+                    done=sum(job.is_done() for job in own),
+                    to_do=len(left),
+                    gpu_hours=sum(hours[job.run.id] for job in left),
+                    rate=rates.of(rated) if rated else None,
+                )
 
 
 def _chain(
-    works: Sequence[Work], hours: dict[str, float], rates: Rates, gpus: int, settings: Settings
+    graph: JobGraph,
+    missing: Sequence[Job],
+    hours: Mapping[str, float],
+    rates: Rates,
+    gpus: int,
+    settings: Settings,
 ) -> float:
-    """Hours of the longest chain of jobs that wait for each other.
-
-    A squeeze job may use several GPUs.
-    """
-    ends: dict[str, float] = {}
-    for work in works:
-        run = work.run
-        if not work.missing:
-            continue
-        together = min(run.data.gpus, settings.runtime.gpus, gpus) if run.stage == "squeeze" else 1
-        own = hours.get(run.id, 0.0) / together
+    """Hours of the longest chain of jobs that wait for each other."""
+    ends: dict[Job, float] = {}
+    for job in missing:
+        run = job.run
+        several = min(run.data.gpus, settings.runtime.gpus, gpus) if run.stage == "squeeze" else 1
+        own = hours[run.id] / several
         if run.stage == "decode":
             own = decoded_images(run) / rates.decode / 3600
-        ends[run.id] = own + max(
-            (ends.get(below.id, 0.0) for below in inputs(run, settings.labels.max_gb)), default=0
-        )
+        ends[job] = own + max((ends.get(one, 0.0) for one in graph.inputs(job)), default=0.0)
     return max(ends.values(), default=0.0)
 
 
-def _sizes(found: Estimate, works: Sequence[Work], settings: Settings) -> None:
-    """What the jobs to do leave on the disk and keep in memory."""
-    for work in works:
-        run = work.run
+def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> None:
+    """What the missing jobs leave on the disk and hold in memory."""
+    for job in missing:
+        run = job.run
         if run.stage == "recover":
-            found.shards_gb += sum(shard_gigabytes(run, part) for part in work.missing)
-        elif run.stage == "decode" and work.missing:
+            found.shards_gb += shard_gigabytes(run, job.index)
+        elif run.stage == "decode":
             found.decoded_gb += pixel_gigabytes(run, run.data.val_images or 0)
-        elif run.stage == "relabel" and work.missing:
+        elif run.stage == "relabel":
             mode = label_mode(run, settings.labels.max_gb)
             found.labels_gb += label_gigabytes(run) if mode == "stored" else 0.0
             found.online += [run] if mode == "online" else []
-        elif run.stage in ("validate", "continual") and work.missing:
-            found.pixels_gb = max(found.pixels_gb, pixel_gigabytes(run, run.ipc * run.data.classes))
+        elif run.stage in ("validate", "continual"):
+            images = run.ipc * run.data.classes
+            found.pixels_gb = max(found.pixels_gb, pixel_gigabytes(run, images))
 
 
 def _left_out(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]:
@@ -229,38 +178,21 @@ def _left_out(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]
             yield f"{name}: {count} cell{'s' if count > 1 else ''} will stay not_run: {note}"
 
 
-def _uncounted(works: Iterable[Work]) -> Iterator[str]:
-    data = {work.run.dataset: work.run.data for work in works if work.missing}
-    for name, one in data.items():
-        if one.train_images is None or one.val_images is None:
-            mend = f"declare train_images and val_images in config/datasets/{name}.yaml"
-            yield f"{name}: passes over images whose number is not known count nothing; {mend}"
+def _uncounted(runs: Iterable[Run]) -> Iterator[str]:
+    for name, data in {run.dataset: run.data for run in runs}.items():
+        if data.train_images is None or data.val_images is None:
+            fix = f"declare train_images and val_images in config/datasets/{name}.yaml"
+            yield f"{name}: passes over images whose number is not known count nothing; {fix}"
 
 
-def _waiting(works: Iterable[Work], each: dict[str, tuple[float, float]]) -> Iterator[str]:
-    """A line for each stage whose jobs are reckoned to wait for decoded images."""
+def _waiting(runs: Iterable[Run], each: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    """A line for each stage whose jobs are expected to wait for decoded images."""
     stages: dict[str, list[tuple[float, float]]] = {}
-    for work in works:
-        computing, decoding = each.get(work.run.id, (0.0, 0.0))
+    for run in runs:
+        computing, decoding = each[run.id]
         if decoding > computing:
-            stages.setdefault(f"{work.run.dataset} {work.run.stage}", []).append(
-                (computing, decoding)
-            )
+            stages.setdefault(f"{run.dataset} {run.stage}", []).append((computing, decoding))
     for stage, pairs in stages.items():
         computing, decoding = (sum(hours) for hours in zip(*pairs, strict=True))
-        told = (
-            f"computes {number(computing)} of its {number(decoding)} GPU-hours and waits "
-            "for decoding in the others"
-        )
-        yield f"{stage}: {told}; raise runtime.workers"
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return (
-        f"{value:,.0f}"
-        if value >= 100
-        else f"{value:.3g}"
-        if value >= 0.001 or not value
-        else "<0.001"
-    )
+        part = f"computes {number(computing)} of its {number(decoding)} GPU-hours"
+        yield f"{stage}: {part} and waits for decoding in the others; raise runtime.workers"

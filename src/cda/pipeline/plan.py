@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cda.experiments.experiment_set import ExperimentSet
-from cda.pipeline.estimate import Estimate, Line, estimate, number
+from cda.pipeline.estimate import Estimate, Line, estimate
+from cda.text import align_columns, number
 
 
 def plan(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: int) -> str:
@@ -21,7 +22,7 @@ def plan(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: int) 
     ]
     rows.append(["all", "", *map(str, total), number(found.gpu_hours), ""])
     lines = [f"{', '.join(names)} at scale {settings.scale}, {seeds}, on {gpus} × {gpu}", ""]
-    lines += [*_columns([head, *rows], {0, 1}), "", *_overall(found, gpu)]
+    lines += [*align_columns([head, *rows], left={0, 1}), "", *_overall(found, gpu)]
     lines += ["", *_sources(found)] if found.gpu_hours else []
     return "\n".join([*lines, *([""] if found.notes else []), *found.notes])
 
@@ -30,19 +31,6 @@ def _row(line: Line) -> list[str]:
     counts = [str(value) for value in (line.runs, line.jobs, line.done, line.to_do)]
     rate = f"{line.rate.tflops:.3g}" if line.rate else "–"
     return [line.dataset, line.stage, *counts, number(line.gpu_hours), rate]
-
-
-def _columns(rows: list[list[str]], words: set[int]) -> list[str]:
-    """Aligned rows; the columns `words` to the left, the others, which are numbers, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (
-        [
-            c.ljust(w) if i in words else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    )
-    return ["  ".join(row).rstrip() for row in aligned]
 
 
 def _overall(found: Estimate, gpu: str) -> list[str]:
@@ -76,13 +64,9 @@ def _overall(found: Estimate, gpu: str) -> list[str]:
 
 def _sources(found: Estimate) -> list[str]:
     """Where each rate is from, a line each."""
-    told = dict.fromkeys((line.stage, line.rate) for line in found.lines if line.rate)
-    return [
-        "Rates",
-        *_columns(
-            [[stage, f"{rate.tflops:.3g} TFLOP/s", rate.source] for stage, rate in told], {0, 2}
-        ),
-    ]
+    rates = dict.fromkeys((line.stage, line.rate) for line in found.lines if line.rate)
+    rows = [[stage, f"{rate.tflops:.3g} TFLOP/s", rate.source] for stage, rate in rates]
+    return ["Rates", *align_columns(rows, left={0, 2})]
 
 
 def _time(hours: float) -> str:

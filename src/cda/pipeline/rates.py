@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +20,17 @@ from cda.config.settings import Settings
 from cda.config.types import Positive, Ratio, Strict, parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.errors import ArtifactError, ConfigError
+from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.experiments.runs import MEASURING, Run, seeds_of
 from cda.files import read_json
 from cda.pipeline.costs import Counting, multiply_adds, operations
+from cda.progress import log
 
 Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
 
 
-class Device(Strict):
+class DataSheet(Strict):
     """A kind of device: its data sheet."""
 
     names: Several[str] = Field(
@@ -46,7 +50,7 @@ class Devices(Strict):
 
     decode: Positive = Field(description="images a second that one process decodes")
     share: dict[Computing, Ratio] = Field(description="share of the peak that a stage reaches")
-    devices: dict[str, Device] = Field(description="by the name that --gpu takes")
+    devices: dict[str, DataSheet] = Field(description="by the name that --gpu takes")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Rates:
     """The rates of one kind of device."""
 
     name: str
-    device: Device
+    device: DataSheet
     decode: float
     assumed: dict[str, Rate]
     measured: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # stage and data set
@@ -116,8 +120,8 @@ def rates_of(config: Path, name: str, key: str = "--gpu") -> Rates:
             )
         share = device.share[stage] if own else devices.share[stage]
         written = layer[f"devices.{name}.share.{stage}" if own else f"share.{stage}"]
-        told = f"scaled by arithmetic, {100 * share:g} % of {device.tflops:g}: {written.source}"
-        assumed[stage] = Rate(share * device.tflops, told)
+        source = f"scaled by arithmetic, {100 * share:g} % of {device.tflops:g}: {written.source}"
+        assumed[stage] = Rate(share * device.tflops, source)
     return Rates(name, device, devices.decode, assumed)
 
 
@@ -174,6 +178,36 @@ def _provenance(run: Run, settings: Settings, layout: Layout) -> Iterator[dict[s
         with contextlib.suppress(
             ArtifactError
         ):  # not there, or damaged: whoever reads it for good says so
-            told = read_json(Path(path), "a job's description")
-            if told.get("run") == run.id and isinstance(told.get("provenance"), dict):
-                yield told["provenance"]
+            description = read_json(Path(path), "a job's description")
+            if description.get("run") == run.id and isinstance(description.get("provenance"), dict):
+                yield description["provenance"]
+
+
+def device_kind(experiments: ExperimentSet, requested: str | None) -> str:
+    """The kind of device jobs run on, as `config/devices.yaml` names it: `requested`, or this one.
+
+    A process of its own asks torch, since a look at a GPU takes memory of it. A GPU that the file
+    does not list counts as `runtime.gpu`. Raises ConfigError.
+    """
+    runtime = experiments.settings.runtime
+    if requested is not None or runtime.device == "cpu":
+        return requested or "cpu"
+    name = _device_name() if any(Path("/dev").glob("nvidia[0-9]*")) else ""
+    if not name:
+        return "cpu"
+    for kind, sheet in read_devices(experiments.config).devices.items():
+        if any(known.lower() in name.lower() for known in sheet.names):
+            return kind
+    log(f"{name} is not in config/devices.yaml: its rates are taken to be those of {runtime.gpu}")
+    return runtime.gpu
+
+
+def _device_name() -> str:
+    """What torch calls the first GPU; empty where it sees none. Raises ConfigError."""
+    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason printed"])[-1]
+        raise ConfigError(f"torch cannot name the GPU ({reason}); fix the driver, or use --gpu")
+    return done.stdout.strip()

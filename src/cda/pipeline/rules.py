@@ -1,34 +1,35 @@
-"""What the rules ask: input functions and parameters as plain, tested Python.
+"""What the Snakemake rules need: input functions and parameters as plain, tested Python.
 
-Imports neither snakemake nor torch.
+Nothing here imports snakemake or torch. Ids name computations and readers compare digests, so a
+file's time means nothing: the inputs between stages are `ancient()`, and a job whose output exists
+names only those inputs that exist, unless the call forces the job. So whatever `dvc pull` brought,
+in whatever order, is not computed again, and a measured run JSON is measured again only on demand.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shlex
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cda.config.load import from_environment, load_settings, merge
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import gpu_count, inputs, process_count
-from cda.experiments.paths import Layout
-from cda.experiments.runs import MEASURING, Run, parts
-from cda.pipeline.estimate import works_of
+from cda.experiments.jobs import (
+    Job,
+    figure_jobs,
+    gpu_count,
+    graph_of,
+    process_count,
+    table_jobs,
+)
+from cda.experiments.runs import Run
 from cda.pipeline.limits import TimeLimits
 
-# snakemake's words for making all or a rule again and for showing what results came from; and for
-# what is named alone
-WHOLE = re.compile(r"-[nkpqrf]*[FR].*|--(forceall|forcerun|report|rulegraph|dag|filegraph)(=.*)?")
-FORCE = re.compile(r"-[nkpqr]*f|--force")
-ARRAY = "--slurm-jobstep-array-execs"
+SOURCE = Path(__file__).parents[2]  # the folder that `cda` is imported from
 
 
 class Wildcards(Protocol):
@@ -43,83 +44,63 @@ class Wildcards(Protocol):
     figure: str
 
 
+class Workflow(Protocol):
+    """Snakemake's workflow; `dag_settings` is None while the Snakefile is read."""
+
+    dag_settings: Any
+
+
 class Plan:
-    """The experiments of one snakemake call and what each job of it needs."""
+    """The experiments of one snakemake call and what each of its jobs needs."""
 
-    def __init__(self, overrides: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
-        given = merge(from_environment(), overrides)
-        self.experiments = ExperimentSet(load_settings(given))
-        self.settings = self.experiments.settings
-        self.layout = Layout(self.settings.scale)
-        exported = f"export CDA_CONFIG={shlex.quote(json.dumps(given, sort_keys=True))}; "
-        self.prefix = exported.replace("{", "{{").replace("}", "}}")  # snakemake formats it
+    def __init__(self, config: Mapping[str, Any], workflow: Workflow, targets: Sequence[str] = ()):
+        """`config` is snakemake's, `targets` the words of its command line; raises ConfigError."""
+        overrides = merge(from_environment(), config)
+        self.experiments = ExperimentSet(load_settings(overrides))
+        self.settings, self.layout = self.experiments.settings, self.experiments.layout
         self.threads = self.settings.runtime.cpu_threads
-        self._whole = any(map(WHOLE.fullmatch, arguments))
-        self._forced = set(arguments if any(map(FORCE.fullmatch, arguments)) else ())
-        self._check_targets(arguments)
+        self.prefix = _prefix(overrides)
+        self._graph, self._workflow = graph_of(self.experiments), workflow
         self._limits = TimeLimits(self.experiments)
-        self._asked = tuple(
-            name for name in self.experiments.tables if self.layout.table(name) in arguments
-        )
+        self._check_targets(targets)
 
-    def _check_targets(self, arguments: Sequence[str]) -> None:
-        """Raises ConfigError for a result on the command line that is another scale's, or no
-        table's.
-        """
-        known = {
-            "paper",
-            *(path.stem for path in (self.experiments.config / "scales").glob("*.yaml")),
-        }
-        if "demo" in arguments and "demo" not in self.experiments.tables:
-            raise ConfigError(
-                f"demo is no target of scale {self.settings.scale}; add --config scale=demo"
-            )
-        kinds = {"csv": self.experiments.tables, "md": self.experiments.tables}
-        kinds |= {"png": self.experiments.figures, "svg": self.plots()}  # type: ignore[dict-item]
-        for target in arguments:
-            match = re.fullmatch(r"results/(?:([\w-]+)/)?([\w-]+)\.(csv|md|png|svg)", target)
-            if not match or (match[1] and match[1] not in known):
+    def __repr__(self) -> str:
+        return "Plan()"  # snakemake compares the text of `ancient(PLAN.model)` between calls
+
+    def _check_targets(self, targets: Sequence[str]) -> None:
+        """Raise ConfigError for a result of another scale, or of no table or figure."""
+        scale, tables = self.settings.scale, self.experiments.tables
+        known = {"paper", *(path.stem for path in self.experiments.config.glob("scales/*.yaml"))}
+        if "demo" in targets and "demo" not in tables:
+            raise ConfigError(f"demo is no target of scale {scale}; add --config scale=demo")
+        plots = {name for name, figure in self.experiments.figures.items() if figure.plot}
+        kinds = {".csv": set(tables), ".md": set(tables)}
+        kinds |= {".png": set(self.experiments.figures), ".svg": plots}
+        for path in map(Path, targets):
+            if path.parts[:1] != ("results",) or path.suffix not in kinds or len(path.parts) > 3:
                 continue
-            asked, scale = match[1] or "paper", self.settings.scale
-            if asked != scale:
-                mend = (
-                    f"add --config scale={asked}, or ask for "
-                    f"{self.layout.results}/{match[2]}.{match[3]}"
-                )
-                raise ConfigError(
-                    f"{target} is of scale {asked}, but this is scale {scale}; {mend}"
-                )
-            if match[2] not in kinds[match[3]]:
-                what = "table" if match[3] in ("csv", "md") else "figure"
-                there = ", ".join(kinds[match[3]])
-                raise ConfigError(
-                    f"{target}: there is no {what} {match[2]} at scale {scale}; there is {there}"
-                )
+            wanted = "paper" if len(path.parts) == 2 else path.parts[1]
+            if wanted in known and wanted != scale:
+                fix = f"add --config scale={wanted}, or use {self.layout.results}/{path.name}"
+                raise ConfigError(f"{path} is of scale {wanted}, but this is scale {scale}; {fix}")
+            if wanted in known and path.stem not in kinds[path.suffix]:
+                kind = "table" if path.suffix in (".csv", ".md") else "figure"
+                names = ", ".join(tables if kind == "table" else self.experiments.figures)
+                raise ConfigError(f"{path}: there is no {kind} {path.stem}; use one of {names}")
 
     def summary(self) -> str:
-        """What is there already, in a line; and which data sets of its tables are not declared."""
-        runs = self._measuring()
-        wanted = self._seeds(runs)
-        done = sum(Path(path).is_file() for path in wanted)
-        left = (
-            "all done already: nothing is computed again"
-            if done == len(wanted)
-            else f"{done} of {len(wanted)} done"
-        )
-        if self.settings.cells == "present":
-            there = sum(bool(self.experiments.seeds(run)) for run in runs)
-            left = f"{there} of {len(runs)} present, the others stay not_run"
+        """How much of the scale is measured, in a line; and which data sets have no part in it."""
         tables = self.experiments.tables
-        notes = sorted(
-            {cell.note for table in tables for cell in self.experiments.cells(table) if cell.note}
-        )
-        lines = [f"Scale {self.settings.scale}, measurements of all its tables: {left}."]
+        jobs = table_jobs(self.experiments, *tables)
+        done = sum(job.is_done() for job in jobs)
+        state = "all done, nothing is computed again" if done == len(jobs) else f"{done} done"
+        notes = {cell.note for table in tables for cell in self.experiments.cells(table)}
+        lines = [f"Scale {self.settings.scale}: {len(jobs)} measurements in its tables, {state}."]
         return "\n".join(
-            lines + [f"Not run: {note}." for note in notes if note.startswith("data set")]
+            lines + [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
         )
 
-    def _of(self, wildcards: Wildcards) -> Run:
-        return self.experiments.run(wildcards.run)
+    # Targets
 
     def tables(self) -> list[str]:
         """Every table of the scale."""
@@ -131,174 +112,15 @@ class Plan:
 
     def pictures(self) -> list[str]:
         """Names of the figures that show images."""
-        return [name for name in self.experiments.figures if name not in self.plots()]
+        return [name for name, figure in self.experiments.figures.items() if not figure.plot]
 
     def figures(self) -> list[str]:
-        """Every figure of the scale; of pictures those that have images among the settings' data
-        sets, or here.
-        """
-        pictured = [name for name in self.pictures() if self._pictured(name)]
-        names = [
-            name for name in self.experiments.figures if name in self.plots() or name in pictured
-        ]
+        """Every figure of the scale, but pictures without images in this call's data sets."""
+        names = [name for name in self.experiments.figures if self._has_content(name)]
         return [self.layout.figure(name) for name in names]
 
-    def gpus(self, wildcards: Wildcards) -> int:
-        """GPUs of a job: none where no network computes."""
-        return gpu_count(self._of(wildcards), self.settings)
-
-    def squeeze_threads(self, wildcards: Wildcards) -> int:
-        """Cores of a squeeze job: each of its processes computes, and decodes where images are
-        streamed.
-        """
-        data, runtime = self._of(wildcards).data, self.settings.runtime
-        return max(1, self.gpus(wildcards)) * (
-            runtime.cpu_threads + (runtime.workers if data.stream else 0)
-        )
-
-    def minutes(self, wildcards: Wildcards, attempt: int) -> int:
-        """Time limit of a job, more with each attempt."""
-        return self._limits.minutes(self._alike(wildcards, self._limits.hours), attempt)
-
-    def memory(self, wildcards: Wildcards, attempt: int) -> int:
-        """MB of a job's host memory, more with each attempt."""
-        return int(attempt * self._megabytes(self._alike(wildcards, self._megabytes)))
-
-    def _megabytes(self, run: Run) -> float:
-        """Of its processes, and of the images it holds."""
-        held = (
-            run.ipc or int(run.stage == "recover") * 4
-        )  # shards; a part is joined and encoded a shard at a time
-        pixels = held * run.data.classes * run.data.resolution**2 * 3 / 1e6
-        several = process_count(run, self.settings) if run.stage == "squeeze" else 1
-        return 8000 * several + 1.2 * pixels
-
-    def _alike(self, wildcards: Wildcards, need: Callable[[Run], float]) -> Run:
-        """The run whose `need` a job asks for: its own; of parts, which may meet in a SLURM array,
-        the largest one's.
-
-        An array has one time limit and one size of memory for all its jobs.
-        """
-        run = self._of(wildcards)
-        arrayed = run.stage == "recover" and run.recipe.recover.synthetic
-        return max(self._recovered or [run], key=need) if arrayed else run
-
-    @cached_property
-    def _recovered(self) -> list[Run]:
-        """The unfinished runs of the call's tables whose images a model makes."""
-        return [
-            work.run
-            for work in works_of(self.experiments, self._asked or tuple(self.experiments.tables))
-            if work.missing and work.run.stage == "recover" and work.run.recipe.recover.synthetic
-        ]
-
-    def start(self, wildcards: Wildcards) -> list[str]:
-        """The mark that the weights a squeeze job starts from are at hand."""
-        run = self._of(wildcards)
-        fetched = (
-            run.recipe.squeeze.init and not run.recipe.squeeze.weights and not self._squeezed(run)
-        )
-        return [self.layout.fetched(run)] if fetched else []
-
-    def _squeezed(self, run: Run) -> bool:
-        """Whether a model is there: a pulled one comes without what it was trained on, and is not
-        trained again.
-        """
-        return run.stage == "squeeze" and Path(self.layout.model(run)).is_file()
-
-    def _kept(self, run: Run, wildcards: Wildcards) -> bool:
-        """Whether a run JSON is there, and so is not made again, whatever became of what it was
-        made from.
-
-        No measured number is deleted because its labels are newer, or are made again for another
-        seed.
-        """
-        if self._whole or run.stage not in MEASURING:
-            return False
-        path = self.layout.run_json(run, int(wildcards.seed))
-        return path not in self._forced and Path(path).is_file()
-
-    def _inputs(self, wildcards: Wildcards, stage: str) -> list[Run]:
-        run = self._of(wildcards)
-        if self._kept(run, wildcards):
-            return []
-        return [
-            needed for needed in inputs(run, self.settings.labels.max_gb) if needed.stage == stage
-        ]
-
-    def decoded(self, wildcards: Wildcards) -> list[str]:
-        """The decoded validation images that a job of a streamed data set tests on."""
-        if self._squeezed(self._of(wildcards)):
-            return []
-        return [self.layout.decoded(run) for run in self._inputs(wildcards, "decode")]
-
-    def model(self, wildcards: Wildcards) -> list[str]:
-        """The squeezed model that a job reads.
-
-        None for real and imported images, and for labels that need none.
-        """
-        return [self.layout.model(run) for run in self._inputs(wildcards, "squeeze")]
-
-    def shards(self, wildcards: Wildcards) -> list[str]:
-        """The part folders that a job reads."""
-        ipc = self._of(wildcards).ipc
-        return [
-            self.layout.part(run, part)
-            for run in self._inputs(wildcards, "recover")
-            for part in parts(run, ipc)
-        ]
-
-    def labels(self, wildcards: Wildcards) -> list[str]:
-        """A validate job's label store."""
-        return [self.layout.labels(run) for run in self._inputs(wildcards, "relabel")]
-
-    def drawn(self, wildcards: Wildcards) -> dict[str, Any]:
-        """What a figure is declared to show: Snakemake draws again what it was changed for."""
-        return self.experiments.figures[wildcards.figure].model_dump(mode="json")
-
-    def recipe(self, wildcards: Wildcards) -> dict[str, Any]:
-        """What a run's result depends on: Snakemake re-runs what it was changed for."""
-        return dict(self._of(wildcards).spec)
-
-    def _measuring(self) -> list[Run]:
-        """Every run of the scale's tables that leaves measurements."""
-        return [run for run in self.experiments.runs().values() if run.stage in MEASURING]
-
-    def _seeds(self, runs: Iterable[Run]) -> list[str]:
-        """The JSONs of measuring runs."""
-        return [
-            self.layout.run_json(run, seed) for run in runs for seed in self.experiments.seeds(run)
-        ]
-
-    def _wanted(self, paths: Iterable[str]) -> list[str]:
-        """What a table or figure reads: all of it, or with `cells=present` what exists."""
-        return [
-            path
-            for path in dict.fromkeys(paths)
-            if self.settings.cells == "all" or Path(path).exists()
-        ]
-
-    def _of_tables(self, tables: Iterable[str]) -> list[str]:
-        runs = [run for table in tables for run in self.experiments.requested_runs(table)]
-        return self._wanted(self._seeds(runs))
-
-    def measurements(self, wildcards: Wildcards) -> list[str]:
-        """The run JSONs a table reads.
-
-        All of its cells', or with `cells=present` those that exist.
-        """
-        return self._of_tables([wildcards.table])
-
-    def plotted(self, wildcards: Wildcards) -> list[str]:
-        """The run JSONs a plot reads."""
-        return self._of_tables(self.experiments.figures[wildcards.figure].tables)
-
-    def pictured(self, wildcards: Wildcards) -> list[str]:
-        """The first part of each recover run that a figure shows."""
-        return self._pictured(wildcards.figure)
-
-    def _pictured(self, name: str) -> list[str]:
-        return self._wanted(self.layout.part(run, 0) for _, run in self.experiments.pictured(name))
+    def _has_content(self, figure: str) -> bool:
+        return self.experiments.figures[figure].plot or bool(self._pictured(figure))
 
     def demo(self) -> list[str]:
         """The demo's table and pictures, where there is one."""
@@ -312,27 +134,119 @@ class Plan:
         return self.demo() or self.tables() + self.figures()
 
     def report_reasons(self) -> list[str]:
-        """What makes the report anew; a table always runs again, so that it is none by itself."""
+        """What makes the report again: measurements and pictures, not tables, which always run."""
         tables = ["demo"] if self.demo() else list(self.experiments.tables)
-        return self._of_tables(tables) + [path for path in self.reported() if path.endswith(".png")]
+        pictures = [path for path in self.reported() if path.endswith(".png")]
+        return self._outputs(table_jobs(self.experiments, *tables)) + pictures
+
+    # Inputs
+
+    def measurements(self, wildcards: Wildcards) -> list[str]:
+        """The run JSONs that a table reads."""
+        return self._outputs(table_jobs(self.experiments, wildcards.table))
+
+    def plotted(self, wildcards: Wildcards) -> list[str]:
+        """The run JSONs that a plot reads."""
+        return self._outputs(figure_jobs(self.experiments, wildcards.figure))
+
+    def pictured(self, wildcards: Wildcards) -> list[str]:
+        """The first part of each recover run that a figure shows."""
+        return self._pictured(wildcards.figure)
+
+    def _pictured(self, figure: str) -> list[str]:
+        return self._outputs(figure_jobs(self.experiments, figure))
+
+    def _outputs(self, jobs: Iterable[Job]) -> list[str]:
+        """Their outputs: all, or with `cells=present` those that exist."""
+        everything = self.settings.cells == "all"
+        return [job.output for job in jobs if everything or job.is_done()]
+
+    def decoded(self, wildcards: Wildcards) -> list[str]:
+        """The decoded validation images that a job of a streamed data set tests on."""
+        return self._inputs(wildcards, "decode")
+
+    def model(self, wildcards: Wildcards) -> list[str]:
+        """The squeezed model that a job reads; none for real images, and for hard labels."""
+        return self._inputs(wildcards, "squeeze")
+
+    def shards(self, wildcards: Wildcards) -> list[str]:
+        """The part folders that a job reads."""
+        return self._inputs(wildcards, "recover")
+
+    def labels(self, wildcards: Wildcards) -> list[str]:
+        """A validate job's label store."""
+        return self._inputs(wildcards, "relabel")
+
+    def weights(self, wildcards: Wildcards) -> list[str]:
+        """The mark that the published weights a squeeze job starts from are in their cache."""
+        job = self._job(wildcards)
+        squeeze = job.run.recipe.squeeze
+        fetched = squeeze.init and not squeeze.weights
+        return [self.layout.fetched(job.run)] if fetched and self._is_open(job) else []
+
+    def _inputs(self, wildcards: Wildcards, stage: str) -> list[str]:
+        """What a job reads of `stage`; if its output exists, only what exists."""
+        job = self._job(wildcards)
+        jobs = [one for one in self._graph.inputs(job) if one.run.stage == stage]
+        is_open = self._is_open(job)
+        return [one.output for one in jobs if is_open or one.is_done()]
+
+    def _job(self, wildcards: Wildcards) -> Job:
+        index = getattr(wildcards, "part", getattr(wildcards, "seed", 0))
+        return self._graph.job(self._run(wildcards), int(index))
+
+    def _is_open(self, job: Job) -> bool:
+        """Whether a job is to be done: its output is missing, or the call forces it."""
+        forced = self._workflow.dag_settings
+        if not job.is_done() or forced is None or forced.forceall:
+            return True
+        by_name = {job.run.stage, "published", job.output} & set(forced.forcerun)
+        return bool(by_name) or (forced.forcetargets and job.output in forced.targets)
+
+    # Resources and parameters
+
+    def gpus(self, wildcards: Wildcards) -> int:
+        """GPUs of a job: none where no network computes."""
+        return gpu_count(self._run(wildcards), self.settings)
+
+    def squeeze_threads(self, wildcards: Wildcards) -> int:
+        """Cores of a squeeze job, whose processes each compute and decode streamed images."""
+        data, runtime = self._run(wildcards).data, self.settings.runtime
+        each = runtime.cpu_threads + (runtime.workers if data.stream else 0)
+        return max(1, self.gpus(wildcards)) * each
+
+    def minutes(self, wildcards: Wildcards, attempt: int) -> int:
+        """Time limit of a job, more with each attempt."""
+        return self._limits.minutes(self._run(wildcards), attempt)
+
+    def memory(self, wildcards: Wildcards, attempt: int) -> int:
+        """MB of a job's host memory, of its processes and its images; more with each attempt."""
+        run = self._run(wildcards)
+        shards = run.ipc or int(run.stage == "recover") * 4  # a part is joined shard by shard
+        pixels = shards * run.data.classes * run.data.resolution**2 * 3 / 1e6
+        processes = process_count(run, self.settings) if run.stage == "squeeze" else 1
+        return int(attempt * (8000 * processes + 1.2 * pixels))
+
+    def recipe(self, wildcards: Wildcards) -> dict[str, Any]:
+        """What a run's result depends on: snakemake runs a job again when it changes."""
+        return dict(self._run(wildcards).spec)
+
+    def drawn(self, wildcards: Wildcards) -> dict[str, Any]:
+        """What a figure shows: snakemake draws it again when this changes."""
+        declared = self.experiments.figures[wildcards.figure].model_dump(mode="json")
+        images = [run.id for _, run in self.experiments.pictured(wildcards.figure)]
+        return declared | ({"images": images} if images else {})
+
+    def _run(self, wildcards: Wildcards) -> Run:
+        return self.experiments.run(wildcards.run)
 
 
-def array_task(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """The command of a SLURM array's later task, which the plugin hands to a snakemake that does
-    the first one's job.
-
-    That snakemake would look for the first task's output, and fail while it is missing (issue 447
-    of snakemake-executor-plugin-slurm 2.8): it has to give way to the command. None where there is
-    nothing to give way to.
-    """
-    task, first = (environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN"))
-    values = [
-        value for flag, _, value in (word.partition("=") for word in arguments) if flag == ARRAY
-    ]
-    if task is None or task == first or not values:
-        return None
-    packed = json.loads(base64.b64decode(values[0]))[task]
-    return zlib.decompress(bytes.fromhex(packed)).decode()
+def _prefix(overrides: Mapping[str, Any]) -> str:
+    """What every rule's command begins with: the call's configuration and the clone's source."""
+    config = shlex.quote(json.dumps(overrides, sort_keys=True))
+    source = f"{shlex.quote(str(SOURCE))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    line = f"export CDA_CONFIG={config} PYTHONPATH={source}; "
+    return line.replace("{", "{{").replace("}", "}}")  # snakemake formats it
 
 
 def one_of(names: Iterable[str]) -> str:

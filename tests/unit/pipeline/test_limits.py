@@ -16,6 +16,7 @@ from cda.pipeline.costs import multiply_adds
 from cda.pipeline.limits import MARGIN, START, TimeLimits, rough_multiply_adds
 from cda.pipeline.rules import Plan
 
+NO_WORKFLOW = SimpleNamespace(dag_settings=None)
 ROOT = Path(__file__).parents[3]
 
 
@@ -85,27 +86,24 @@ def test_an_unknown_gpu_is_told_before_anything_is_planned():
     with pytest.raises(
         ConfigError, match=r"^runtime.gpu h9000: is not in .*devices.yaml; use one of a100, "
     ):
-        Plan({"runtime": {"gpu": "h9000"}})
+        Plan({"runtime": {"gpu": "h9000"}}, NO_WORKFLOW)
 
 
-def test_parts_that_may_meet_in_an_array_ask_for_the_same():
-    plan = Plan({}, ["results/table4.csv"])
+def test_a_job_requests_time_and_memory_for_its_own_run():
+    plan = Plan({}, NO_WORKFLOW)
     runs = [run for run in plan.experiments.runs(("table4",)).values() if run.stage == "recover"]
-    made = [run for run in runs if run.recipe.recover.synthetic]
-    assert len({plan._limits.hours(run) for run in made}) > 1
-    asked = {(plan.minutes(wildcards(run), 1), plan.memory(wildcards(run), 1)) for run in made}
-    longest = max(made, key=plan._limits.hours)
-    assert asked == {(plan._limits.minutes(longest), int(max(map(plan._megabytes, made))))}
-    given = next(run for run in runs if not run.recipe.recover.synthetic)
-    assert plan.minutes(wildcards(given), 1) < plan.minutes(wildcards(longest), 1)
-    narrowed = Plan({"datasets": ["tiny_imagenet"]}, ["results/table4.csv"])
-    small = next(run for run in made if run.dataset == "tiny_imagenet")
-    assert narrowed.minutes(wildcards(small), 1) < plan.minutes(wildcards(small), 1)
+    made = {run.dataset: run for run in runs if run.recipe.recover.synthetic}
+    large, small = (wildcards(made[name]) for name in ("imagenet1k", "tiny_imagenet"))
+    assert plan.minutes(large, 1) > plan.minutes(small, 1)
+    assert plan.memory(large, 1) > plan.memory(small, 1)
+    assert plan.memory(small, 2) == pytest.approx(2 * plan.memory(small, 1), abs=1)
+    real = next(run for run in runs if not run.recipe.recover.synthetic)
+    assert plan.minutes(wildcards(real), 1) < plan.minutes(small, 1)
 
 
-def test_time_limits_are_reckoned_without_torch():
+def test_time_limits_are_estimated_without_torch():
     code = (
-        "import sys, types, cda.pipeline.rules; plan = cda.pipeline.rules.Plan({}); runs = "
+        "import sys, types, cda.pipeline.rules; plan = cda.pipeline.rules.Plan({}, None); runs = "
         "plan.experiments.runs().values();"
         "[plan.minutes(types.SimpleNamespace(run=run.id), 1) for run in runs]; "
         "sys.exit('torch' in sys.modules)"

