@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -234,23 +233,3 @@ def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
         ),
     )
     write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
-
-
-def describe(experiments: ExperimentSet, run_id: str) -> str:
-    """A resolved run for people: its upstream, and each value of its stage with its source."""
-    run = experiments.run(run_id)
-    values = run.recipe.model_dump(mode="json", by_alias=True)
-    lines = [f"{run.stage} {run.id}", f"  data set: {json.dumps(run.data.identity())}"]
-    lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
-    if run.model:
-        lines.append(f"  model: {run.model}")
-    counted = set(run.spec.get("recipe", ()))  # decode has none
-    for part in ("architecture", run.stage) if run.model else (run.stage,):
-        for key, value in values.get(part, {}).items():
-            sourced = run.values.get(f"{part}.{key}")
-            source = (
-                f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"
-            )
-            unused = "" if part == "architecture" or key in counted else "  [changes nothing here]"
-            lines.append(f"  {part}.{key}: {json.dumps(value)}  # {source}{unused}")
-    return "\n".join(lines)

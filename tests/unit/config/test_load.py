@@ -15,7 +15,6 @@ from cda.config.yaml_source import read_layer
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.pipeline.rules import Plan
-from cda.results.tables import describe
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE, DATASET, SETTINGS = "recipes/digits.yaml", "datasets/digits.yaml", "config.yaml"
@@ -422,13 +421,18 @@ def test_config_show_names_what_a_run_builds_on(tree, capsys):
     assert show_run(tree, "validate", capsys)["labels"] == runs["relabel"].id
 
 
-def test_every_run_of_the_repository_can_be_described(monkeypatch, capsys):
+def test_every_value_of_the_repository_s_runs_has_a_source():
+    for run in ExperimentSet(load_settings(config=ROOT / "config"), ROOT / "config").runs().values():
+        assert [key for key, value in run.values.items() if not value.source] == []
+
+
+def test_a_run_of_the_repository_can_be_described(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    experiments = ExperimentSet(load_settings())
-    for run_id in experiments.runs():
-        assert "no source given" not in describe(experiments, run_id)
-    assert main(["config", "show", run_id]) == 0
-    assert capsys.readouterr().out == describe(experiments, run_id) + "\n"
+    run = next(iter(ExperimentSet(load_settings()).runs().values()))
+    assert main(["config", "show", run.id]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{run.stage} {run.id}"
+    assert not [line for line in lines if "no source in its comment" in line]
 
 
 def test_a_misspelt_required_key_is_named(tree):
