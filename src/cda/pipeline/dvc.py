@@ -2,8 +2,8 @@
 
 `track` adds finished runs, `pull` brings what tables and figures still need. A `.dvc` file also
 records the bytes of each entry of its folder (under `meta`, which DVC preserves). With them a pull
-prints sizes before it contacts a remote, and a run grows part by part: adding its whole folder
-would drop the parts that were never pulled here. DVC is called as a program.
+prints sizes before it contacts a remote, and a run grows part by part: adding its folder would drop
+the parts that were never pulled here. DVC is called as a program.
 """
 
 from __future__ import annotations
