@@ -103,7 +103,7 @@ class Gate:
         return self.application(environ, start_response)
 
     def killed_at(self, method, count, *command):
-        """The objects that DVC transferred, one at a time, before object `count` and its SIGKILL."""
+        """What DVC transferred, one object at a time, before SIGKILL at object `count`."""
         self.transfers[method].clear()
         self.stop_at[method] = count
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The DVC remote `mini` in the repository: models and Table 1's shards come by a plain `dvc pull`."""
+"""The DVC remote in the repository: scale mini's models and shards come by a plain `dvc pull`."""
 
 from __future__ import annotations
 
