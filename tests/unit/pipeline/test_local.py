@@ -113,7 +113,7 @@ def test_a_job_that_could_not_save_is_not_started():
     assert budget.allows(expected=2, used=90)
 
 
-def test_the_forecast_says_what_finishes_begins_and_waits(tree):
+def test_the_forecast_lists_what_finishes_begins_and_waits(tree):
     jobs = ordered_jobs(tree.experiments(), ["tiny"])
     seconds = dict.fromkeys(jobs, 40.0)
     page = forecast(jobs, seconds, Budget(time.monotonic(), 130)).splitlines()
