@@ -27,25 +27,26 @@ REMOVED = {
     "pack": "use tar and split, as docs/artifacts.md shows",
     "parcel": "use tar on what cda list TABLE --files prints, as docs/artifacts.md shows",
     "unpack": "use tar -x, as docs/artifacts.md shows",
-    "order": "leave it out: file times mean nothing any more",
+    "order": "not needed: Snakemake compares no times between stages",
     "unlock": "use scancel --name, then snakemake --unlock, as docs/cluster.md shows",
 }
 
 
-# What several subcommands share
+# Options of several subcommands
 
 TABLES = option("targets", nargs="*", metavar="TABLE", help="table4 or its path; default: all")
+TARGET = "a table or figure: table4, figure8, results/table4.csv"
 DRY = option("--dry-run", "-n", action="store_true", help="only print what would happen")
-GPU = option("--gpu", help="a device in config/devices.yaml; default: runtime.gpu")
+GPU = option("--gpu", metavar="NAME", help="a device in config/devices.yaml; default: runtime.gpu")
 
 
 def _tables(experiments: ExperimentSet, targets: Sequence[str]) -> list[str]:
-    """The tables that names or paths mean, by default all; raises ConfigError."""
+    """The tables that names or paths name, by default all; raises ConfigError."""
     return [experiments.table_of(target) for target in targets] or list(experiments.tables)
 
 
 def _target(experiments: ExperimentSet, target: str) -> str:
-    """The table or figure that a name or a path means; raises ConfigError."""
+    """The table or figure that a name or a path names; raises ConfigError."""
     name = Path(target).stem
     return name if name in experiments.figures else experiments.table_of(target)
 
@@ -62,13 +63,12 @@ def _jobs(experiments: ExperimentSet, target: str) -> list[Job]:
 
 @command(
     "tables and figures",
-    "make a table from the run JSONs that exist",
     option("name", help="for instance table4"),
     option("--out", metavar="CSV", help="default: the table's standard place"),
-    option("--show", action="store_true", help="print it too"),
+    option("--show", action="store_true", help="also print the table"),
 )
 def table(arguments: Arguments) -> None:
-    """Make a table."""
+    """Make a table from the run JSONs that exist."""
     from cda.results import tables
 
     experiments = experiments_of(arguments)
@@ -81,7 +81,6 @@ def table(arguments: Arguments) -> None:
 
 @command(
     "tables and figures",
-    "draw a figure",
     option("name", help="for instance figure5"),
     option("--out", metavar="PNG", help="default: the figure's standard place"),
 )
@@ -99,11 +98,10 @@ def figure(arguments: Arguments) -> None:
 
 @command(
     "tables and figures",
-    "every measured number as one JSON file",
     option("--out", metavar="JSON", help="default: results/metrics.json"),
 )
 def metrics(arguments: Arguments) -> None:
-    """Write every measured number."""
+    """Write every measured number to one JSON file."""
     from cda.results import metrics
 
     experiments = experiments_of(arguments)
@@ -111,9 +109,9 @@ def metrics(arguments: Arguments) -> None:
     metrics.write(experiments, Path(arguments.out or default))
 
 
-@command("tables and figures", "how much of the paper is measured (docs/reproduction.md)")
+@command("tables and figures")
 def reproduction(arguments: Arguments) -> None:
-    """Print docs/reproduction.md."""
+    """Print how much of the paper is measured (docs/reproduction.md)."""
     from cda.results.reproduction import page
 
     print(page(read_overrides(arguments.config)), end="")
@@ -124,12 +122,14 @@ def reproduction(arguments: Arguments) -> None:
 
 @command(
     "running",
-    "a table's or figure's runs and how many of their jobs are done",
-    option("target", metavar="TARGET", help="results/table4.csv, table4, figure8"),
-    option("--files", action="store_true", help="print the paths of what exists, for tar"),
+    option("target", metavar="TARGET", help=TARGET),
+    option("--files", action="store_true", help="print the paths of outputs that exist, for tar"),
 )
 def list_(arguments: Arguments) -> None:
-    """List runs, upstream first."""
+    """List the runs of a table or figure, and how many of their jobs are done.
+
+    Inputs come first. Cells of a table that cannot run are named after its runs.
+    """
     experiments = experiments_of(arguments)
     target = _target(experiments, arguments.target)
     jobs = graph_of(experiments).all(_jobs(experiments, target))
@@ -147,7 +147,7 @@ def list_(arguments: Arguments) -> None:
 
 
 def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str]:
-    """Outputs that exist; of a squeezed model its whole folder."""
+    """Outputs that exist; for a squeezed model its folder."""
     found = [job for job in jobs if job.is_done()]
     folder = experiments.layout.run_folder
     return [folder(job.run) if job.run.stage == "squeeze" else job.output for job in found]
@@ -155,13 +155,12 @@ def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str
 
 @command(
     "running",
-    "what tables would cost: GPU-hours, wall time, disk",
     TABLES,
     GPU,
-    option("--gpus", type=int, default=1, help="how many of them at once (default 1)"),
+    option("--gpus", type=int, default=1, metavar="N", help="devices at once (default 1)"),
 )
 def plan(arguments: Arguments) -> None:
-    """Print an estimate."""
+    """Estimate what tables cost: GPU-hours, wall time, disk."""
     from cda.pipeline import plan
 
     experiments = experiments_of(arguments)
@@ -169,9 +168,12 @@ def plan(arguments: Arguments) -> None:
     print(plan.plan(experiments, _tables(experiments, arguments.targets), gpu, arguments.gpus))
 
 
-@command("running", "what is here: data, weights, GPU, SLURM, DVC", TABLES)
+@command("running", TABLES)
 def check(arguments: Arguments) -> int:
-    """Print what is missing and its fix; exit status 1 if something is."""
+    """Check what is here: data, weights, GPU, SLURM, DVC.
+
+    Exit status 1 if data or weights that the tables need are missing.
+    """
     from cda.pipeline import check
 
     experiments = experiments_of(arguments)
@@ -183,14 +185,22 @@ def check(arguments: Arguments) -> int:
 
 @command(
     "running",
-    "do the missing jobs of tables here, one after another, without Snakemake",
-    option("targets", nargs="+", metavar="TARGET", help="results/table4.csv, table4, figure8"),
-    option("--minutes", type=float, help="stop cleanly within this time (default: no limit)"),
+    option("targets", nargs="+", metavar="TARGET", help=TARGET),
+    option(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="stop cleanly within this time (default: no limit)",
+    ),
     DRY,
     GPU,
 )
 def run(arguments: Arguments) -> None:
-    """Run missing jobs, then make the tables and figures they were for."""
+    """Do the missing jobs of tables and figures here, without Snakemake.
+
+    Then make the tables and figures. Jobs run one after another. A stopped job saves its work, and
+    the next call continues it.
+    """
     from cda.pipeline import local
     from cda.pipeline.limits import rough_multiply_adds
     from cda.pipeline.rates import device_kind, measure, rates_of
@@ -227,9 +237,9 @@ def _of_scale(experiments: ExperimentSet) -> ExperimentSet:
     return ExperimentSet(experiments.settings.model_copy(update=everything))
 
 
-@command("DVC", "track the finished runs of tables, after a run", TABLES)
+@command("DVC", TABLES)
 def track(arguments: Arguments) -> None:
-    """Hand finished runs to DVC."""
+    """Track the finished runs of tables in DVC."""
     from cda.pipeline import dvc
 
     experiments = experiments_of(arguments)
@@ -240,13 +250,12 @@ def track(arguments: Arguments) -> None:
 
 @command(
     "DVC",
-    "bring what a table's or figure's missing cells are made from",
-    option("targets", nargs="+", metavar="TARGET", help="results/table4.csv, results/figure8.png"),
-    option("--all", action="store_true", help="bring what its finished cells are made from too"),
+    option("targets", nargs="+", metavar="TARGET", help=TARGET),
+    option("--all", action="store_true", help="bring what finished cells are made from, too"),
     DRY,
 )
 def pull(arguments: Arguments) -> None:
-    """Bring what tables and figures need."""
+    """Bring what the missing cells of tables and figures are made from."""
     from cda.pipeline import dvc
 
     experiments = experiments_of(arguments)
@@ -260,12 +269,11 @@ def pull(arguments: Arguments) -> None:
 
 @command(
     "configuration",
-    "config show RUN: a run's values, each with its source",
-    option("action", choices=["show"], help="show"),
-    option("run", metavar="RUN"),
+    option("action", choices=["show"], help="the word show"),
+    option("run", metavar="RUN", help="the run's id; `cda list TARGET` prints them"),
 )
 def config(arguments: Arguments) -> None:
-    """Print a resolved run: what it builds on, and each value of its stage with its source."""
+    """Print a run's values, each with its source: cda config show RUN."""
     run = experiments_of(arguments).run(arguments.run)
     values = run.recipe.model_dump(mode="json", by_alias=True)
     lines = [f"{run.stage} {run.id}", f"  data set: {json.dumps(run.data.identity())}"]
@@ -291,19 +299,23 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand; `--help` lists them by group."""
     groups: dict[str, list[str]] = {}
     for name, one in COMMANDS.items():
-        groups.setdefault(one.group, []).append(f"  {name:13s} {one.help}")
+        groups.setdefault(one.group, []).append(
+            f"  {name:13s} {one.description.splitlines()[0].rstrip('.')}"
+        )
     listed = "\n\n".join("\n".join([f"{group}:", *lines]) for group, lines in groups.items())
     top = argparse.ArgumentParser(
         prog="cda",
-        usage="cda COMMAND [...]; cda COMMAND --help",
-        description="Dataset distillation, run by run: squeeze, recover, relabel, validate, table.",
+        usage="cda COMMAND [OPTION ...]; `cda COMMAND --help` prints its options",
+        description="Dataset distillation in steps: squeeze, recover, relabel, validate, table.",
         epilog=listed,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=__version__)
-    subcommands = top.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    subcommands = top.add_subparsers(
+        prog="cda", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
     for name, one in COMMANDS.items():
-        parser = subcommands.add_parser(name, description=one.help)
+        parser = subcommands.add_parser(name, description=one.description)
         for flags, settings in one.options:
             parser.add_argument(*flags, **settings)
         parser.add_argument(
@@ -312,19 +324,25 @@ def build_parser() -> argparse.ArgumentParser:
             default=[],
             metavar="KEY=VALUE",
             action="extend",
-            help="dots for nested keys: scale=demo runtime.device=cpu",
+            help="settings of this call, with dots for nested keys: scale=demo runtime.device=cpu",
         )
-        parser.set_defaults(function=one.function)
+        parser.set_defaults(function=one.function, error=parser.error)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line and status 1, a signal ends with 128 + number."""
+    """Run a command and return its exit status.
+
+    A user's mistake is one line and status 1, a wrong command line status 2; a signal ends with 128
+    plus its number.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in REMOVED:
         print(f"cda: {words[0]} was removed; {REMOVED[words[0]]}", file=sys.stderr)
         return 2
-    arguments = build_parser().parse_args(words)
+    arguments, unknown = build_parser().parse_known_args(words)
+    if unknown:
+        arguments.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status = arguments.function(arguments)
         sys.stdout.flush()

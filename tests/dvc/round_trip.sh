@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# From one machine over a remote to another, the commands of docs/artifacts.md one by one, with made-up files in the places of
-# Table 1's runs. `tests/dvc/round_trip.sh ssh` starts an sshd of its own, with keys of its own, on a free port of this machine;
-# `folder` takes a folder as the remote. Everything lies in a temporary folder, which is removed at the end.
+# The commands of docs/artifacts.md from one machine over a remote to another, with made-up files in the places of Table 1's
+# runs. `tests/dvc/round_trip.sh ssh` starts an sshd with keys of its own on a free port of this machine; `folder` uses a
+# folder as the remote. Everything is in a temporary folder, which is removed at the end.
 set -euo pipefail
 kind=${1:?ssh or folder}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 place=$(mktemp -d)
 trap '[[ -f $place/sshd.pid ]] && kill "$(cat "$place/sshd.pid")"; rm -rf "$place"' EXIT
 export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
-told="s#$place#…#g; s#$(id -un)@#me@#g"
+hide="s#$place#…#g; s#$(id -un)@#me@#g"
 narrowed=(--config 'datasets=[cifar100]' controls=none)
 
 run() {
-    printf '\n$ %s\n' "$*" | sed "$told"
-    "$@" 2>&1 | sed "$told"
+    printf '\n$ %s\n' "$*" | sed "$hide"
+    "$@" 2>&1 | sed "$hide"
 }
 
 serve() {
@@ -52,7 +52,7 @@ make_up() { # stage data-set run
 mkdir "$place/remote"
 git clone -q "$root" "$place/here"
 cd "$place/here"
-cda runs table1 "${narrowed[@]}" | while read -r stage dataset id _; do make_up "$stage" "$dataset" "$id"; done
+cda list table1 "${narrowed[@]}" | while read -r stage dataset id _; do make_up "$stage" "$dataset" "$id"; done
 printf -- '--- on the machine that has run Table 1\n'
 remote
 run cda track results/table1.csv "${narrowed[@]}"
@@ -68,5 +68,5 @@ run cda pull results/table1.csv --dry-run "${narrowed[@]}"
 run cda pull results/table1.csv "${narrowed[@]}"
 printf '\n$ %s\n' "snakemake -n results/table1.csv ${narrowed[*]}"
 snakemake -n results/table1.csv "${narrowed[@]}" 2>&1 | awk '/^Job stats/ && !seen++ {on = 1} on; /^total/ {on = 0}'
-run cda pull results/table1.csv --verify "${narrowed[@]}"
+run cda pull results/table1.csv "${narrowed[@]}"
 run dvc gc --workspace --all-branches --all-tags --force

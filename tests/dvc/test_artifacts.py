@@ -1,77 +1,37 @@
-"""Artifacts that travel: tracked, pushed, pulled on another machine, put in order, on a folder and
-on S3.
+"""Artifacts that travel: tracked, pushed and pulled on another machine, from a folder and from S3.
 
-The runs are those of a small table; their files are made up, since nobody here looks into them.
+The runs are those of a small table. Their files are made up, since no test here reads them.
 """
 
+from __future__ import annotations
+
+import fcntl
 import json
 import os
 import random
 import re
 import shutil
-import signal
-import stat
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from tests.dvc.programs import KEYS, ROOT, Gate, damage, dry_run, dvc, git, planned, program
 
+from cda.cli import main
 from cda.config.load import load_settings
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import inputs, outputs
+from cda.experiments.jobs import graph_of
 from cda.experiments.runs import MEASURING
 from cda.pipeline import dvc as cda_dvc
-from cda.pipeline.rules import Plan
 
-ROOT = Path(__file__).parents[2]
 TABLE = "results/tiny.csv"
 NOTHING = "No changes.\n"
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "made-up",
-    "AWS_SECRET_ACCESS_KEY": "made-up",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-
-
-def program(*command, cwd=None, ok=True):
-    environment = (
-        os.environ | KEYS | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    )
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
-    told = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, told
-    return told
-
-
-def dvc(*arguments, **more):
-    return program(sys.executable, "-m", "dvc", *arguments, **more)
-
-
-def git(*arguments, **more):
-    return program("git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments, **more)
-
-
-def planned():
-    """Jobs per rule of a dry run for the table."""
-    told = program(sys.executable, "-m", "snakemake", "-n", TABLE, "--config", "datasets=[digits]")
-    table = re.search(
-        r"^Job stats:\njob +count\n[- ]+\n(.*?)^total", told, re.MULTILINE | re.DOTALL
-    )
-    return {
-        name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)", table[1], re.MULTILINE)
-    }
 
 
 def make(paths):
-    """Made-up files of some jobs' outputs, whole folders of a few."""
+    """Write made-up files in the places of some jobs' outputs; a folder gets a few."""
     for path in map(Path, paths):
         draws = random.Random(str(path))
         files = [path] if path.suffix else [path / f"file-{index}" for index in range(3)]
@@ -82,13 +42,12 @@ def make(paths):
             file.write_bytes(draws.randbytes(3000))
 
 
-def jobs(experiments, stage):
-    return [
-        path
-        for run in experiments.runs().values()
-        if run.stage == stage
-        for path in outputs(run, 4, experiments.layout, experiments.settings.seeds)
-    ]
+def outputs(experiments, stage):
+    """The outputs of every job of a stage: two parts a recover run, two seeds a measuring run."""
+    graph = graph_of(experiments)
+    runs = [run for run in experiments.runs().values() if run.stage == stage]
+    indices = range(2 if stage in ("recover", *MEASURING) else 1)
+    return [graph.job(run, index).output for run in runs for index in indices]
 
 
 def configure(url, cache="hardlink", **more):
@@ -107,23 +66,23 @@ def origin(tmp_path_factory, config_tree):
     tree.experiment("tiny", {"methods": ["cda", "random"], "ipc": [2, 4]})
     experiments = tree.experiments()
     for stage in ("squeeze", "recover", "relabel"):
-        make(jobs(experiments, stage))
+        make(outputs(experiments, stage))
     for run in experiments.runs().values():
-        if run.stage in MEASURING:
-            for seed, path in enumerate(outputs(run, 0, experiments.layout, 2)):
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                Path(path).write_text(
-                    json.dumps({"run": run.id, "seed": seed, "top1": 40.0 + seed}), encoding="utf-8"
-                )
-    for name in (".dvcignore", ".gitignore", "dvc.yaml", "workflow"):
-        Path(name).symlink_to(ROOT / name) if name == "workflow" else shutil.copy(ROOT / name, name)
+        for seed in range(2 if run.stage in MEASURING else 0):
+            path = Path(experiments.layout.run_json(run, seed))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            measured = {"run": run.id, "seed": seed, "top1": 40.0 + seed}
+            path.write_text(json.dumps(measured), encoding="utf-8")
+    for name in (".dvcignore", ".gitignore", "dvc.yaml"):
+        shutil.copy(ROOT / name, name)
+    Path("workflow").symlink_to(ROOT / "workflow")
     shutil.copytree(
         ROOT / "src/cda/results", "src/cda/results", ignore=shutil.ignore_patterns("__pycache__")
     )
     git("init", "-q")
     Path(".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc/config", ".dvc/config")
-    shutil.copy(ROOT / ".dvc/.gitignore", ".dvc/.gitignore")
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, f".dvc/{name}")
     remote = tmp_path_factory.mktemp("remote")
     configure(remote)
     assert tree.cda("track") == 0
@@ -162,8 +121,6 @@ def declared():
 
 
 def cda(*arguments):
-    from cda.cli import main
-
     return main(arguments)
 
 
@@ -176,162 +133,85 @@ def artifacts_here():
     }
 
 
-def damage(file):
-    """Flip a byte and keep size, time and mode."""
-    before = file.stat()
-    file.chmod(0o644)
-    with file.open("r+b") as opened:
-        opened.seek(2)
-        first = opened.read(1)[0]
-        opened.seek(2)
-        opened.write(bytes([first ^ 1]))
-    file.chmod(stat.S_IMODE(before.st_mode))
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def told_of(capsys):
-    captured = capsys.readouterr()
-    return captured.out + captured.err
-
-
-def in_order(experiments):
-    """Whether no run is older than what it reads, by the times that Snakemake takes."""
-
-    def moment(path):
-        stamp = Path(path, ".snakemake_timestamp")
-        file = stamp if stamp.exists() else Path(path)
-        return max(file.stat().st_mtime_ns, os.lstat(file).st_mtime_ns)
-
-    for run in experiments.runs().values():
-        made = [moment(path) for path in outputs(run, run.ipc or 4, experiments.layout, 2)]
-        read = [
-            path
-            for one in inputs(run, 30.0)
-            for path in outputs(one, run.ipc, experiments.layout, 0)
-        ]
-        if min(made) < max(map(moment, read), default=0):
-            return False
-    return True
-
-
-def shuffle(kind):
-    """Give everything another time: any, or the worst, where what was made first is the newest."""
-    draws = random.Random(kind)
-    order = ["results", "artifacts/relabel", "artifacts/recover", "artifacts/squeeze"]
-    for age, top in enumerate(order):
-        for path in Path(top).rglob("*"):
-            moment = 1_600_000_000 + (age * 1000 if kind == "worst" else draws.randrange(10**8))
-            os.utime(path, (moment, moment))
-
-
-def test_pull_brings_what_missing_cells_need_and_nothing_is_made_again(clone, capsys):
+def test_pull_brings_what_missing_cells_need_and_nothing_else_is_planned(clone, capsys):
     for path in Path("results/runs").rglob("seed-1.json"):
         path.unlink()
     assert cda("pull", TABLE, "--dry-run") == 0
     assert not artifacts_here()
     assert cda("pull", TABLE) == 0
     # Two parts and two label stores of either method; no model, which no validate job reads.
-    assert (
-        capsys.readouterr().out.count(f"{TABLE}: 8 outputs to bring, 72.0 kB; 0 here already.") == 2
-    )
-    assert not Path("artifacts/squeeze/digits").is_dir() or not list(
-        Path("artifacts/squeeze/digits").glob("*/*")
-    )
-    assert planned() == {"validate": 4, "table": 1}
+    assert capsys.readouterr().out == 2 * "8 outputs to bring, 72 kB; 0 are here.\n"
+    assert not list(Path("artifacts/squeeze").rglob("model.safetensors"))
+    assert planned(dry_run(TABLE, "datasets=[digits]")) == {"validate": 4, "table": 1}
     assert cda("pull", TABLE, "--dry-run") == 0
-    assert f"{TABLE}: 0 outputs to bring, 0 B; 8 here already." in capsys.readouterr().out
+    assert capsys.readouterr().out == "0 outputs to bring, 0 B; 8 are here.\n"
 
 
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
-def test_whatever_the_times_are_order_lets_nothing_be_made_again(link, clone, origin, declared):
+def test_after_a_plain_dvc_pull_no_stage_is_planned_that_it_brought(link, clone, origin):
     configure(origin[1], cache=link)
     dvc("pull")
     model = next(Path("artifacts/squeeze").rglob("model.safetensors"))
     assert model.is_symlink() == (link == "symlink")
-    assert (os.lstat(model).st_nlink, model.stat().st_nlink) == (
-        (2, 2) if link == "hardlink" else (1, 1)
-    )
-    for seed in range(2 if link == "hardlink" else 0):
-        shuffle(seed)
-        assert not in_order(declared)
-        assert cda("order") == 0
-        assert in_order(declared)
-    shuffle("worst")
-    assert planned() == {"table": 1}  # what is measured stays, whatever the times
+    links = (os.lstat(model).st_nlink, model.stat().st_nlink)
+    assert links == ((2, 2) if link == "hardlink" else (1, 1))
+    assert planned(dry_run(TABLE, "datasets=[digits]")) == {"table": 1}
     for path in Path("results/runs").rglob("seed-1.json"):
         path.unlink()
-    if link == "hardlink":
-        assert set(planned()) == {"recover", "relabel", "validate", "table"}
-    assert cda("order") == 0
-    assert planned() == {"validate": 4, "table": 1}
+    assert planned(dry_run(TABLE, "datasets=[digits]")) == {"validate": 4, "table": 1}
     assert dvc("data", "status").startswith(NOTHING)  # git knows of the JSONs that are gone
 
 
-def test_times_in_the_future_are_lowered(copy, declared):
-    for path in Path("artifacts").rglob("*"):
+def test_times_in_the_future_are_lowered_by_the_documented_line(copy):
+    lower = "find -L artifacts results -newermt now -exec touch {} +"
+    assert lower in (ROOT / "docs/artifacts.md").read_text(encoding="utf-8")
+    for path in [*Path("artifacts").rglob("*"), *Path("results").rglob("*")]:
         os.utime(path, (4e9, 4e9))
-    assert cda("order") == 0
-    assert in_order(declared)
-    assert max(path.stat().st_mtime for path in Path("results/runs").rglob("*.json")) < 4e9
+    make_table = (sys.executable, "-m", "snakemake", "--cores", "1", TABLE)
+    config = ("--config", "datasets=[digits]")
+    assert "has older modification time" in program(*make_table, *config, ok=False)
+    program(lower, shell=True)
+    assert planned(program(*make_table, *config)) == {"table": 1}
+    assert ",measured,paper," in Path(TABLE).read_text()
 
 
-def test_what_was_made_from_another_model_is_not_put_in_order(copy, declared, capsys):
-    model = Path(jobs(declared, "squeeze")[0])
+def test_a_model_trained_again_here_is_tracked_again(copy, declared, capsys):
+    model = Path(outputs(declared, "squeeze")[0])
     model.unlink()
     model.write_bytes(b"trained once more, here")
-    shuffle("worst")
-    assert cda("order") == 0
-    told = capsys.readouterr().err
-    assert (
-        f"{model}: is not what is tracked, so what was made from it keeps its time; cda track"
-        in told
-    )
-    assert not in_order(declared)
     assert cda("track") == 0
     assert f"tracked {model.parent}: model.safetensors (23 B)" in capsys.readouterr().out
-    assert cda("order") == 0
-    assert in_order(declared)
-
-
-def test_a_model_that_came_alone_is_not_trained_again_for_its_test_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("config").symlink_to(ROOT / "config")
-    plan = Plan({"datasets": ["imagenet21k_p"]})
-    run = next(run for run in plan.experiments.runs().values() if run.stage == "squeeze")
-    job = SimpleNamespace(run=run.id)
-    assert len(plan.decoded(job)) == len(plan.start(job)) == 1
-    model = Path(plan.layout.model(run))
-    model.parent.mkdir(parents=True)
-    model.touch()
-    assert plan.decoded(job) == plan.start(job) == []
+    recorded = cda_dvc.tracked(str(model.parent))
+    assert recorded.entries == {"model.safetensors": 23, "squeeze.json": 3000}
+    assert recorded.size == 3023
 
 
 def test_with_the_run_jsons_nothing_is_needed(clone, capsys):
     assert cda("pull", TABLE) == 0
-    assert (
-        "Its measurements are all there, so it is made without artifacts" in capsys.readouterr().out
-    )
+    assert "All measurements are here, so nothing else is needed" in capsys.readouterr().out
     assert not artifacts_here()
 
 
-def test_tracking_again_changes_nothing_and_what_is_half_there_is_left(copy, declared, capsys):
+def test_tracking_again_changes_nothing_and_half_a_model_is_not_tracked(copy, declared, capsys):
     before = artifacts_here()
-    half = Path(jobs(declared, "squeeze")[0])
-    dvc_file = cda_dvc.file_of(str(half.parent))
+    half = Path(outputs(declared, "squeeze")[0])
+    dvc_file = Path(f"{half.parent}.dvc")
     dvc_file.unlink()
     (half.parent / "squeeze.json").unlink()
-    other = cda_dvc.file_of(str(Path(jobs(declared, "recover")[0]).parent))
-    told = yaml.safe_load(other.read_text())
-    assert sum(told.pop("meta")["bytes"].values()) == told["outs"][0]["size"] == 18000
-    other.write_text(
-        yaml.safe_dump(told, sort_keys=False)
-    )  # as a kill leaves it, or a plain `dvc add`
+    other = Path(f"{Path(outputs(declared, 'recover')[0]).parent}.dvc")
+    content = yaml.safe_load(other.read_text())
+    assert sum(content.pop("meta")["bytes"].values()) == content["outs"][0]["size"] == 18000
+    # As a kill leaves it, or a plain `dvc add`:
+    other.write_text(yaml.safe_dump(content, sort_keys=False))
     assert cda("track") == 0
     assert "0 runs tracked, 0 B; 6 were already." in capsys.readouterr().out
     assert not dvc_file.exists()
-    assert {
-        path: content for path, content in before.items() if path in artifacts_here()
-    } == artifacts_here()
+    after = artifacts_here()
+    assert after == {path: before[path] for path in after}
     assert git("status", "--short") == f" D {dvc_file}\n"
 
 
@@ -339,9 +219,9 @@ def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(
     clone, origin, declared, tmp_path, capsys
 ):
     os.chdir(origin[0])
-    whole = artifacts_here()
+    complete = artifacts_here()
     os.chdir(clone)
-    parts = [part for part in jobs(declared, "recover") if "curriculum" in part]
+    parts = [part for part in outputs(declared, "recover") if "curriculum" in part]
     folder = str(Path(parts[0]).parent)
     remote = tmp_path / "remote"
     shutil.copytree(origin[1], remote)
@@ -349,9 +229,9 @@ def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(
     dvc("pull", parts[0])
     make([f"{folder}/part-2"])
     assert cda("track") == 0
-    assert f"tracked {folder}: part-2 (9.0 kB)" in capsys.readouterr().out
-    noted = yaml.safe_load(cda_dvc.file_of(folder).read_text())["meta"]["bytes"]
-    assert noted == {"part-0": 9000, "part-1": 9000, "part-2": 9000}
+    assert f"tracked {folder}: part-2 (9 kB)" in capsys.readouterr().out
+    recorded = cda_dvc.tracked(folder).entries
+    assert recorded == {"part-0": 9000, "part-1": 9000, "part-2": 9000}
     before = set(remote.rglob("*"))
     dvc("push")
     new = [path for path in remote.rglob("*") if path.is_file() and path not in before]
@@ -360,108 +240,79 @@ def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(
     git("clone", "-q", ".", str(tmp_path / "third"))
     shutil.copy(".dvc/config.local", tmp_path / "third/.dvc/config.local")
     os.chdir(tmp_path / "third")
-    told = dvc(
-        "gc", "--workspace", "--all-branches", "--all-tags", "--cloud", "--force"
-    )  # from a machine without any
-    assert (
-        "Removed 1 objects from remote" in told
-    )  # the list of the run's files before there was a further part
+    # From a machine without any artifact, only the run's former list of files is unused:
+    printed = dvc("gc", "--workspace", "--all-branches", "--all-tags", "--cloud", "--force")
+    assert "Removed 1 objects from remote" in printed
     dvc("pull")
     here = artifacts_here()
     assert {path for path in here if path.startswith(folder)} == {
         f"{folder}/part-{part}/file-{index}" for part in range(3) for index in range(3)
     }
-    assert {path: here[path] for path in whole} == whole
+    assert {path: here[path] for path in complete} == complete
 
 
 def test_a_changed_part_that_lacks_files_is_refused(clone, declared, capsys):
-    part = Path(jobs(declared, "recover")[0])
+    part = Path(outputs(declared, "recover")[0])
     dvc("pull", str(part))
     file = part / "file-0"
     file.unlink()
     file.write_bytes(b"other")
     (part / "file-1").unlink()
-    before = cda_dvc.file_of(str(part.parent)).read_bytes()
+    before = Path(f"{part.parent}.dvc").read_bytes()
     for command in (["track"], ["pull", TABLE, "--all"]):
         assert cda(*command) == 1
-        told = capsys.readouterr().err.strip().splitlines()[-1]
-        assert told.startswith(
-            f"cda: {part}: lacks files that are tracked, and has others that are not; remove it"
-        )
-    assert cda_dvc.file_of(str(part.parent)).read_bytes() == before
+        refusal = f"cda: {part}: lacks tracked files and has others; remove it, then pull it"
+        assert last_line(capsys).startswith(refusal)
+    assert Path(f"{part.parent}.dvc").read_bytes() == before
+    assert file.read_bytes() == b"other"
 
 
-def test_a_damaged_cached_file_is_found_and_brought_again(clone, origin, declared, capsys):
+def test_pull_never_overwrites_what_differs_here(clone, declared, capsys):
     assert cda("pull", TABLE, "--all") == 0
-    whole = artifacts_here()
-    victim = Path(jobs(declared, "relabel")[0]) / "file-1"
+    shard = Path(outputs(declared, "recover")[0]) / "file-0"
+    shard.unlink()
+    shard.write_bytes(b"my own")
+    assert cda("pull", TABLE, "--all") == 0
+    assert shard.read_bytes() == b"my own"
+
+
+def test_a_pull_needs_room_on_the_disk(clone, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=100))
+    assert cda("pull", TABLE, "--all") == 1
+    assert re.search(r"^cda: /.*: 100 B free, 78 kB to come; make room, or", last_line(capsys))
+    assert not artifacts_here()
+
+
+@pytest.mark.parametrize("link", ["hardlink", "copy"])
+def test_a_damaged_file_is_replaced_by_the_documented_commands(link, clone, origin, declared):
+    page = (ROOT / "docs/artifacts.md").read_text(encoding="utf-8")
+    configure(origin[1], cache=link)
+    dvc("pull")
+    before = artifacts_here()
+    victim = Path(outputs(declared, "relabel")[0]) / "file-1"
     damage(victim)
-    md5 = cda_dvc.tracked(str(Path(jobs(declared, "recover")[0]).parent)).md5
-    damage(Path(".dvc/cache/files/md5", md5[:2], md5[2:]))
-    assert cda("pull", TABLE, "--all", "--verify") == 0
-    told = capsys.readouterr()
-    assert "its list of files is damaged in DVC's cache" in told.err
-    assert f"{victim}: damaged in DVC's cache; thrown away, to be brought again" in told.err
-    assert artifacts_here() == whole
+    assert dvc("data", "status") == NOTHING  # DVC looks at sizes and times
+    lines = ["find .dvc/cache -samefile FILE -delete", "rm -f FILE", "dvc pull RUN"]
+    for line in lines:
+        assert line in page
+        program(
+            line.replace("FILE", str(victim)).replace("RUN", str(victim.parents[1])), shell=True
+        )
+    assert artifacts_here() == before
     assert dvc("data", "status") == NOTHING
 
 
-class Gate:
-    """Moto's S3, which counts objects sent and got, and on demand stops at the n-th for as long as
-    its client lives.
-    """
-
-    def __init__(self):
-        self.application = DomainDispatcherApplication(create_backend_app)
-        self.asked = {"PUT": [], "GET": []}
-        self.stop_at = {}
-        self.stopped, self.go_on = threading.Event(), threading.Event()
-        self.server = make_server("127.0.0.1", 0, self, threaded=True)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __call__(self, environ, start_response):
-        method, key = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        listed = method == "GET" and key.endswith(
-            ".dir"
-        )  # the lists of runs' files are read more than once
-        if method in self.asked and "/files/md5/" in key and not listed:
-            if len(self.asked[method]) >= self.stop_at.get(method, 10**9):
-                self.stopped.set()
-                self.go_on.wait(120)
-                start_response("503 Killed", [])
-                return []
-            self.asked[method].append(key)
-        return self.application(environ, start_response)
-
-    def killed_at(self, method, count, *command):
-        """Run DVC, one transfer at a time, and kill it when it asks for object `count`.
-
-        What it transferred before.
-        """
-        self.asked[method].clear()
-        self.stop_at[method] = count
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *command, "--jobs", "1"], env=os.environ | KEYS
-        )
-        assert self.stopped.wait(120)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        self.go_on.set()
-        self.stop_at.clear()
-        self.stopped.clear()
-        done = self.asked[method][:]
-        self.go_on.clear()
-        self.asked[method].clear()
-        return done
-
-    def transferred(self, method):
-        done = self.asked[method][:]
-        self.asked[method].clear()
-        return done
+def test_the_documented_line_names_damaged_files_of_the_cache(clone):
+    dvc("pull")
+    page = (ROOT / "docs/artifacts.md").read_text(encoding="utf-8")
+    check = re.search(r"^\(cd \.dvc/cache/files/md5 .*$", page, re.MULTILINE)[0]
+    assert program(check, shell=True) == ""
+    cached = sorted(Path(".dvc/cache/files/md5").glob("*/*"))
+    victims = [cached[0], next(path for path in cached if path.suffix == ".dir")]
+    for path in victims:
+        damage(path)
+    found = re.findall(r"^(.*): FAILED$", program(check, shell=True, ok=False), re.MULTILINE)
+    assert sorted(found) == sorted({f"{path.parent.name}/{path.name}" for path in victims})
 
 
 @pytest.fixture
@@ -478,8 +329,8 @@ def s3(monkeypatch):
 
 def test_s3_round_trip_through_kills(copy, s3, declared, tmp_path):
     configure("s3://bucket/cda", endpointurl=s3.url)
-    whole = artifacts_here()
-    total = len(set(whole.values())) + 7  # and 7 lists of files
+    before_all = artifacts_here()
+    total = len(set(before_all.values())) + 7  # and 7 lists of files
 
     before = s3.killed_at("PUT", 5, "push")
     assert len(before) == 5
@@ -490,13 +341,13 @@ def test_s3_round_trip_through_kills(copy, s3, declared, tmp_path):
     dvc("push")
     assert s3.transferred("PUT") == []
 
-    shard = Path(jobs(declared, "recover")[0]) / "file-0"
+    shard = Path(outputs(declared, "recover")[0]) / "file-0"
     shard.unlink()
     shard.write_bytes(b"another shard")
     assert cda("track") == 0
     dvc("push")
     assert len(s3.transferred("PUT")) == 2  # the shard, and the list of the run's files
-    whole[str(shard)] = b"another shard"
+    before_all[str(shard)] = b"another shard"
 
     git("commit", "-q", "-a", "-m", "Another shard")
     git("clone", "-q", ".", str(tmp_path / "third"))
@@ -508,63 +359,69 @@ def test_s3_round_trip_through_kills(copy, s3, declared, tmp_path):
     after = s3.transferred("GET")
     assert len(before) == 6
     assert len(set(before) & set(after)) <= 1  # one may have arrived and not been put in its place
-    assert artifacts_here() == whole
+    assert artifacts_here() == before_all
 
 
 def test_repro_makes_the_tables_again_and_no_run(copy):
-    shuffle("worst")
-    told = dvc("repro", "results@paper")
-    assert not re.search(r"^rule (squeeze|recover|relabel|validate):", told, re.MULTILINE)
+    printed = dvc("repro", "results@paper")
+    assert not re.search(r"^rule (squeeze|recover|relabel|validate):", printed, re.MULTILINE)
     assert ",measured,paper," in Path(TABLE).read_text()
-    shown = json.loads(dvc("metrics", "show", "--json", "results/metrics.json"))
-    numbers = shown[""]["data"]["results/metrics.json"]["data"]["tiny"]
+    printed = json.loads(dvc("metrics", "show", "--json", "results/metrics.json"))
+    numbers = printed[""]["data"]["results/metrics.json"]["data"]["tiny"]
     assert numbers["measured"] == 4
     assert numbers["digits cda resnet18 2 6 resnet18 top1"] == 40.5
     assert "results@paper" not in dvc("status", "results@paper")
 
 
+def remove_remote():
+    Path(".dvc/config.local").unlink()
+
+
+def remove_dvc():
+    shutil.rmtree(".dvc")
+
+
+def damage_dvc_file():
+    next(Path("artifacts/squeeze").rglob("*.dvc")).write_text("{")
+
+
+ALL = ["pull", TABLE, "--all"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "command", "line"),
     [
-        (
-            lambda: Path(".dvc/config.local").unlink(),
-            ["pull", TABLE, "--all"],
-            ".dvc/config.local: names no remote",
-        ),
-        (
-            lambda: shutil.rmtree(".dvc"),
-            ["pull", TABLE, "--all"],
-            ".dvc: there is none here; work in a git clone",
-        ),
-        (
-            lambda: next(Path("artifacts").rglob("*.dvc")).write_text("{"),
-            ["pull", TABLE, "--all"],
-            "is no DVC file",
-        ),
-        (
-            lambda: None,
-            ["pull", "results/table77.csv"],
-            "there is no table 'table77' at scale paper",
-        ),
-        (
-            lambda: None,
-            ["track", "--config", "scale=small"],
-            "config key scale: artifacts of scale small are not",
-        ),
+        (remove_remote, ALL, "dvc pull: failed (failed to pull data from the cloud"),
+        (remove_dvc, ALL, ".dvc: does not exist; work in the top folder of a git clone"),
+        (damage_dvc_file, ALL, "is no DVC file of a run; take it from git: git checkout artifacts"),
+        (damage_dvc_file, ["track"], "is no DVC file of a run; take it from git: git checkout art"),
+        (None, ["pull", "results/table77.csv"], "there is no table 'table77' at scale paper"),
+        (None, ["track", "--config", "scale=small"], "config key scale: artifacts of scale small"),
     ],
-    ids=["no remote", "no clone", "damaged", "no table", "scale"],
+    ids=["no remote", "no clone", "damaged", "damaged, track", "no table", "scale"],
 )
-def test_a_mistake_ends_in_one_line(spoil, command, line, clone, capsys):
+def test_a_mistake_ends_in_one_line(spoil, command, line, clone, declared, capsys):
     Path("config/scales").mkdir()
     Path("config/scales/small.yaml").write_text("datasets: {digits: {}}\n")
-    spoil()
+    make(outputs(declared, "squeeze"))
+    if spoil:
+        spoil()
     assert cda(*command) == 1
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("cda: ")
-    assert line in told
+    printed = last_line(capsys)
+    assert printed.startswith("cda: ")
+    assert line in printed
 
 
-def test_without_dvc_one_line_says_so(clone, monkeypatch, capsys):
+def test_without_a_remote_a_run_that_was_not_pulled_is_not_tracked_anew(clone, declared, capsys):
+    Path(".dvc/config.local").unlink()
+    part = outputs(declared, "recover")[0]
+    make([part])
+    assert cda("track") == 1
+    refusal = f"cda: {Path(part).parent}.dvc: its list of files is neither in DVC's cache nor on a"
+    assert last_line(capsys).startswith(refusal)
+
+
+def test_without_dvc_one_line_prints_how_to_install_it(clone, monkeypatch, capsys):
     monkeypatch.setattr(cda_dvc.importlib.util, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", "")
     assert cda("pull", TABLE, "--all") == 1
@@ -572,24 +429,24 @@ def test_without_dvc_one_line_says_so(clone, monkeypatch, capsys):
 
 
 def test_a_second_cda_is_refused_while_one_tracks(clone, capsys):
-    with cda_dvc.exclusive():
+    lock = Path(".dvc/tmp/cda.lock")
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         assert cda("track") == 1
-    assert (
-        "cda: .dvc/tmp/cda.lock: another cda tracks or pulls here; wait" in capsys.readouterr().err
-    )
+    assert last_line(capsys).startswith(f"cda: {lock}: another cda track or cda pull runs here;")
 
 
-def test_runs_that_nobody_tracked_are_named_and_what_they_need_is_brought(clone, declared, capsys):
-    labels = [path for path in jobs(declared, "relabel") if "curriculum" in path]
-    parts = [path for path in jobs(declared, "recover") if "curriculum" in path]
+def test_runs_that_are_not_tracked_are_named_and_what_they_need_is_brought(clone, declared, capsys):
+    labels = [path for path in outputs(declared, "relabel") if "curriculum" in path]
+    parts = [path for path in outputs(declared, "recover") if "curriculum" in path]
     for folder in (*(Path(path).parent for path in labels), Path(parts[0]).parent):
-        cda_dvc.file_of(str(folder)).unlink()
+        Path(f"{folder}.dvc").unlink()
     shutil.rmtree("results/runs")
     assert cda("pull", TABLE, "--dry-run") == 0
-    told = capsys.readouterr().out
-    assert f"not tracked by anybody: recover digits {Path(parts[0]).parent.name} (2 jobs)" in told
-    assert f"not tracked by anybody: relabel digits {Path(labels[0]).parent.name} (1 job)" in told
-    assert "--config cells=present makes do with the run JSONs there are" in told
-    assert (
-        f"{TABLE}: 5 outputs to bring, 42.0 kB" in told
-    )  # random's parts and labels; the model that cda's parts need
+    printed = capsys.readouterr().out
+    name = "not tracked, would be computed: {} digits {} ({})"
+    assert name.format("recover", Path(parts[0]).parent.name, "2 jobs") in printed
+    assert name.format("relabel", Path(labels[0]).parent.name, "1 job") in printed
+    # The parts and labels of random images, and the model that CDA's parts need:
+    assert printed.startswith("5 outputs to bring, 42 kB; 0 are here.\n")

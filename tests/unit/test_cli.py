@@ -1,20 +1,105 @@
-"""The command line as a process."""
+"""The command line: `--help`, removed commands, and mistakes that end in one line."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from pathlib import Path
+import re
 
-ROOT = Path(__file__).resolve().parents[2]
+import pytest
+
+from cda.cli import REMOVED, main
+from cda.command import COMMANDS
+
+GROUPS = ["stages", "tables and figures", "running", "DVC", "configuration"]
+BANNED = (
+    "told tell tells asked ask asks said say says kept shown given whole aside mend mended reckon "
+    "ours theirs amid"
+)
 
 
-def test_a_reader_that_closes_the_pipe_is_no_error():
-    command = [sys.executable, "-m", "cda", "list", "table4"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as listing:
-        listing.stdout.close()
-        assert listing.stderr.read() == ""
-    assert listing.returncode == 128 + signal.SIGPIPE
+def printed_help(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command_in_its_group(capsys):
+    page = printed_help(capsys=capsys)
+    heads = re.findall(r"^(\w[\w ]*):$", page, re.MULTILINE)
+    assert heads == ["options", *GROUPS]
+    listed = re.findall(r"^  ([a-z]+) +[A-Z].*[^.]$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    assert all(len(line) <= 100 for line in page.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_describes_itself_and_its_options(name, capsys):
+    page = printed_help(name, capsys=capsys)
+    assert page.startswith(f"usage: cda {name} [-h]")
+    assert re.search(r"^[A-Z].*", page, re.MULTILINE)
+    assert not set(re.findall(r"[a-z]+", page.lower())) & set(BANNED.split())
+    assert all(settings.get("help") for _flags, settings in COMMANDS[name].options)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_command_names_its_successor_in_one_line(name, capsys):
+    assert main([name, "table1", "--minutes", "5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cda: {name} was removed; ")
+    assert name not in COMMANDS
+    for successor in re.findall(r"cda ([a-z]+)", line):
+        assert successor in COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["table", "table1", "--nope"], "cda table: error: unrecognized arguments: --nope"),
+        (["validate"], "cda validate: error: the following arguments are required: --run"),
+        (["plan", "--gpus", "many"], "cda plan: error: argument --gpus: invalid int value: 'many'"),
+        (["nothing"], "cda: error: argument COMMAND: invalid choice: 'nothing' (choose from "),
+        ([], "cda: error: the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_its_problem_and_status_2(words, problem, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["table", "tinny"], "there is no table 'tinny' at scale paper"),
+        (["figure", "nothing"], "there is no figure 'nothing' at scale paper; use"),
+        (["plan", "tiny", "--gpu", "h9000"], "--gpu h9000: is not in config/devices.yaml; use one"),
+        (["config", "show", "nothing"], "no run 'nothing' at scale paper"),
+        (["list", "tiny", "--config", "sedes=3"], "sedes"),
+        (["run", "tiny", "--minutes", "0.1"], "--minutes 0.1: too few"),
+        (["track"], ".dvc: does not exist; work in the top folder of a git clone"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line_with_status_1(words, problem, tree, capsys):
+    assert tree.cda(*words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cda: ")
+    assert problem in line
+
+
+def test_list_prints_runs_upstream_first_and_paths_of_what_exists(tree, capsys):
+    assert tree.cda("list", "tiny") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(tree.experiments().runs(("tiny",)))
+    stages = [line.split()[0] for line in lines]
+    assert stages[:4] == ["squeeze", "recover", "relabel", "validate"]
+    assert all(line.endswith(" done") for line in lines)
+    assert tree.cda("list", "tiny", "--files") == 0
+    assert capsys.readouterr().out.strip() == ""
+    layout, runs = tree.experiments().layout, tree.runs()
+    for path in (layout.model(runs["squeeze"]), layout.run_json(runs["validate"], 0)):
+        tree.write(f"../{path}", "{}")
+    tree.write(f"../{layout.run_folder(runs['squeeze'])}/squeeze.json", "{}")
+    assert tree.cda("list", "results/tiny.csv", "--files") == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert paths == [layout.run_folder(runs["squeeze"]), layout.run_json(runs["validate"], 0)]

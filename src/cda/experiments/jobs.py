@@ -1,8 +1,8 @@
-"""The graph of jobs: what each job reads and leaves, and which of them are missing.
+"""The graph of jobs: what each job reads and writes, and which jobs are missing.
 
 A job is one process: a part of a recover run, a seed of a measuring run, or all of another run.
-Every question about jobs is a walk of this graph: what Snakemake's rules read, what `cda plan`
-prices, what `cda run` does, what `cda pull` brings, what `cda list` prints. No torch here.
+Snakemake's input functions, `cda plan`, `cda run`, `cda pull` and `cda list` all walk this graph.
+It imports no torch.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ NUMBERED = {"recover": "part", "validate": "seed", "continual": "seed"}  # sever
 
 @dataclass(frozen=True)
 class Job:
-    """One process of a run; two jobs are equal if they leave the same output."""
+    """One process of a run; two jobs are equal if they write the same output."""
 
     run: Run = field(compare=False)
-    index: int = field(compare=False)  # of the part or the seed; 0 where a run is one job
+    index: int = field(compare=False)  # of the part or the seed; 0 if the run is one job
     output: str
 
     def is_done(self) -> bool:
-        """Whether its output is there; a squeezed model's description is written last."""
+        """Whether its output exists; a squeezed model's description is written last."""
         path = Path(self.output)
         described = self.run.stage != "squeeze" or path.with_name("squeeze.json").exists()
         return path.exists() and described
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `cda` on its command line."""
+        """Its command line after `cda`."""
         option = NUMBERED.get(self.run.stage)
         numbered = [f"--{option}", str(self.index)] if option else []
         return [self.run.stage, "--run", self.run.id, *numbered]
@@ -55,13 +55,13 @@ class Job:
 
 
 class JobGraph:
-    """The jobs of one scale's runs; labels above `max_gb` (settings' `labels.max_gb`) are online."""
+    """The jobs of one scale's runs; labels above `max_gb` (`labels.max_gb`) are made online."""
 
     def __init__(self, layout: Layout, max_gb: float) -> None:
         self.layout, self.max_gb = layout, max_gb
 
     def job(self, run: Run, index: int = 0) -> Job:
-        """The job of `run` that is its part or seed `index`, or does all of it."""
+        """The job of `run` for its part or seed `index`, or for all of it."""
         layout = self.layout
         if run.stage == "recover":
             return Job(run, index, layout.part(run, index))
@@ -71,7 +71,7 @@ class JobGraph:
         return Job(run, 0, one[run.stage](run))
 
     def jobs(self, run: Run, ipc: int) -> list[Job]:
-        """The jobs of a run that is read: of a recover run those that make its first `ipc` shards."""
+        """A run's jobs; for a recover run those that make its first `ipc` shards."""
         indices = parts(run, ipc) if run.stage == "recover" else range(1)
         return [self.job(run, index) for index in indices]
 
@@ -117,9 +117,10 @@ class JobGraph:
         return self.walk(targets, lambda _job: True)
 
     def missing(self, targets: Iterable[Job]) -> list[Job]:
-        """What has to run, inputs first: jobs without output that a job without output reads.
+        """The jobs that have to run, inputs first.
 
-        What an existing output was made from may be gone.
+        They are the targets without output, and inputs without output of such jobs. What an
+        existing output was made from is not needed.
         """
         reached = self.walk(targets, lambda job: not job.is_done())
         return [job for job in reached if not job.is_done()]
@@ -131,7 +132,7 @@ def graph_of(experiments: ExperimentSet) -> JobGraph:
 
 
 def table_jobs(experiments: ExperimentSet, *tables: str) -> list[Job]:
-    """The measuring jobs that the tables request, cell by cell; raises ConfigError."""
+    """The measuring jobs of the tables, cell by cell; raises ConfigError for an unknown table."""
     graph, settings = graph_of(experiments), experiments.settings
     runs = [run for table in tables for run in experiments.requested_runs(table)]
     return list(
@@ -142,7 +143,7 @@ def table_jobs(experiments: ExperimentSet, *tables: str) -> list[Job]:
 
 
 def figure_jobs(experiments: ExperimentSet, name: str) -> list[Job]:
-    """The jobs whose outputs a figure draws: its tables' measurements, or first parts of images."""
+    """The jobs whose outputs a figure draws: its tables' measurements, or its runs' first parts."""
     figure, graph = experiments.figures[name], graph_of(experiments)
     if figure.plot:
         return table_jobs(experiments, *(t for t in figure.tables if t in experiments.tables))
@@ -150,7 +151,7 @@ def figure_jobs(experiments: ExperimentSet, name: str) -> list[Job]:
 
 
 def gpu_count(run: Run, settings: Settings) -> int:
-    """GPUs of a job: none where no network computes."""
+    """GPUs of a job; 0 if it computes no network."""
     if run.stage == "squeeze":
         return 0 if run.recipe.squeeze.weights else process_count(run, settings)
     if run.stage == "relabel":
@@ -159,5 +160,5 @@ def gpu_count(run: Run, settings: Settings) -> int:
 
 
 def process_count(run: Run, settings: Settings) -> int:
-    """GPUs, and processes, of a squeeze run's training; published weights are fetched by one."""
+    """GPUs and processes of a squeeze run's training; one process fetches published weights."""
     return 1 if run.recipe.squeeze.weights else min(run.data.gpus, settings.runtime.gpus)

@@ -1,3 +1,1 @@
-"""Running it: what Snakemake's rules need, costs and limits, the local runner, DVC, the check of a
-machine.
-"""
+"""Running experiments: Snakemake's input functions, costs and time limits, `cda run`, DVC."""

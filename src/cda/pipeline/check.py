@@ -1,6 +1,7 @@
-"""What this machine has of what tables need: a line each, and how to get what is missing.
+"""`cda check`: what this machine has of what tables need, and how to get what is missing.
 
-Fetches nothing.
+It prints a line for each data set, each file of published weights, the GPU, SLURM, DVC, the C++
+compiler and the disk. It fetches nothing.
 """
 
 from __future__ import annotations
@@ -26,27 +27,24 @@ COMPILERS = ("c++", "g++", "clang++")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing: whether it is there, what was found or what to do, and whether the tables cannot
-    do without it.
-    """
+    """One thing: whether it is here, where it is or how to get it, and whether tables need it."""
 
     what: str
-    there: bool
-    told: str
-    needed: bool = False
+    is_here: bool
+    text: str
+    is_needed: bool = False
 
     def line(self) -> str:
-        """As one line."""
-        state = "ok" if self.there else "missing" if self.needed else "–"
-        return f"{state:8s} {self.what}: {self.told}"
+        """The line that is printed."""
+        state = "ok" if self.is_here else "missing" if self.is_needed else "–"
+        return f"{state:8s} {self.what}: {self.text}"
 
 
 def check(experiments: ExperimentSet, names: Sequence[str] = ()) -> tuple[str, bool]:
-    """A line for everything that the tables `names` (default: all) need or can use, and whether all
-    they need is there.
+    """A line for each thing that the tables `names` (default: all) use, and whether they can run.
 
-    They need their data sets and published weights; a GPU, SLURM, DVC and a compiler are told and
-    needed by none.
+    Tables need their data sets and published weights. They can do without a GPU, SLURM, DVC and a
+    compiler.
     """
     runs = list(experiments.runs(tuple(names) or tuple(experiments.tables)).values())
     found = [
@@ -55,28 +53,26 @@ def check(experiments: ExperimentSet, names: Sequence[str] = ()) -> tuple[str, b
         _gpu(),
         _slurm(),
         _dvc(Path(".dvc")),
+        _compiler(),
+        _disk(Path(experiments.layout.artifacts)),
     ]
-    found += [_compiler(), _disk(Path(experiments.layout.artifacts))]
-    missing = sum(item.needed and not item.there for item in found)
-    asked = ", ".join(names) or f"the tables of scale {experiments.settings.scale}"
-    end = (
-        f"For {asked}: {missing} missing."
-        if missing
-        else f"For {asked}: everything needed is there."
-    )
-    return "\n".join([*(item.line() for item in found), "", end]), not missing
+    missing = sum(item.is_needed and not item.is_here for item in found)
+    tables = ", ".join(names) or f"the tables of scale {experiments.settings.scale}"
+    result = f"{missing} missing." if missing else "everything needed is here."
+    lines = [*(item.line() for item in found), "", f"For {tables}: {result}"]
+    return "\n".join(lines), not missing
 
 
 def _data_sets(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Finding]:
     for name, data in {run.dataset: run.data for run in runs}.items():
         root = data_root(experiments.settings, name)
         problem = sources.check(data, root)
-        told = problem or (str(root) if root.exists() else data.get)
-        yield Finding(f"data set {name}", problem is None, told, needed=True)
+        text = problem or (str(root) if root.exists() else data.get)
+        yield Finding(f"data set {name}", problem is None, text, is_needed=True)
 
 
 def _weights(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Finding]:
-    """Published weights of runs that are not squeezed yet, each name once."""
+    """Published weights of runs that are not squeezed yet; each name comes once."""
     named: list[tuple[str, str]] = []
     for run in runs:
         if run.stage == "squeeze" and not Path(experiments.layout.model(run)).is_file():
@@ -84,33 +80,26 @@ def _weights(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Findin
             if published:
                 named.append((published, run.model))
     for published, model in dict.fromkeys(named):
-        mend = (
-            "fetched when they are needed; for nodes without internet: cda fetch "
-            f"{published} {model}"
-        )
         library, _, name = published.partition(":")
+        find_file = {"torchvision": _torchvision, "timm": _timm, "package": _package}
         try:
-            file = {"torchvision": _torchvision, "timm": _timm, "package": _package}[library](
-                model, name
-            )
+            file = find_file[library](model, name)
+            command = f"cda fetch {published} {model}"
+            fix = f"fetched when they are needed; for nodes without internet: {command}"
         except ConfigError as problem:  # a ValueError too
-            file, mend = None, str(problem)
+            file, fix = None, str(problem)
         except (KeyError, ValueError):
-            file, mend = None, f"{library} has no weights of this name; mend it in config/recipes/"
-        yield Finding(f"weights {published}", file is not None, str(file or mend), needed=True)
+            file, fix = None, f"{library} has no weights of this name; fix it in config/recipes/"
+        yield Finding(f"weights {published}", file is not None, str(file or fix), is_needed=True)
 
 
 def _torchvision(_model: str, name: str) -> Path | None:
-    """The file in torch.hub's folder.
-
-    Raises ValueError or KeyError for a name that torchvision does not know.
-    """
+    """The file in torch.hub's folder; raises ValueError or KeyError for an unknown name."""
     import torch
     from torchvision.models import get_weight
 
-    file = (
-        Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(get_weight(name).url).path).name
-    )
+    file_name = Path(urlparse(get_weight(name).url).path).name
+    file = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     return file if file.is_file() else None
 
 
@@ -137,26 +126,17 @@ def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding(
-            "GPU",
-            False,
-            "torch sees none: jobs run on the CPU; mend the driver if there should be one",
-        )
+        fix = "jobs run on the CPU; fix the driver if this machine has a GPU"
+        return Finding("GPU", False, f"torch finds none: {fix}")
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    half = (
-        "bf16"
-        if torch.cuda.is_bf16_supported(including_emulation=False)
-        else "no bf16: jobs run in fp32"
-    )
-    return Finding(
-        "GPU",
-        True,
-        "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards) + f"; {half}",
-    )
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    lines = [f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards]
+    lines.append("bf16" if has_bf16 else "no bf16: jobs run in fp32")
+    return Finding("GPU", True, "; ".join(lines))
 
 
 def _slurm() -> Finding:
-    answers = []
+    printed, fix = [], "ask your cluster's administrators"
     for program, options in (("sinfo", ["-h", "-o", "%P"]), ("squeue", ["-h", "--me"])):
         if shutil.which(program) is None:
             return Finding("SLURM", False, f"no {program} on the PATH: jobs run on this machine")
@@ -165,52 +145,40 @@ def _slurm() -> Finding:
                 [program, *options], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
-            return Finding(
-                "SLURM", False, f"{program} does not answer; ask your cluster's administrators"
-            )
+            return Finding("SLURM", False, f"{program} does not answer; {fix}")
         if done.returncode:
             reason = [*done.stderr.strip().splitlines(), f"exit status {done.returncode}"][0]
-            return Finding(
-                "SLURM", False, f"{program} says: {reason}; ask your cluster's administrators"
-            )
-        answers.append(done.stdout)
-    partitions = dict.fromkeys(line.strip() for line in answers[0].splitlines())
+            return Finding("SLURM", False, f"{program} failed ({reason}); {fix}")
+        printed.append(done.stdout)
+    partitions = dict.fromkeys(line.strip() for line in printed[0].splitlines())
     return Finding("SLURM", True, f"answers; partitions {', '.join(partitions)}")
 
 
 def _dvc(folder: Path) -> Finding:
-    """Whether DVC is installed and knows a default remote, from its configuration files alone."""
+    """Whether DVC is installed and its configuration files name a default remote."""
     if importlib.util.find_spec("dvc") is None and shutil.which("dvc") is None:
-        return Finding("DVC", False, "not installed: artifacts are made here, none are fetched")
-    told = configparser.ConfigParser(interpolation=None)
+        return Finding("DVC", False, "not installed: artifacts are made here, none are pulled")
+    config = configparser.ConfigParser(interpolation=None)
     try:
-        told.read([folder / "config", folder / "config.local"], encoding="utf-8")
+        config.read([folder / "config", folder / "config.local"], encoding="utf-8")
     except (configparser.Error, ValueError):
-        return Finding(
-            "DVC", False, f"{folder}/config is damaged; mend it or take it from the repository"
-        )
-    remote = told.get("core", "remote", fallback="")
-    url = told.get(f"'remote \"{remote}\"'", "url", fallback="")
+        fix = f"git checkout {folder}/config, or fix {folder}/config.local"
+        return Finding("DVC", False, f"{folder}/config is damaged; {fix}")
+    remote = config.get("core", "remote", fallback="")
+    url = config.get(f"'remote \"{remote}\"'", "url", fallback="")
     if not remote or not url:
-        mend = "`dvc remote add --local --default NAME URL`"
-        return Finding("DVC", False, f"{folder}/config names no default remote with a url; {mend}")
+        fix = "`dvc remote add --local --default NAME URL`"
+        return Finding("DVC", False, f"{folder}/config names no default remote with a url; {fix}")
     return Finding("DVC", True, f"remote {remote}: {url}")
 
 
 def _compiler() -> Finding:
     found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    return Finding(
-        "C++ compiler",
-        found is not None,
-        found or "none on the PATH; runtime.compile does nothing on a CPU",
-    )
+    text = found or "none on the PATH; runtime.compile does nothing on a CPU"
+    return Finding("C++ compiler", found is not None, text)
 
 
 def _disk(folder: Path) -> Finding:
-    there = next(
-        (path for path in (folder, *folder.absolute().parents) if path.exists()), Path(".")
-    )
-    free = shutil.disk_usage(there).free / 1e9
-    return Finding(
-        "disk", True, f"{free:,.0f} GB free at {folder}/; `cda plan` tells what tables take"
-    )
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    return Finding("disk", True, f"{free:,.0f} GB free at {folder}/; `cda plan` prints the need")

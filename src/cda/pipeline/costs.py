@@ -1,11 +1,9 @@
-"""What a job costs, from arithmetic alone: operations of its networks, images it decodes, bytes it
-leaves.
+"""What a job costs, by arithmetic: operations of its networks, images it decodes, bytes it leaves.
 
-A forward pass is counted on shapes, without weights or data. Everything else is how often a stage
-runs one: a training step is three (forward, gradient to the input, gradient to the weights), a
-recover step two (its gradient goes to the images only). A multiply-add is two operations. What a
-job does beside its networks (crops, losses, optimisers, start-up) is left to the rate it is divided
-by.
+A forward pass is counted on shapes, without weights or data. A training step costs three forward
+passes (forward, gradient to the input, gradient to the weights), a recover step two (the gradient
+goes to the images only). A multiply-add is two operations. Crops, losses, optimisers and start-up
+are not counted: they lower the rate (`cda.pipeline.rates`) that these operations are divided by.
 """
 
 from __future__ import annotations
@@ -19,9 +17,7 @@ from cda.errors import ConfigError
 from cda.experiments.runs import Run, label_epochs, label_mode
 
 TRAINING, RECOVERY = 3, 2  # forward passes' worth of a step on one image
-Counting = Callable[
-    [str, Dataset, Architecture], float
-]  # a network's multiply-adds for one image, forward
+Counting = Callable[[str, Dataset, Architecture], float]  # multiply-adds of a forward pass
 PNG = 0.85  # of the raw bytes: our estimate for recovered images, which are rough
 TAR = 1800  # bytes of headers and padding that an image and its label add to a shard
 
@@ -37,10 +33,7 @@ def _multiply_adds(name: str, classes: int, resolution: int, stem: str, width: f
     try:
         with torch.device("meta"):
             model = networks.build(name, classes, resolution, architecture)
-    except (
-        NotImplementedError,
-        RuntimeError,
-    ):  # some constructors compute with values, which shapes do not have
+    except (NotImplementedError, RuntimeError):  # its constructor computes with values
         model = networks.build(name, classes, resolution, architecture).to("meta")
     image = torch.empty(1, 3, resolution, resolution, device="meta")
     try:
@@ -56,27 +49,24 @@ def _multiply_adds(name: str, classes: int, resolution: int, stem: str, width: f
 
 
 def multiply_adds(name: str, data: Dataset, architecture: Architecture) -> int:
-    """Multiply-adds of network `name` for one image of `data`, forward.
-
-    Raises ConfigError if it does not fit.
-    """
+    """Multiply-adds of a forward pass of one image; raises ConfigError if the image cannot fit."""
     return _multiply_adds(
         name, data.classes, data.resolution, architecture.stem, architecture.width
     )
 
 
 def evaluations(values: Optimisation) -> int:
-    """How often a training is looked at: every `evaluate_every` epochs, and after the last."""
+    """How often a training is evaluated: every `evaluate_every` epochs, and after the last."""
     return -(-values.epochs // values.evaluate_every)
 
 
 def _forward(run: Run, count: Counting) -> float:
-    """Multiply-adds of the network that a run builds, trains or fetches."""
+    """Multiply-adds of a forward pass of the run's own network."""
     return count(run.model, run.data, run.recipe.architecture)
 
 
 def _validation(run: Run, values: Optimisation) -> int:
-    """Validation images that a training looks at."""
+    """Validation images that a training classifies."""
     return evaluations(values) * (run.data.val_images or 0)
 
 
@@ -130,18 +120,17 @@ _PASSES = {"squeeze": _squeeze, "recover": _recover, "relabel": _relabel, "valid
 
 
 def operations(run: Run, max_gb: float, count: Counting = multiply_adds) -> float:
-    """Operations of one job of a run: a part, a seed, or all there is; `max_gb` as in the settings'
-    labels.
+    """Operations of one job of a run: of a part, of a seed, or of the run.
 
-    Published weights, real and released images, hard labels and decoding cost 0. Passes over a
-    split whose size is not declared are not counted. `count` counts a network's pass: on shapes,
-    which takes torch, or roughly.
+    Labels above `max_gb` are made online (settings' `labels.max_gb`). Published weights, real and
+    released images, hard labels and decoding cost 0. Passes over a split whose size is not declared
+    are not counted. `count` counts a forward pass: `multiply_adds` exactly, with torch.
     """
     return 2.0 * _PASSES[run.stage](run, max_gb, count) if run.stage in _PASSES else 0.0
 
 
 def decoded_images(run: Run) -> int:
-    """Images that one job of a run decodes while it works."""
+    """Images that one job of a run decodes during its work."""
     if run.stage == "decode":
         return run.data.val_images or 0
     if run.stage == "squeeze" and run.data.stream and not run.recipe.squeeze.weights:
@@ -152,12 +141,10 @@ def decoded_images(run: Run) -> int:
 def shard_gigabytes(run: Run, part: int) -> float:
     """Estimated size of a recover job's shards and snapshots, in GB (1e9 bytes)."""
     recover = run.recipe.recover
-    kept = (
-        sum(step <= recover.iterations for step in recover.snapshots)
-        if recover.synthetic and part == 0
-        else 0
-    )
-    images = (run.data.shards_per_job + kept) * run.data.classes
+    snapshots = 0
+    if recover.synthetic and part == 0:
+        snapshots = sum(step <= recover.iterations for step in recover.snapshots)
+    images = (run.data.shards_per_job + snapshots) * run.data.classes
     return images * (PNG * 3 * run.data.resolution**2 + TAR) / 1e9
 
 

@@ -1,7 +1,7 @@
-"""What is missing for some tables and what it costs: jobs, GPU-hours, wall time, disk.
+"""What some tables still cost: jobs, GPU-hours, wall time, disk.
 
-It needs no data and no artifact. A job counts if its output is missing and a missing measurement
-depends on it (`cda.experiments.jobs`).
+A job counts if its output is missing and a missing measurement depends on it
+(`cda.experiments.jobs`). An estimate needs no data and no artifact.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Estimate:
 
     lines: list[Line] = field(default_factory=list)
     memory_gb: float = 0.0  # of one GPU
-    chain_hours: float = 0.0  # longest way from squeeze to a measurement, parts and seeds parallel
+    chain_hours: float = 0.0  # of the longest chain of jobs from squeeze to a measurement
     gpus: int = 1
     shards_gb: float = 0.0
     labels_gb: float = 0.0
@@ -70,18 +70,16 @@ class Estimate:
 def hours_of(
     run: Run, rates: Rates, settings: Settings, count: Counting = multiply_adds
 ) -> tuple[float, float]:
-    """GPU-hours of one job as its networks take them, and as its decoding processes do where
-    nothing was measured.
+    """GPU-hours of one job: those its networks take, and those that decoding its images takes.
+
+    The job takes the larger of the two. A measured rate includes the decoding, which then is 0.
     """
     if run.stage == "decode":
         return 0.0, 0.0
     rate = rates.of(run)
     computing = operations(run, settings.labels.max_gb, count) / rate.tflops / 1e12
-    decoding = (
-        0.0
-        if rate.measured
-        else decoded_images(run) / rates.decode / max(1, settings.runtime.workers)
-    )
+    images = 0 if rate.measured else decoded_images(run)
+    decoding = images / rates.decode / max(1, settings.runtime.workers)
     return computing / 3600, decoding / 3600
 
 
@@ -101,17 +99,15 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
     found.lines = list(_lines(graph.all(targets), missing, hours, rates))
     found.chain_hours = _chain(graph, missing, hours, rates, gpus, settings)
     _add_sizes(found, missing, settings)
-    found.notes = [
-        *_left_out(experiments, names),
-        *_uncounted(runs.values()),
-        *_waiting(runs.values(), each),
-    ]
+    found.notes = [*_not_run(experiments, names), *_uncounted(runs.values())]
+    found.notes += _decode_bound(runs.values(), each)
     return found
 
 
 def _lines(
     jobs: Sequence[Job], missing: Sequence[Job], hours: Mapping[str, float], rates: Rates
 ) -> Iterator[Line]:
+    """A line for each data set and stage."""
     to_do = set(missing)
     for dataset in dict.fromkeys(job.run.dataset for job in jobs):
         for stage in VERSIONS:
@@ -152,7 +148,7 @@ def _chain(
 
 
 def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> None:
-    """What the missing jobs leave on the disk and hold in memory."""
+    """Add the sizes of what the missing jobs write and hold in memory."""
     for job in missing:
         run = job.run
         if run.stage == "recover":
@@ -168,25 +164,24 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
             found.pixels_gb = max(found.pixels_gb, pixel_gigabytes(run, images))
 
 
-def _left_out(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]:
-    """Cells that stay not_run, a line a table and reason."""
+def _not_run(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]:
+    """A line for each table and reason for which cells stay `not_run`."""
     for name in names:
-        reasons = Counter(
-            cell.note for cell in experiments.cells(name) if cell.run is None and not cell.quoted
-        )
-        for note, count in reasons.items():
+        cells = [c for c in experiments.cells(name) if c.run is None and not c.quoted]
+        for note, count in Counter(cell.note for cell in cells).items():
             yield f"{name}: {count} cell{'s' if count > 1 else ''} will stay not_run: {note}"
 
 
 def _uncounted(runs: Iterable[Run]) -> Iterator[str]:
+    """A line for each data set whose number of images is not declared."""
     for name, data in {run.dataset: run.data for run in runs}.items():
         if data.train_images is None or data.val_images is None:
             fix = f"declare train_images and val_images in config/datasets/{name}.yaml"
             yield f"{name}: passes over images whose number is not known count nothing; {fix}"
 
 
-def _waiting(runs: Iterable[Run], each: Mapping[str, tuple[float, float]]) -> Iterator[str]:
-    """A line for each stage whose jobs are expected to wait for decoded images."""
+def _decode_bound(runs: Iterable[Run], each: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    """A line for each stage that decodes images more slowly than it computes on them."""
     stages: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         computing, decoding = each[run.id]
@@ -194,5 +189,5 @@ def _waiting(runs: Iterable[Run], each: Mapping[str, tuple[float, float]]) -> It
             stages.setdefault(f"{run.dataset} {run.stage}", []).append((computing, decoding))
     for stage, pairs in stages.items():
         computing, decoding = (sum(hours) for hours in zip(*pairs, strict=True))
-        part = f"computes {number(computing)} of its {number(decoding)} GPU-hours"
-        yield f"{stage}: {part} and waits for decoding in the others; raise runtime.workers"
+        share = f"computes {number(computing)} of its {number(decoding)} GPU-hours"
+        yield f"{stage}: {share} and waits for decoding in the others; raise runtime.workers"

@@ -1,8 +1,8 @@
 """How long a job may take: its estimate with a margin, more with each attempt.
 
-A limit that is too short costs a resubmission, since a stopped job has saved its work; one that is
-too long waits longer in the queue. Every Snakemake call needs these limits, so they import no torch:
-a network's pass is estimated from a number per pixel, where `cda plan` counts it.
+A stopped job has saved its work, so a limit that is too short costs a resubmission. A limit that
+is too long makes the job wait longer in the queue. Every Snakemake call needs these limits and must
+not import torch, so a forward pass is estimated per pixel here; `cda plan` counts it exactly.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cda.pipeline.estimate import hours_of
 from cda.pipeline.rates import Rates, measure, rates_of
 
 START = 10  # minutes: a node may be slow to import torch, to list a data set, to compile
-MARGIN = 2
+MARGIN = 2  # limit over estimate
 
-# Thousands of multiply-adds a pixel, at full width and with a stem that begins with stride 4.
+# Thousands of multiply-adds a pixel, at width 1 and with ImageNet's stem (stride 4).
 PER_PIXEL = {
     **{"resnet18": 36, "resnet34": 73, "resnet50": 82, "resnet101": 156, "resnet152": 230},
     **{"densenet121": 57, "regnet_y_8gf": 169, "convnext_tiny": 89, "resmlp": 119},
@@ -32,7 +32,7 @@ PER_PIXEL = {
     **{"convnet2": 60, "convnet3": 60, "convnet4": 70},
 }
 USUAL = 100  # of a network that is not listed
-SMALL_STEM = 15  # times as many: every layer sees 16 times as many pixels, less at the edges
+SMALL_STEM = 15  # times as many: layers see 16 times as many pixels, fewer at the edges
 
 
 def rough_multiply_adds(name: str, data: Dataset, architecture: Architecture) -> float:
@@ -54,20 +54,19 @@ def job_hours(
 
 
 class TimeLimits:
-    """Minutes for jobs on the settings' `runtime.gpu`, or on a CPU where they say so."""
+    """Time limits of jobs on the settings' `runtime.gpu`, or on a CPU (`runtime.device: cpu`)."""
 
     def __init__(self, experiments: ExperimentSet) -> None:
         """Raises ConfigError for a GPU that `config/devices.yaml` does not know."""
         runtime = experiments.settings.runtime
         self._experiments = experiments
         self._hours: dict[str, float] = {}
-        self._assumed = rates_of(
-            experiments.config, "cpu" if runtime.device == "cpu" else runtime.gpu, "runtime.gpu"
-        )
+        kind = "cpu" if runtime.device == "cpu" else runtime.gpu
+        self._assumed = rates_of(experiments.config, kind, "runtime.gpu")
 
     @cached_property
     def _rates(self) -> Rates:
-        """Rates with what finished jobs took on the same kind of device."""
+        """The assumed rates, and what finished jobs took on the same kind of device."""
         experiments = self._experiments
         measure(
             self._assumed,

@@ -1,9 +1,9 @@
 """`cda run`: the missing jobs of some tables, one after another, within a time budget.
 
-It needs no Snakemake and runs the commands that Snakemake's rules run, so that the two can take
-turns in one folder. Jobs stand in the order of the targets, then of their groups; the first seed of
-everything comes before the second of anything. A job that has to stop gets SIGTERM and saves; the
-next call continues it. A failed job costs those that read its output, and no other.
+It needs no Snakemake. It runs the commands of Snakemake's rules, so the two can take turns in one
+folder. Jobs run in the order of the targets, then of their groups, and all first seeds run before
+any second one. A job that has to stop gets SIGTERM and saves; the next call continues it. After a
+failed job only those that read its output are skipped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from cda.text import align_columns, clock
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 20.0  # seconds at the end of the budget in which a stage may save
 START = 5.0  # seconds of a job before its work begins
-POLL = 0.1  # seconds between two looks at a running job
-SHOWN = 15  # jobs that are listed
+POLL = 0.1  # seconds between two checks of a running job
+LISTED = 15  # jobs that a forecast lists
 
 
 def ordered_jobs(experiments: ExperimentSet, targets: Sequence[str]) -> list[Job]:
@@ -83,7 +83,7 @@ class Outcome:
     done: list[Job] = field(default_factory=list)
     stopped: Job | None = None
     failed: dict[str, str] = field(default_factory=dict)  # a job's name, and how it ended
-    skipped: list[Job] = field(default_factory=list)  # they read what a failed job did not leave
+    skipped: list[Job] = field(default_factory=list)  # they read the output of a failed job
     signal: int = 0
 
 
@@ -95,9 +95,9 @@ class Runner:
         self.environment = {**os.environ, "CDA_CONFIG": json.dumps(overrides, sort_keys=True)}
 
     def run(self, jobs: Sequence[Job], seconds: Mapping[Job, float]) -> Outcome:
-        """Run `jobs`, which stand after what they read; `seconds` is what each is expected to take.
+        """Run `jobs`, each after its inputs; `seconds` is the time each is expected to take.
 
-        Signals that whoever started this ignores (nohup) stay ignored.
+        A signal that is ignored already (by nohup) stays ignored.
         """
         caught = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._interrupt) for number in caught}
@@ -112,9 +112,9 @@ class Runner:
         self.outcome.signal = number
 
     def _run(self, jobs: Sequence[Job], seconds: Mapping[Job, float]) -> None:
-        absent: set[Job] = set()  # jobs whose output this call will not see
+        absent: set[Job] = set()  # jobs whose output this call will not make
         for number, job in enumerate(jobs, start=1):
-            if job.is_done():  # another process made it meanwhile
+            if job.is_done():  # another process has made it
                 continue
             if absent.intersection(self.graph.inputs(job)):
                 absent.add(job)
@@ -152,7 +152,7 @@ def _ending(code: int) -> str:
 
 
 def forecast(jobs: Sequence[Job], seconds: Mapping[Job, float], budget: Budget) -> str:
-    """What one call will do: the first jobs, what each is expected to take, and what will finish."""
+    """What a call will do: its first jobs, the time each is expected to take, and what finishes."""
     rows, used, finished = [["job", "about", "in this call"]], budget.used, 0
     fits = True
     for job in jobs:
@@ -160,12 +160,12 @@ def forecast(jobs: Sequence[Job], seconds: Mapping[Job, float], budget: Budget) 
         used += seconds[job] if fits else 0.0
         ends = fits and used <= budget.working
         finished += ends
-        if len(rows) <= SHOWN:
+        if len(rows) <= LISTED:
             fate = "finishes" if ends else "begins" if fits else "waits"
             rows.append([job.name, clock(seconds[job]), fate])
         fits = ends
     lines = align_columns(rows, left={0, 2})
-    if more := jobs[SHOWN:]:
+    if more := jobs[LISTED:]:
         lines.append(f"… and {len(more)} more, {clock(sum(seconds[job] for job in more))}")
     limit = "" if math.isinf(budget.seconds) else f" in {clock(budget.seconds)}"
     return "\n".join([*lines, f"Expected{limit}: {finished} of {len(jobs)} jobs finish."])
@@ -211,7 +211,6 @@ def run_tables(
         raise Interrupted(message, outcome.signal)
     if outcome.failed:
         names = "; ".join(f"{name} ({how})" for name, how in outcome.failed.items())
-        raise CdaError(
-            f"failed: {names}; {len(outcome.skipped)} jobs that read their output were skipped; fix "
-            "what the lines above name, then the same command continues"
-        )
+        skipped = f"{len(outcome.skipped)} jobs that read their output were skipped"
+        fix = "fix what the lines above name, then the same command continues"
+        raise CdaError(f"failed: {names}; {skipped}; {fix}")

@@ -1,4 +1,4 @@
-"""The page of `cda plan`: what tables will cost, before any of it is spent."""
+"""The page that `cda plan` prints: what tables will cost, and where each rate is from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ def plan(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: int) 
     hours = "CPU-hours" if gpu == "cpu" else "GPU-hours"
     head = ["data set", "stage", "runs", "jobs", "done", "to do", hours, "TFLOP/s"]
     rows = [_row(line) for line in found.lines]
-    total = [
-        sum(getattr(line, key) for line in found.lines) for key in ("runs", "jobs", "done", "to_do")
-    ]
-    rows.append(["all", "", *map(str, total), number(found.gpu_hours), ""])
+    counts = ("runs", "jobs", "done", "to_do")
+    total = [str(sum(getattr(line, count) for line in found.lines)) for count in counts]
+    rows.append(["all", "", *total, number(found.gpu_hours), ""])
     lines = [f"{', '.join(names)} at scale {settings.scale}, {seeds}, on {gpus} × {gpu}", ""]
     lines += [*align_columns([head, *rows], left={0, 1}), "", *_overall(found, gpu)]
     lines += ["", *_sources(found)] if found.gpu_hours else []
@@ -35,27 +34,20 @@ def _row(line: Line) -> list[str]:
 
 def _overall(found: Estimate, gpu: str) -> list[str]:
     wall, chain = _time(found.wall_hours), _time(found.chain_hours)
-    busy = found.wall_hours > found.chain_hours
-    bound = (
-        f"all of them always busy; the longest chain of jobs takes {chain}"
-        if busy
-        else "the longest chain of jobs"
-    )
+    bound = "the longest chain of jobs"
+    if found.wall_hours > found.chain_hours:
+        bound = f"all of them always busy; {bound} takes {chain}"
     lines = [f"Wall time  {wall} on {found.gpus} × {gpu} ({bound})"]
     sizes = [
         ("shards", found.shards_gb),
         ("soft labels", found.labels_gb),
         ("decoded validation images", found.decoded_gb),
     ]
-    lines.append(
-        "Disk       "
-        + ", ".join(f"{number(size)} GB {name}" for name, size in sizes if size or name == "shards")
-    )
+    disk = [f"{number(size)} GB {name}" for name, size in sizes if size or name == "shards"]
+    lines.append(f"Disk       {', '.join(disk)}")
     if found.pixels_gb > found.memory_gb / 2:
-        lines.append(
-            f"Memory     up to {number(found.pixels_gb)} GB of images in the "
-            f"{found.memory_gb:g} GB of one {gpu}"
-        )
+        images = f"up to {number(found.pixels_gb)} GB of images"
+        lines.append(f"Memory     {images} in the {found.memory_gb:g} GB of one {gpu}")
     if found.online:
         which = dict.fromkeys(f"{run.dataset} IPC {run.ipc}" for run in found.online)
         lines.append(f"Labels     made while validating, not stored: {', '.join(which)}")

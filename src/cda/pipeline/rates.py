@@ -1,5 +1,7 @@
-"""How fast a device works: measured where something ran on it, else a share of its peak from
-`config/devices.yaml`.
+"""How fast a device works, in operations a second.
+
+A rate is the median of what finished jobs took on the same kind of device. Where none has finished
+it is a share of the device's peak, both from `config/devices.yaml`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class DataSheet(Strict):
     """A kind of device: its data sheet."""
 
     names: Several[str] = Field(
-        description="any of these in a device's name, as provenance tells it, makes it this kind"
+        description="any of these in a device's name, as provenance records it, makes it this kind"
     )
     tflops: Positive = Field(
         description="peak of what its matrix units do here, in 10¹² operations a second"
@@ -73,23 +75,16 @@ class Rates:
     measured: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # stage and data set
 
     def of(self, run: Run) -> Rate:
-        """What is measured for the stage on the run's data set, else on any, else what is assumed;
-        medians.
-        """
+        """The run's stage: as measured on its data set, else on any data set, else as assumed."""
         near = self.measured.get((run.stage, run.dataset), [])
-        found = near or [
-            rate
-            for (stage, _), rates in self.measured.items()
-            if stage == run.stage
-            for rate in rates
-        ]
+        any_data = [rates for (stage, _), rates in self.measured.items() if stage == run.stage]
+        found = near or [rate for rates in any_data for rate in rates]
         if not found:
             return self.assumed[run.stage]
         where = run.dataset if near else "other data sets"
         jobs = f"{len(found)} job{'s' if len(found) > 1 else ''}"
-        return Rate(
-            statistics.median(found), f"measured on {self.name} with {where} ({jobs})", len(found)
-        )
+        source = f"measured on {self.name} with {where} ({jobs})"
+        return Rate(statistics.median(found), source, len(found))
 
 
 def read_devices(config: Path) -> Devices:
@@ -99,25 +94,18 @@ def read_devices(config: Path) -> Devices:
 
 
 def rates_of(config: Path, name: str, key: str = "--gpu") -> Rates:
-    """The assumed rates of the device `name`, which `key` named.
-
-    Raises ConfigError that lists those there are.
-    """
+    """The assumed rates of the device `name`; raises ConfigError that names `key` if unknown."""
     devices, file = read_devices(config), config / "devices.yaml"
     if name not in devices.devices:
-        raise ConfigError(
-            f"{key} {name}: is not in {file}; use one of {', '.join(devices.devices)}, or add "
-            "it there"
-        )
+        names = ", ".join(devices.devices)
+        raise ConfigError(f"{key} {name}: is not in {file}; use one of {names}, or add it there")
     device, layer = devices.devices[name], read_layer(file)
     assumed = {}
     for stage in get_args(Computing):
         own = stage in device.share
         if not own and stage not in devices.share:
-            raise ConfigError(
-                f"{file}: share.{stage} is missing; add the share of the peak that the stage "
-                "reaches"
-            )
+            fix = "add the share of the peak that the stage reaches"
+            raise ConfigError(f"{file}: share.{stage} is missing; {fix}")
         share = device.share[stage] if own else devices.share[stage]
         written = layer[f"devices.{name}.share.{stage}" if own else f"share.{stage}"]
         source = f"scaled by arithmetic, {100 * share:g} % of {device.tflops:g}: {written.source}"
@@ -132,7 +120,11 @@ def measure(
     layout: Layout,
     count: Counting = multiply_adds,
 ) -> None:
-    """Put into `rates` what the outputs of `runs` tell about this kind of device."""
+    """Add to `rates` what finished jobs of `runs` took on this kind of device.
+
+    A rate above the device's peak is left out: a job that continued after a kill recorded the
+    seconds of its last attempt only.
+    """
     for run in runs:
         for provenance in _provenance(run, settings, layout):
             device, seconds = str(provenance.get("device", "")).lower(), provenance.get("seconds")
@@ -140,23 +132,20 @@ def measure(
                 continue
             if not isinstance(seconds, int | float) or seconds <= 0:
                 continue
-            tflops = (
-                operations(run, settings.labels.max_gb, count)
-                / seconds
-                / int(provenance.get("processes", 1))
-                / 1e12
+            work, processes = (
+                operations(run, settings.labels.max_gb, count),
+                provenance.get("processes", 1),
             )
-            if (
-                0 < tflops <= rates.device.tflops
-            ):  # a job that went on after a kill tells its last part's seconds only
+            tflops = work / seconds / int(processes) / 1e12
+            if 0 < tflops <= rates.device.tflops:
                 rates.measured.setdefault((run.stage, run.dataset), []).append(tflops)
 
 
 def _described(run: Run, settings: Settings, layout: Layout) -> list[str]:
-    """The files that tell how long each job of a run took."""
+    """The files that record how long each job of a run took."""
     if run.stage == "squeeze":
         return [str(Path(layout.model(run)).with_name("squeeze.json"))]
-    if run.stage == "recover":  # every shard of a part tells the part's seconds
+    if run.stage == "recover":  # every shard of a part records the part's seconds
         first = run.data.shards_per_job
         folders = sorted(Path(layout.run_folder(run)).glob("part-*"))
         return [
@@ -166,28 +155,24 @@ def _described(run: Run, settings: Settings, layout: Layout) -> list[str]:
         ]
     if run.stage == "relabel":
         return [f"{layout.labels(run)}/header.json"]
-    return (
-        [layout.run_json(run, seed) for seed in range(seeds_of(run, settings.seeds))]
-        if run.stage in MEASURING
-        else []
-    )
+    if run.stage not in MEASURING:
+        return []
+    return [layout.run_json(run, seed) for seed in range(seeds_of(run, settings.seeds))]
 
 
 def _provenance(run: Run, settings: Settings, layout: Layout) -> Iterator[dict[str, Any]]:
     for path in _described(run, settings, layout):
-        with contextlib.suppress(
-            ArtifactError
-        ):  # not there, or damaged: whoever reads it for good says so
+        with contextlib.suppress(ArtifactError):  # missing or damaged: the stages refuse it
             description = read_json(Path(path), "a job's description")
             if description.get("run") == run.id and isinstance(description.get("provenance"), dict):
                 yield description["provenance"]
 
 
 def device_kind(experiments: ExperimentSet, requested: str | None) -> str:
-    """The kind of device jobs run on, as `config/devices.yaml` names it: `requested`, or this one.
+    """The kind of device that jobs run on, as `config/devices.yaml` names it; raises ConfigError.
 
-    A process of its own asks torch, since a look at a GPU takes memory of it. A GPU that the file
-    does not list counts as `runtime.gpu`. Raises ConfigError.
+    It is `requested`, else this machine's. A GPU that the file does not list counts as
+    `runtime.gpu`.
     """
     runtime = experiments.settings.runtime
     if requested is not None or runtime.device == "cpu":
@@ -203,7 +188,10 @@ def device_kind(experiments: ExperimentSet, requested: str | None) -> str:
 
 
 def _device_name() -> str:
-    """What torch calls the first GPU; empty where it sees none. Raises ConfigError."""
+    """The first GPU's name, or an empty one; raises ConfigError.
+
+    A process of its own imports torch, which would take GPU memory as long as this one runs.
+    """
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

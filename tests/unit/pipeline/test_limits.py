@@ -65,7 +65,7 @@ def test_several_processes_take_a_share_of_the_time(paper):
     assert TimeLimits(paper).hours(run) == pytest.approx(TimeLimits(alone).hours(run) / 4)
 
 
-def test_a_slower_gpu_is_given_more_time(paper):
+def test_jobs_on_a_slower_gpu_get_more_time(paper):
     slower = ExperimentSet(
         load_settings({"runtime": {"gpu": "v100"}}, ROOT / "config"), ROOT / "config"
     )
@@ -82,7 +82,7 @@ def test_reading_images_takes_time_too(paper):
     assert limits.minutes(decode) > START
 
 
-def test_an_unknown_gpu_is_told_before_anything_is_planned():
+def test_an_unknown_gpu_is_refused_before_anything_is_planned():
     with pytest.raises(
         ConfigError, match=r"^runtime.gpu h9000: is not in .*devices.yaml; use one of a100, "
     ):

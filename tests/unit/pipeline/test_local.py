@@ -113,11 +113,11 @@ def test_a_job_that_could_not_save_is_not_started():
     assert budget.allows(expected=2, used=90)
 
 
-def test_the_forecast_says_what_finishes_begins_and_waits(tree):
+def test_the_forecast_lists_what_finishes_begins_and_waits(tree):
     jobs = ordered_jobs(tree.experiments(), ["tiny"])
     seconds = dict.fromkeys(jobs, 40.0)
     page = forecast(jobs, seconds, Budget(time.monotonic(), 130)).splitlines()
-    fates = [line.split()[-1] for line in page[1 : 1 + local.SHOWN]]
+    fates = [line.split()[-1] for line in page[1 : 1 + local.LISTED]]
     assert fates[:4] == ["finishes", "finishes", "begins", "waits"]
     assert set(fates[4:]) == {"waits"}
     assert page[-1] == f"Expected in 2.2 min: 2 of {len(jobs)} jobs finish."

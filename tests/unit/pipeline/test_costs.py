@@ -1,0 +1,151 @@
+"""Costs: operations of each stage's networks, and the size of what a job writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cda.config.recipe import Architecture
+from cda.config.settings import Dataset
+from cda.errors import ConfigError
+from cda.experiments.runs import Run
+from cda.pipeline import costs
+
+
+def data_of(classes: int, resolution: int) -> Dataset:
+    return Dataset(
+        name="d",
+        layout="image_folder",
+        classes=classes,
+        resolution=resolution,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        get="x",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "resolution", "stem", "published"),
+    [
+        (
+            "resnet18",
+            1000,
+            224,
+            "imagenet",
+            1.814,
+        ),  # torchvision's table of GFLOPS, which counts multiply-adds
+        ("resnet18", 100, 32, "small", 0.56),  # fidelity.md
+        ("resnet18", 200, 64, "small", 2.22),  # fidelity.md
+        ("resnet50", 1000, 224, "imagenet", 4.089),
+        ("densenet121", 1000, 224, "imagenet", 2.834),
+        ("vgg16", 1000, 224, "imagenet", 15.470),
+        ("mobilenet_v2", 1000, 224, "imagenet", 0.301),
+        ("regnet_y_8gf", 1000, 224, "imagenet", 8.473),  # cannot be built on shapes alone
+    ],
+)
+def test_a_network_s_multiply_adds_are_the_published_ones(
+    name, classes, resolution, stem, published
+):
+    counted = costs.multiply_adds(name, data_of(classes, resolution), Architecture(stem=stem))
+    assert counted / 1e9 == pytest.approx(published, rel=0.009)
+
+
+def test_multiply_adds_are_those_of_plain_counting():
+    from cda.method.networks import build
+
+    architecture, counted = Architecture(stem="small", width=0.25), []
+
+    def count(module: torch.nn.Module, _inputs: Any, out: torch.Tensor) -> None:
+        counted.append(out.numel() * module.weight[0].numel())
+
+    model = build("resnet18", 10, 16, architecture).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    model(torch.zeros(1, 3, 16, 16))
+    assert costs.multiply_adds("resnet18", data_of(10, 16), architecture) == sum(counted)
+
+
+def test_a_network_that_does_not_fit_is_named_in_one_line():
+    with pytest.raises(ConfigError, match="'alexnet' cannot take 16×16") as caught:
+        costs.multiply_adds("alexnet", data_of(10, 16), Architecture())
+    assert "\n" not in str(caught.value)
+
+
+def forward(run: Run) -> int:
+    return costs.multiply_adds(run.model, run.data, run.recipe.architecture)
+
+
+def test_operations_of_each_stage(devices):
+    runs = devices.runs(ipc=2)
+    ones = forward(runs["squeeze"])
+    assert costs.operations(runs["squeeze"], 50) == 2 * ones * (3 * 2 * 1438 + 1 * 359)
+    assert costs.operations(runs["recover"], 50) == 2 * ones * 2 * 6 * (
+        2 * 10
+    )  # a part: two shards of ten classes
+    assert costs.operations(runs["relabel"], 50) == 2 * ones * 5 * 20
+    assert costs.operations(runs["validate"], 50) == 2 * ones * (3 * 3 * 20 + 359)
+    assert costs.operations(runs["validate"], 1e-9) == 2 * ones * (
+        4 * 3 * 20 + 359
+    )  # the teacher runs along
+    assert costs.operations(runs["relabel"], 1e-9) == 0
+
+
+def test_what_costs_nothing(devices):
+    assert costs.operations(devices.runs("random")["recover"], 50) == 0
+    devices.experiment("tiny", {"set": {"relabel.labels": "hard"}})
+    assert costs.operations(devices.runs()["relabel"], 50) == 0
+    devices.experiment("tiny", {"set": {"squeeze.weights": "torchvision:X"}})
+    assert costs.operations(devices.runs()["squeeze"], 50) == 0
+
+
+def test_operations_of_score_and_continual(devices):
+    from cda.config.recipe import Continual
+    from cda.experiments.runs import continual_run, score_run
+
+    runs = devices.runs(ipc=2)
+    squeeze, images = runs["squeeze"], runs["recover"]
+    ones, data, recipe = forward(squeeze), squeeze.data, squeeze.recipe
+    assert (
+        costs.operations(score_run(data, recipe, squeeze, images, 2, {}), 50) == 2 * ones * 20 * 11
+    )
+    assert costs.operations(score_run(data, recipe, squeeze, None, 0, {}), 50) == 2 * ones * 359
+    recipe = recipe.model_copy(
+        update={"continual": Continual(epochs=7, batch_size=8, lr=0.1, steps=5)}
+    )
+    learned = continual_run(data, recipe, images, squeeze, "resnet18", 2, {})
+    trained = sum(7 * 2 * seen for seen in (2, 4, 6, 8, 10))
+    tested = sum(359 * seen / 10 for seen in (2, 4, 6, 8, 10))
+    assert costs.operations(learned, 50) == pytest.approx(2 * ones * (4 * trained + tested))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "times"), [(100, 10, 10), (101, 10, 11), (3, 10, 1), (10, 1, 10)]
+)
+def test_how_often_a_training_is_evaluated(epochs, every, times, devices):
+    values = devices.runs()["validate"].recipe.validate_.model_copy(
+        update={"epochs": epochs, "evaluate_every": every}
+    )
+    seen = [
+        epoch for epoch in range(epochs) if epoch + 1 == epochs or (epoch + 1) % every == 0
+    ]  # as cda.engine.trainer does
+    assert costs.evaluations(values) == len(seen) == times
+
+
+def test_the_size_of_a_shard_is_near_a_written_one(devices, tmp_path):
+    from cda.data.shards import write_shard
+    from cda.rng import generator
+
+    run = devices.runs(ipc=2)["recover"]
+    data = run.data.model_copy(update={"resolution": 64, "shards_per_job": 1})
+    run = Run("recover", run.slug, run.spec, data, run.recipe, upstream=run.upstream)
+    rough = generator("test").normal(128, 45, (10, 64, 64, 3)).clip(0, 255).astype("uint8")
+    write_shard(tmp_path / "ipc-000.tar", rough, [str(i) for i in range(10)], 0, run.id, "digits")
+    assert costs.shard_gigabytes(run, part=1) * 1e9 == pytest.approx(
+        (tmp_path / "ipc-000.tar").stat().st_size, rel=0.25
+    )
+    assert costs.shard_gigabytes(run, part=0) == pytest.approx(
+        3 * costs.shard_gigabytes(run, part=1)
+    )  # two snapshots

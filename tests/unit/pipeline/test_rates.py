@@ -1,0 +1,113 @@
+"""Rates: what was measured on a kind of device, else a share of its peak."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.unit.pipeline.conftest import ROOT, line, write_done
+
+from cda.config.yaml_source import read_layer
+from cda.errors import ConfigError
+from cda.pipeline import costs
+from cda.pipeline.estimate import estimate
+from cda.pipeline.plan import plan
+from cda.pipeline.rates import Rate, measure, rates_of, read_devices
+
+
+def test_an_assumed_rate_is_a_share_of_the_peak_with_its_source(devices):
+    run = devices.runs()["recover"]
+    rate = rates_of(devices.folder, "odd").of(run)
+    assert (rate.tflops, rate.measured) == (1.0, 0)
+    assert rate.source == "scaled by arithmetic, 12.5 % of 8: a third book"
+    assert rates_of(devices.folder, "fast").of(run).source.endswith(": another book")
+
+
+def test_what_was_measured_on_the_device_wins(devices):
+    experiments = devices.experiments()
+    squeeze = devices.runs()["squeeze"]
+    assumed = line(estimate(experiments, ["tiny"], "fast", 1), "validate").rate
+    assert assumed == Rate(1e-6, "scaled by arithmetic, 50 % of 2e-06: our choice")
+    run = devices.runs(ipc=1)["validate"]
+    work = costs.operations(run, 50)
+    write_done(experiments, run, {"device": "Great FAST 2 Edition", "seconds": work / 0.4e6})
+    write_done(
+        experiments,
+        devices.runs("random", ipc=1)["validate"],
+        {"device": "Fast 10", "seconds": work / 0.5e6},
+    )
+    write_done(
+        experiments, devices.runs("sre2l", ipc=1)["validate"], {"device": "another", "seconds": 1.0}
+    )
+    write_done(
+        experiments, squeeze, {"device": "Fast 1", "seconds": 1e-3}
+    )  # faster than its peak: continued after a kill
+    found = estimate(experiments, ["tiny"], "fast", 1)
+    rate = line(found, "validate").rate
+    assert rate is not None
+    assert rate.tflops == pytest.approx(0.45e-6)  # the median of two jobs at 0.4 and two at 0.5
+    assert (rate.measured, rate.source) == (4, "measured on fast with digits (4 jobs)")
+    to_do = [devices.runs(method, ipc=2)["validate"] for method in ("cda", "sre2l", "random")]
+    seconds = sum(costs.operations(run, 50) * 2 for run in to_do) / 0.45e6
+    assert line(found, "validate").gpu_hours == pytest.approx(seconds / 3600)
+    assert "measured on fast with digits (4 jobs)" in plan(experiments, ["tiny"], "fast", 1)
+    rates = rates_of(devices.folder, "fast")
+
+    measure(rates, experiments.runs().values(), experiments.settings, experiments.layout)
+    assert rates.of(squeeze).measured == 0
+
+
+def test_a_part_is_measured_once_and_several_processes_share_a_job(devices):
+    experiments, run = devices.experiments(), devices.runs(ipc=2)["recover"]
+
+    provenance = {"device": "Fast 1", "seconds": costs.operations(run, 50) / 0.8e6, "processes": 4}
+    write_done(experiments, run, provenance, ipc=2)
+    second = Path(experiments.layout.part(run, 0)) / "ipc-001.json"
+    second.write_text(json.dumps({"run": run.id, "provenance": provenance}))
+    rates = rates_of(devices.folder, "fast")
+    measure(rates, [run], experiments.settings, experiments.layout)
+    assert rates.measured == {("recover", "digits"): [pytest.approx(0.2e-6)]}
+
+
+DAMAGED = [
+    "",
+    "[]",
+    '{"run": "another", "provenance": {"device": "Fast 1", "seconds": 1}}',
+    '{"provenance": 3}',
+    '{"provenance": {"device": "Fast 1", "seconds": "x"}}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_description_measures_nothing(text, devices):
+    experiments, run = devices.experiments(), devices.runs()["validate"]
+    path = Path(experiments.layout.run_json(run, 0))
+    path.parent.mkdir(parents=True)
+    path.write_text(text.replace('{"prov', f'{{"run": "{run.id}", "prov'))
+    assert line(estimate(experiments, ["tiny"], "fast", 1), "validate").rate.measured == 0
+
+
+def test_mistakes_in_the_devices_name_their_place(devices):
+    where = devices.edit("devices.yaml", "tflops: 8 ", "tflops: fast ")
+    with pytest.raises(ConfigError, match=rf"config/devices.yaml:{where}: devices.odd.tflops"):
+        rates_of(devices.folder, "fast")
+    devices.edit("devices.yaml", "tflops: fast ", "tflops: 8 ")
+    devices.edit("devices.yaml", "  score: 0.5           # our choice\n", "")
+    with pytest.raises(ConfigError, match=r"share.score is missing"):
+        rates_of(devices.folder, "fast")
+
+
+def test_every_device_and_stage_has_a_source():
+    layer = read_layer(ROOT / "config/devices.yaml")
+    assert all(value.source for value in layer.values()), [
+        key for key, value in layer.items() if not value.source
+    ]
+    assert set(read_devices(ROOT / "config").devices) == {
+        "a100",
+        "h100",
+        "h200",
+        "rtx4090",
+        "v100",
+        "cpu",
+    }

@@ -1,0 +1,164 @@
+"""Snakemake's input functions: what a job names as its inputs, and which targets are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cda.errors import ConfigError
+from cda.experiments.jobs import Job, graph_of
+from cda.pipeline.rules import Plan, one_of
+
+ROOT = Path(__file__).parents[3]
+
+
+def call(**forced: Any) -> SimpleNamespace:
+    """Snakemake's workflow in a call with these forcing options."""
+    options = {"forceall": False, "forcerun": set(), "forcetargets": False, "targets": set()}
+    return SimpleNamespace(dag_settings=SimpleNamespace(**options | forced))
+
+
+@pytest.fixture
+def plan_of(tree):
+    """A function that makes the plan of a call."""
+    return lambda workflow=None, **config: Plan(config, workflow or call())
+
+
+def wildcards(job: Job) -> SimpleNamespace:
+    number = {"recover": "part", "validate": "seed"}.get(job.run.stage)
+    return SimpleNamespace(run=job.run.id, **({number: str(job.index)} if number else {}))
+
+
+def chain(tree) -> dict[str, Job]:
+    """The jobs behind one cell, by stage."""
+    graph, runs = graph_of(tree.experiments()), tree.runs(ipc=2)
+    return {stage: graph.job(run) for stage, run in runs.items()}
+
+
+def finish(*jobs: Job) -> None:
+    for job in jobs:
+        path = Path(job.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix else path.mkdir()
+        path.with_name("squeeze.json").touch()
+
+
+def test_a_job_without_output_names_all_its_inputs(tree, plan_of):
+    plan, jobs = plan_of(), chain(tree)
+    validate, relabel = wildcards(jobs["validate"]), wildcards(jobs["relabel"])
+    assert plan.shards(validate) == plan.shards(relabel) == [jobs["recover"].output]
+    assert plan.labels(validate) == [jobs["relabel"].output]
+    assert plan.model(validate) == []  # stored labels need it no more
+    assert plan.model(relabel) == plan.model(wildcards(jobs["recover"])) == [jobs["squeeze"].output]
+
+
+def test_a_job_with_output_names_only_inputs_that_exist(tree, plan_of):
+    plan, jobs = plan_of(), chain(tree)
+    validate = wildcards(jobs["validate"])
+    finish(jobs["validate"], jobs["recover"])
+    assert plan.shards(validate) == [jobs["recover"].output]
+    assert plan.labels(validate) == []
+    finish(jobs["relabel"])
+    assert plan.labels(validate) == [jobs["relabel"].output]
+    assert plan.model(wildcards(jobs["relabel"])) == []
+    second = SimpleNamespace(run=jobs["validate"].run.id, seed="1")  # a seed without output
+    assert plan.labels(second) == [jobs["relabel"].output]
+
+
+@pytest.mark.parametrize(
+    ("forced", "names_all"),
+    [
+        ({}, False),
+        ({"forceall": True}, True),
+        ({"forcerun": {"validate"}}, True),
+        ({"forcerun": {"OUTPUT"}}, True),
+        ({"forcerun": {"table", "relabel"}}, False),
+        ({"forcetargets": True, "targets": {"OUTPUT"}}, True),
+        ({"forcetargets": True, "targets": {"results/tiny.csv"}}, False),
+        ({"targets": {"OUTPUT"}}, False),
+    ],
+)
+def test_a_forced_job_names_all_its_inputs(forced, names_all, tree, plan_of):
+    job = chain(tree)["validate"]
+    finish(job)
+    for key, value in forced.items():
+        if isinstance(value, set):
+            forced = forced | {key: {name.replace("OUTPUT", job.output) for name in value}}
+    assert bool(plan_of(call(**forced)).labels(wildcards(job))) == names_all
+
+
+def test_published_weights_are_forced_by_their_own_rule(tree, plan_of):
+    tree.experiment("tiny", {"set": {"squeeze.init": "torchvision:ResNet18_Weights.X"}})
+    job = chain(tree)["squeeze"]
+    fetched = ["artifacts/squeeze/weights/torchvision:ResNet18_Weights.X/resnet18.json"]
+    assert plan_of().weights(wildcards(job)) == fetched
+    finish(job)
+    assert plan_of().weights(wildcards(job)) == []
+    assert plan_of(call(forcerun={"published"})).weights(wildcards(job)) == fetched
+
+
+def test_while_the_snakefile_is_read_every_input_is_named(tree, plan_of):
+    job = chain(tree)["validate"]
+    finish(job)
+    assert plan_of(SimpleNamespace(dag_settings=None)).labels(wildcards(job))
+
+
+def test_a_model_that_came_alone_is_not_trained_again_for_its_test_images(tree, plan_of):
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\nstream: true")
+    plan, job = plan_of(), chain(tree)["squeeze"]
+    assert len(plan.decoded(wildcards(job))) == 1
+    finish(job)
+    assert plan.decoded(wildcards(job)) == []
+
+
+def test_a_table_reads_its_run_jsons_and_with_present_cells_those_that_exist(tree, plan_of):
+    table = SimpleNamespace(table="tiny")
+    everything = plan_of().measurements(table)
+    assert len(everything) == 12  # three methods, two IPCs, two seeds
+    assert plan_of(cells="present").measurements(table) == []
+    job = chain(tree)["validate"]
+    finish(job)
+    assert plan_of(cells="present").measurements(table) == [job.output]
+    assert plan_of().summary() == "Scale paper: 12 measurements in its tables, 1 done."
+
+
+def test_a_plan_s_text_does_not_change_between_calls(plan_of):
+    assert repr(plan_of()) == repr(plan_of())  # Snakemake compares it
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        (
+            "results/mini/table1.csv",
+            "is of scale mini, but this is scale paper; add --config scale",
+        ),
+        ("results/table77.csv", "there is no table table77; use one of label_sizes, table1,"),
+        ("results/table77.md", "there is no table table77; use one of label_sizes, table1,"),
+        ("results/figure99.png", "there is no figure figure99; use one of "),
+        ("demo", "demo is no target of scale paper; add --config scale=demo"),
+    ],
+)
+def test_a_wrong_target_takes_one_line(target, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as caught:
+        Plan({}, call(), [target])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_words_of_a_command_line_are_no_targets(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    Plan({}, call(), ["-n", "all", "artifacts/x.csv", "results/other/deep/x.csv", "results/x.txt"])
+    Plan({"scale": "mini"}, call(), ["results/mini/table1.csv"])
+
+
+def test_a_constraint_of_no_names_matches_nothing():
+    import re
+
+    assert re.fullmatch(one_of(["a.b", "c"]), "a.b")
+    assert not re.fullmatch(one_of(["a.b", "c"]), "axb")
+    assert not re.fullmatch(one_of([]), "")
