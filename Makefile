@@ -61,7 +61,7 @@ lint-types: $(INSTALLED)
 
 lint-generated: $(INSTALLED)
 	$(BIN)/python tools/environment.py --check
-	$(BIN)/cda config reference | diff docs/configuration.md - || { echo "docs/configuration.md is old: make docs"; exit 1; }
+	$(BIN)/python tools/config_reference.py --check
 	$(BIN)/cda reproduction | diff docs/reproduction.md - || { echo "docs/reproduction.md is old: make docs"; exit 1; }
 	$(BIN)/dvc status --quiet results || { echo "results/ are old: dvc repro"; exit 1; }
 
@@ -76,7 +76,7 @@ lock: $(BIN)/uv ## Pin what pyproject.toml asks for, keeping the pins that fit (
 	$(BIN)/python tools/environment.py
 
 docs: $(INSTALLED) ## Make the generated pages and the README's pictures (the demo first)
-	$(BIN)/cda config reference > docs/configuration.md
+	$(BIN)/python tools/config_reference.py > docs/configuration.md
 	$(BIN)/cda reproduction > docs/reproduction.md
 	$(RUN) $(BIN)/snakemake all --rulegraph mermaid-js | $(BIN)/python tools/dag.py docs/images/dag.svg
 	cp results/demo/demo-distilled.png docs/images/

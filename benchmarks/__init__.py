@@ -1,4 +1,1 @@
-"""How fast the engines are, beside plain code that does the same.
-
-`python -m benchmarks`, or `make bench`.
-"""
+"""Speed of the engines beside plain code that does the same: `make bench`."""

@@ -21,15 +21,18 @@ from cda.config.load import CONFIG
 from cda.pipeline.rates import read_devices
 from cda.progress import Progress, log
 
-HOST = ("label_store", "dag")  # what no GPU has a part in
+HOST = ("label_store", "dag")  # benchmarks that use no GPU
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for."""
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=table.BENCHMARKS, default=list(table.BENCHMARKS), metavar="NAME",
-                        help=f"some of {', '.join(table.BENCHMARKS)}")  # fmt: skip
+    names = table.BENCHMARKS
+    only = f"some of {', '.join(names)}"
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=list(names), metavar="NAME", help=only
+    )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -47,32 +50,29 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what was asked for; each benchmark is written when it is done."""
-    asked = parsed(arguments)
-    device = (
-        asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    )
-    setting = Setting(device, asked.quick)
-    if asked.peak:
-        name, what, index = asked.peak
+    """Measure the requested benchmarks, and write each one's rows when it is done."""
+    options = parse_arguments(arguments)
+    present = "cuda" if torch.cuda.is_available() else "cpu"
+    setting = Setting(present if options.device == "auto" else options.device, options.quick)
+    if options.peak:
+        name, what, index = options.peak
         print(_peak(name, what, int(index), setting))
         return
-    out = asked.out or (None if asked.quick else Path("results/benchmarks.csv"))
+    out = options.out or (None if options.quick else Path("results/benchmarks.csv"))
     found = table.read(out) if out else []
-    with nullcontext() if asked.quick else _nothing_compiled():
-        for name in asked.only:
-            told = _told(Setting("cpu", asked.quick) if name in HOST else setting)
-            found = table.merged(
-                found, [told | row for row in _rows(name, setting)], told["device"], [name]
-            )
+    with nullcontext() if options.quick else _empty_caches():
+        for name in options.only:
+            machine = _machine(Setting("cpu", options.quick) if name in HOST else setting)
+            new = [machine | row for row in _rows(name, setting)]
+            found = table.merged(found, new, machine["device"], [name])
             if out:
                 table.write(out, found)
     print(f"{out} and {out.with_suffix('.md')} are written" if out else table.markdown(found))
 
 
 @contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """Give compilers empty caches, so that start-up is that of a first start."""
+def _empty_caches() -> Iterator[None]:
+    """Give compilers empty caches, so that start-up times are those of a first start."""
     before = {name: os.environ.get(name) for name in CACHES}
     with tempfile.TemporaryDirectory(prefix="cda-compiled-") as folder:
         os.environ.update(dict.fromkeys(CACHES, folder))
@@ -84,14 +84,16 @@ def _nothing_compiled() -> Iterator[None]:
                 os.environ.update({} if value is None else {name: value})
 
 
-def _told(setting: Setting) -> Row:
-    """What a row says of the machine."""
-    told = setting.open_device().provenance()
-    versions = {"python": platform.python_version()} | told["versions"]
+def _machine(setting: Setting) -> Row:
+    """A row's columns for the machine: device, threads, code and versions."""
+    provenance = setting.open_device().provenance()
+    versions = {"python": platform.python_version()} | provenance["versions"]
     return {
-        "device": told["device"], "threads": told["cpu_threads"], "code": told["code"],
+        "device": provenance["device"],
+        "threads": provenance["cpu_threads"],
+        "code": provenance["code"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }  # fmt: skip
+    }
 
 
 def _rows(name: str, setting: Setting) -> list[Row]:
@@ -99,15 +101,17 @@ def _rows(name: str, setting: Setting) -> list[Row]:
     if name == "label_store":
         return _label_store(setting)
     cases: list[Case] = importlib.import_module(f"benchmarks.{name}").cases(setting)
-    apart = not setting.cuda and not setting.quick
-    total = sum((case.rounds + 1 + (apart and case.memory)) * len(case.sides) for case in cases)
+    in_processes = not setting.cuda and not setting.quick  # memory, a fresh process a side
+    total = sum(
+        (case.rounds + 1 + (in_processes and case.memory)) * len(case.sides) for case in cases
+    )
     progress = Progress(total, f"benchmark {name}", "measurements")
     found: list[Row] = []
     for case in cases:
         progress.note = case.what
-        torch.compiler.reset()  # else torch soon says that it compiled one function often enough
+        torch.compiler.reset()  # else torch stops compiling a function that it has compiled often
         timed = measure(case, setting, progress.update)
-        if apart and case.memory:
+        if in_processes and case.memory:
             for index, one in enumerate(timed):
                 one.peak = peak_elsewhere(case, index, setting)
                 progress.update()
@@ -124,10 +128,7 @@ def _peak(name: str, what: str, index: int, setting: Setting) -> int:
 
 
 def _peak_flops(setting: Setting) -> float | None:
-    """What the GPU's data sheet says of bf16, in operations a second.
-
-    None for a CPU and a GPU without an entry.
-    """
+    """The GPU's bf16 operations a second by its data sheet; None for a CPU or an unknown GPU."""
     if not setting.cuda:
         return None
     name = torch.cuda.get_device_name().lower()
@@ -140,9 +141,9 @@ def _peak_flops(setting: Setting) -> float | None:
 
 
 def _label_store(setting: Setting) -> list[Row]:
-    """What `benchmarks/label_store.py` measures; it has no tiny sizes."""
+    """The rows of `benchmarks/label_store.py`, which has no tiny sizes."""
     if setting.quick or importlib.util.find_spec("benchmarks.label_store") is None:
-        log("benchmark label_store: left out")
+        log("benchmark label_store: skipped")
         return []
     log("benchmark label_store: codecs, then a store of 4 GB; a minute or two")
     measured: list[dict[str, Any]] = importlib.import_module("benchmarks.label_store").run()

@@ -1,5 +1,6 @@
-"""Building the DAG: what the workflow imports, resolving every run, and Snakemake's dry runs, each
-a fresh process.
+"""Building the DAG: the workflow's imports, resolving every run, and Snakemake's dry runs.
+
+Each is timed in a fresh process.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ DRY_RUNS = {"one table": "results/table1.csv", "every table": "tables", "everyth
 
 
 def process(command: Sequence[str], count: Callable[[str], float]) -> Callable[[], Work]:
-    """Work that is a process of its own.
-
-    `count` takes what it prints and says how many units that was.
-    """
+    """Work that is a process of its own; `count` takes its output and returns its units of work."""
 
     def work() -> float:
         done = subprocess.run(
@@ -30,17 +28,17 @@ def process(command: Sequence[str], count: Callable[[str], float]) -> Callable[[
     return lambda: work
 
 
-def jobs_of(told: str) -> float:
+def jobs_of(output: str) -> float:
     r"""How many jobs a dry run plans: the last number of its table of jobs.
 
     >>> jobs_of("job      count\n-------  -----\nall          1\nrecover      6\ntotal        7\n")
     7.0
     """
-    return float(re.findall(r"^total\s+(\d+)", told, re.MULTILINE)[-1])
+    return float(re.findall(r"^total\s+(\d+)", output, re.MULTILINE)[-1])
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Nothing here is compared: there is no plain way."""
+    """The import, every run, and three dry runs; there is no plain way to compare with."""
 
     def case(
         what: str, unit: str, build: Callable[[], Work], parameters: dict[str, object]

@@ -1,8 +1,8 @@
-"""Ways of doing the same work, measured in one process and in turn, so that a noisy machine hits
-all of them.
+"""Ways of doing the same work, measured in one process and in turn.
 
-What is reported is the median of some rounds, and as spread (max − min) / median. Building a side,
-and its first calls (compilation, the choice of kernels), are start-up and no part of a round.
+In turn, so that a noisy machine slows all of them. A row has the median of some rounds, and as
+spread (max − min) / median. Building a side, and its first calls (compilation, the choice of
+kernels), are start-up and no part of a round.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ import torch
 from cda.config.settings import Runtime
 from cda.engine.device import Device, open_device
 
-Work = Callable[[], float]  # does a repeat's work; returns how many units that was
+Work = Callable[[], float]  # does the work of a call; returns its number of units
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The device to measure on; `quick` asks for tiny sizes, which show that a benchmark runs and
-    nothing else.
-    """
+    """The device to measure on; `quick` has tiny sizes, which only show that a benchmark runs."""
 
     device: str
     quick: bool = False
@@ -41,41 +39,38 @@ class Setting:
         return self.device == "cuda"
 
     def open_device(self, **runtime: Any) -> Device:
-        """The machine under the default runtime, or with these values of it."""
+        """The device under the default runtime, or with these values of it."""
         quick = {"compile": "never", "cpu_threads": 1} if self.quick else {}
         values = {"device": self.device, **quick, **runtime}
         return open_device(Runtime.model_validate(values))
 
     def reference(self) -> Device:
-        """The machine that the fast path is tested against.
-
-        Fp32 throughout, nothing compiled, block by block.
-        """
+        """The device without the fast path: fp32, nothing compiled, block by block."""
         return self.open_device(precision="fp32", compile="never", blocks=1)
 
     def synchronise(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished its queue."""
         if self.cuda:
             torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing a case's work: `plain`, or one of ours, which is compared with it."""
+    """One way of doing a case's work: `plain`, or one of the engine's, compared with it."""
 
     name: str
     build: Callable[[], Work]
     parameters: Mapping[str, object] = field(default_factory=dict)
-    operations: float = 0.0  # of a unit, if its share of the device's peak is asked for
+    operations: float = 0.0  # of a unit, for its share of the device's peak
 
 
 @dataclass(frozen=True)
 class Case:
-    """A piece of work and the ways of doing it; `what` is its name among its benchmark's cases."""
+    """A piece of work and its sides; `what` is its name within the benchmark."""
 
     benchmark: str
     what: str
-    unit: str  # such as images/s; s: seconds a unit, of which fewer are better
+    unit: str  # such as images/s; of s, seconds a unit, fewer are better
     sides: tuple[Side, ...]
     parameters: Mapping[str, object] = field(default_factory=dict)
     rounds: int = 5
@@ -86,13 +81,11 @@ class Case:
 
 @dataclass
 class Timed:
-    """A side as it was measured: a rate a round."""
+    """A side's measurements: a rate a round, start-up, memory."""
 
     side: Side
     rates: list[float] = field(default_factory=list)
-    started: float = (
-        0.0  # seconds of building and of the first calls, less what these calls take later
-    )
+    started: float = 0.0  # seconds of building and first calls, less those of such calls later
     work: float = 0.0  # units of a call
     peak: int | None = None  # bytes
 
@@ -110,12 +103,12 @@ class Timed:
 def measure(
     case: Case,
     setting: Setting,
-    tell: Callable[[], None] = lambda: None,
+    on_call: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timed]:
     """Build and warm up every side of `case`, then measure them in turn.
 
-    `tell` is called after every call's end.
+    `on_call` runs after each start-up and each round.
     """
     found, works, begun = [], [], []
     for side in case.sides:
@@ -131,11 +124,11 @@ def measure(
         )
         found.append(timed)
         works.append(work)
-        tell()
+        on_call()
     for _ in range(case.rounds):
         for timed, work in zip(found, works, strict=True):
             timed.rates.append(_rate(work, case, setting, clock))
-            tell()
+            on_call()
     for timed, seconds in zip(found, begun, strict=True):
         call = timed.work * timed.rate if case.unit == "s" else timed.work / timed.rate
         timed.started = max(0.0, seconds - case.warm_calls * call)
@@ -143,7 +136,7 @@ def measure(
 
 
 def _allocated(setting: Setting) -> int:
-    """Bytes of GPU memory that live tensors hold; the peak is counted anew from here."""
+    """Bytes of GPU memory that live tensors hold; resets the peak."""
     gc.collect()
     if not setting.cuda:
         return 0
@@ -153,9 +146,7 @@ def _allocated(setting: Setting) -> int:
 
 
 def _rate(work: Work, case: Case, setting: Setting, clock: Callable[[], float]) -> float:
-    """Units a second (or seconds a unit) of as many calls as `case.seconds` take, and of one at
-    least.
-    """
+    """Units a second (or seconds a unit) of at least one call and `case.seconds`."""
     setting.synchronise()
     units, began, now = 0.0, clock(), -1.0
     while now < 0 or now - began < case.seconds:
@@ -166,7 +157,7 @@ def _rate(work: Work, case: Case, setting: Setting, clock: Callable[[], float]) 
 
 
 def ratio(case: Case, found: list[Timed], timed: Timed) -> float | None:
-    """How many times as fast as `plain` a side is, of the medians; None where nothing is plain."""
+    """How many times as fast as `plain` a side's median is; None without a plain side."""
     plain = next((other for other in found if other.side.name == "plain"), None)
     if plain is None:
         return None
@@ -174,10 +165,7 @@ def ratio(case: Case, found: list[Timed], timed: Timed) -> float | None:
 
 
 def rows(case: Case, found: list[Timed], peak_flops: float | None = None) -> list[Row]:
-    """What is written of a measured case.
-
-    `peak_flops` is the device's peak, in operations a second.
-    """
+    """The table's rows of a measured case; `peak_flops` is the device's peak a second."""
     return [
         {
             "benchmark": case.benchmark,
@@ -200,12 +188,11 @@ def rows(case: Case, found: list[Timed], peak_flops: float | None = None) -> lis
     ]
 
 
-# Memory of the CPU: the kernel remembers a process's most once and for all, so that every side has
-# a process of its own
+# The kernel never forgets a process's peak of memory, so every side has a process of its own.
 
 
 def grown(side: Side, calls: int) -> int:
-    """Bytes by which this process grows, at the most, while it builds a side and calls it."""
+    """Peak growth of this process in bytes while it builds a side and calls it."""
     gc.collect()
     before = _status("VmRSS")
     work = side.build()
@@ -215,13 +202,13 @@ def grown(side: Side, calls: int) -> int:
 
 
 def _status(key: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+    """A value of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1]) * 1024
 
 
 def peak_elsewhere(case: Case, index: int, setting: Setting) -> int:
-    """`grown` of the side `index` in a fresh process, which finds the case by its names."""
+    """`grown` of a case's side in a fresh process, which finds the case by its names."""
     command = [sys.executable, "-m", "benchmarks", "--peak", case.benchmark, case.what, str(index)]
     command += ["--device", setting.device, *(["--quick"] if setting.quick else [])]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

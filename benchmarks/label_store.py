@@ -1,9 +1,8 @@
-"""Label stores: rows a second in and out by codec, bytes a row, and the memory that writing 4 GB
-takes.
+"""Label stores: rows a second written and read by codec, bytes a row, and memory of writing 4 GB.
 
 Logits are synthetic, of 1,000 classes; writing encodes and reading decodes on the CPU. `plain` is
-fp16, the paper's. Stores are written below `artifacts/`, on the disk that real ones use; they stay
-in its cache, so that rates are those of the program and not of the disk.
+fp16, the paper's. Stores are written below `artifacts/`, on the disk of real ones; they stay in its
+cache, so that rates are those of the program and not of the disk.
 """
 
 from __future__ import annotations
@@ -24,44 +23,38 @@ from cda.data.label_store import logits_file as file_of
 
 CLASSES, IMAGES, EPOCHS = 1000, 10_000, 200  # 4 GB of fp16
 CODECS = ((16, 0), (8, 0), (4, 0), (8, 50), (8, 10), (4, 10))  # bits, top_k
-WRITTEN, READ = 256, 128  # images at a time: relabel's, and a batch of post-training on ImageNet-1K
+WRITTEN, READ = 256, 128  # images a batch: relabel's, and post-training's on ImageNet-1K
 
 
 def synthetic(count: int, classes: int = CLASSES) -> Tensor:
-    """Logits [count, classes] as a trained network's: a few classes of each row stand out."""
+    """Logits [count, classes] like a trained network's: a few classes of each row are large."""
     draws = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(count, classes, generator=draws)
     return logits + 10 * torch.rand(count, classes, generator=draws) ** 50
 
 
-def named(codec: Codec) -> str:
-    """A codec in a few letters, such as top10-q8."""
+def codec_name(codec: Codec) -> str:
+    """A codec's short name, such as top10-q8."""
     parts = [f"top{codec.top_k}"] if codec.top_k else []
     return "-".join([*parts, f"q{codec.bits}" if codec.bits < 16 else "fp16"])
 
 
-def anonymous() -> int:
-    """Bytes of this process's memory that no file backs.
-
-    A memory map's pages are the disk's cache.
-    """
+def anonymous_memory() -> int:
+    """Bytes of this process's memory that no file backs: pages of a memory map do not count."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
 
 
 def streamed(folder: Path, epochs: int = EPOCHS, images: int = IMAGES) -> tuple[int, int]:
-    """Write an fp16 store of so many epochs.
-
-    Its bytes, and by how much anonymous memory grew at the most.
-    """
+    """Write an fp16 store; returns its bytes, and the peak growth of anonymous memory."""
     logits = synthetic(WRITTEN)
-    before = most = anonymous()
+    before = most = anonymous_memory()
     writer = LabelWriter(folder, Codec(CLASSES), epochs, images)
     for epoch in range(epochs):
         for start in range(0, images, WRITTEN):
             chosen = np.arange(start, min(start + WRITTEN, images))
             writer.write(epoch, chosen, logits[: len(chosen)] + epoch / epochs)
-        most = max(most, anonymous())
+        most = max(most, anonymous_memory())
     writer.mark(epochs)
     size = writer.path.stat().st_size
     return size, most - before
@@ -70,7 +63,7 @@ def streamed(folder: Path, epochs: int = EPOCHS, images: int = IMAGES) -> tuple[
 def writing(codec: Codec, folder: Path) -> Work:
     """Encode batches and write them into epoch after epoch of a store of 40 batches an epoch."""
     epochs, count, logits, done = 4, 40 * WRITTEN, synthetic(WRITTEN), [0]
-    writer = LabelWriter(folder / f"write-{named(codec)}", codec, epochs, count)
+    writer = LabelWriter(folder / f"write-{codec_name(codec)}", codec, epochs, count)
 
     def work() -> float:
         for start in range(0, count, WRITTEN):
@@ -84,7 +77,7 @@ def writing(codec: Codec, folder: Path) -> Work:
 def reading(codec: Codec, folder: Path) -> Work:
     """Read batches of random images of random epochs and decode them."""
     epochs, count, draws = 4, 40 * WRITTEN, np.random.default_rng(0)
-    path = folder / f"read-{named(codec)}"
+    path = folder / f"read-{codec_name(codec)}"
     writer, logits = LabelWriter(path, codec, epochs, count), synthetic(WRITTEN)
     for epoch in range(epochs):
         for start in range(0, count, WRITTEN):
@@ -111,7 +104,7 @@ def cases(folder: Path) -> list[Case]:
             Side(
                 "plain" if codec.plain else "ours",
                 lambda codec=codec: build(codec, folder),  # type: ignore[misc]
-                {"codec": named(codec), "bytes": codec.record.bytes},
+                {"codec": codec_name(codec), "bytes": codec.parts.bytes},
             )
             for codec in codecs
         )
@@ -124,41 +117,50 @@ def cases(folder: Path) -> list[Case]:
 
 
 def sizes() -> list[dict[str, Any]]:
-    """Bytes a row, and fp16's over them."""
-    plain, found = Codec(CLASSES).record.bytes, []
+    """Bytes a row of each codec, and fp16's bytes over them."""
+    plain, found = Codec(CLASSES).parts.bytes, []
     for codec in (Codec(CLASSES, bits, top_k) for bits, top_k in CODECS):
-        told = {
-            "side": "plain" if codec.plain else "ours",
-            "parameters": f"classes={CLASSES} codec={named(codec)}",
-        }
-        size = codec.record.bytes
+        size = codec.parts.bytes
         found.append(
-            {"what": "size of a row", **told, "rate": size, "unit": "bytes", "ratio": plain / size}
+            {
+                "what": "size of a row",
+                "side": "plain" if codec.plain else "ours",
+                "parameters": f"classes={CLASSES} codec={codec_name(codec)}",
+                "rate": size,
+                "unit": "bytes",
+                "ratio": plain / size,
+            }
         )
     return found
 
 
 def run() -> list[dict[str, Any]]:
-    """A row for each thing measured, with the columns of `benchmarks.table` that it has."""
-    room = Path("artifacts")
-    room.mkdir(exist_ok=True)
+    """The measured rows, with some columns of `benchmarks.table`."""
+    artifacts = Path("artifacts")
+    artifacts.mkdir(exist_ok=True)
     found = sizes()
-    with tempfile.TemporaryDirectory(prefix="label-store-", dir=room) as folder:
+    with tempfile.TemporaryDirectory(prefix="label-store-", dir=artifacts) as folder:
         setting = Setting("cpu")
         for case in cases(Path(folder)):
             found += rows(case, measure(case, setting))
         size, grown = streamed(Path(folder) / "large")
-        found.append({
-            "what": "anonymous memory while a store is written", "side": "ours",
-            "parameters": f"classes={CLASSES} codec=fp16 bytes={size}", "rate": grown / 1e6, "unit": "MB",
-            "peak_memory_mb": grown / 1e6, "repeats": 1,
-        })  # fmt: skip
+        found.append(
+            {
+                "what": "anonymous memory while a store is written",
+                "side": "ours",
+                "parameters": f"classes={CLASSES} codec=fp16 bytes={size}",
+                "rate": grown / 1e6,
+                "unit": "MB",
+                "peak_memory_mb": grown / 1e6,
+                "repeats": 1,
+            }
+        )
     return found
 
 
 if __name__ == "__main__":
     for row in run():
-        shown = {
+        texts = {
             key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()
         }
-        print(*(f"{key}: {value}" for key, value in shown.items() if value is not None), sep=", ")
+        print(*(f"{key}: {value}" for key, value in texts.items() if value is not None), sep=", ")

@@ -1,7 +1,4 @@
-"""The plain way to feed a network.
-
-A Dataset of PIL images, torchvision's transforms, a DataLoader of processes.
-"""
+"""The plain way to feed a network: PIL images, torchvision's transforms, a DataLoader."""
 
 from __future__ import annotations
 
@@ -30,9 +27,7 @@ def synthetic(count: int, data: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
-    """(transformed image, label, index) of images that are kept as uint8, as torchvision's CIFAR
-    classes do.
-    """
+    """(transformed image, label, index) of uint8 images, like torchvision's CIFAR classes."""
 
     def __init__(
         self,
@@ -70,9 +65,13 @@ def transform_of(recipe: Augmentation, data: Dataset) -> Callable[[Any], Tensor]
 def loader_of(
     pictures: Pictures, batch_size: int, setting: Setting
 ) -> DataLoader[tuple[Tensor, int, int]]:
-    """Shuffled batches from as many processes as suit the machine, which stay alive between epochs."""
+    """Shuffled batches from worker processes that stay alive between epochs."""
     workers = 0 if setting.quick else 8 if setting.cuda else 2
     return DataLoader(
-        pictures, batch_size, shuffle=True, num_workers=workers, pin_memory=setting.cuda,
+        pictures,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=setting.cuda,
         persistent_workers=workers > 0,
-    )  # fmt: skip
+    )

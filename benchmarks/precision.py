@@ -10,10 +10,7 @@ import torch
 
 @contextmanager
 def as_torch_ships_it(tf32: bool = True) -> Iterator[None]:
-    """Let fp32 convolutions use TF32, as torch does unless it is told otherwise.
-
-    Our engines' fp32 never does.
-    """
+    """Let fp32 convolutions use TF32, which is torch's default; the engines' fp32 never does."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = tf32
     try:

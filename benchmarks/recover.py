@@ -1,6 +1,6 @@
-"""Recover: image-iterations a second, against the loop as one writes it from the paper (Eq.
+"""Recover: image-iterations a second, against the plain loop of the paper.
 
-6 and 7, Algorithm 1).
+The loop follows Equations 6 and 7 and Algorithm 1.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.precision import as_torch_ships_it
 from cda.config.recipe import Architecture, Recover
 from cda.config.settings import Dataset
+from cda.engine.blocks import Block
 from cda.engine.device import Device, seed_everything
-from cda.engine.recovery import Block, Objective, Recovery
+from cda.engine.objective import Objective
+from cda.engine.recovery import Recovery
 from cda.method import networks
 from cda.method.curriculum import image_lr, min_crop
 from cda.pipeline.costs import RECOVERY, multiply_adds
 
+# Blocks packed on a GPU by resolution, beside one block; `auto` packs as many as fit.
+PACKED = {32: 8, 64: 8, 224: 4}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,21 +50,24 @@ class Problem:
 
     @property
     def data(self) -> Dataset:
-        """A data set of these classes, of which no image is needed."""
+        """A declared data set without images, which recovery does not read."""
         return Dataset(
-            name="synthetic", layout="image_folder", classes=self.classes, resolution=self.resolution, mean=MEAN,
-            std=STD, get="made up",
-        )  # fmt: skip
+            name="synthetic",
+            layout="image_folder",
+            classes=self.classes,
+            resolution=self.resolution,
+            mean=MEAN,
+            std=STD,
+            get="made up",
+        )
 
     @property
     def recipe(self) -> Recover:
-        """The paper's values; the roll is an eighth of the image in each direction, as on CIFAR-100
-        and at 224 px.
-        """
+        """The paper's values; the roll is an eighth of the image, as on CIFAR-100 and at 224 px."""
         return Recover(mode="curriculum", block_size=self.images, jitter=self.resolution // 8)
 
     def network(self) -> nn.Module:
-        """The recovery model; its weights are of no account for speed."""
+        """The recovery model, with random weights, which do not change the speed."""
         seed_everything("benchmark", "weights")
         return (
             networks.build("resnet18", self.classes, self.resolution, self.architecture)
@@ -70,7 +77,7 @@ class Problem:
 
     @property
     def parameters(self) -> dict[str, object]:
-        """What the rows say of it."""
+        """The problem's values in the table's rows."""
         return {
             "px": self.resolution,
             "width": self.width,
@@ -85,7 +92,7 @@ class Problem:
 
 
 class MatchedBN:
-    """A forward hook that keeps how far a BN layer's input is from the layer's running statistics."""
+    """A forward hook for the distance between a BN layer's input and its running statistics."""
 
     def __init__(self, layer: nn.BatchNorm2d) -> None:
         assert layer.running_mean is not None
@@ -128,7 +135,7 @@ class PlainRecovery:
         return torch.roll(seen, shifts=roll, dims=(2, 3))
 
     def step(self) -> float:
-        """One iteration; returns its loss, which is read as one reads it to print it."""
+        """One iteration; returns its loss, read from the device as for printing."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = image_lr(self.done, recipe.iterations, recipe.lr)
@@ -166,12 +173,12 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
     return work
 
 
-def ours(problem: Problem, device: Callable[[], Device], blocks: int) -> Work:
+def engine(problem: Problem, open_device: Callable[[], Device], blocks: int) -> Work:
     """The engine with `blocks` class blocks packed."""
-    own = device()
-    model = own.place(problem.network())
+    device = open_device()
+    model = device.place(problem.network())
     packed = [Block(shard, 0, problem.images) for shard in range(blocks)]
-    objective = Objective(model, blocks, problem.recipe, own, problem.recipe.iterations)
+    objective = Objective(model, blocks, problem.recipe, device, problem.recipe.iterations)
     recovery = Recovery(objective, packed, problem.recipe, problem.data)
 
     def work() -> float:
@@ -185,7 +192,7 @@ def ours(problem: Problem, device: Callable[[], Device], blocks: int) -> Work:
 def _sides(
     problem: Problem, setting: Setting, blocks: tuple[int, ...] = (1,), reference: bool = False
 ) -> tuple[Side, ...]:
-    """The plain loop, ours with so many blocks packed, and ours in fp32 without compilation."""
+    """The plain loop, the engine per number of packed blocks, and in fp32 without compilation."""
 
     def side(name: str, build: Callable[[], Work], **parameters: Any) -> Side:
         return Side(name, build, parameters, problem.operations)
@@ -196,26 +203,28 @@ def _sides(
             side("plain without TF32", lambda: plain(problem, setting, tf32=False), blocks=1)
         )
     for count in blocks:
-        sides.append(side("ours", partial(ours, problem, setting.open_device, count), blocks=count))
+        sides.append(
+            side("ours", partial(engine, problem, setting.open_device, count), blocks=count)
+        )
     if reference:
-        sides.append(side("reference", lambda: ours(problem, setting.reference, 1), blocks=1))
+        sides.append(side("reference", lambda: engine(problem, setting.reference, 1), blocks=1))
     return tuple(sides)
 
 
 def cases(setting: Setting) -> list[Case]:
-    """The headline block, then what grows with the blocks that are packed and with the classes."""
+    """A block at each resolution, then by number of packed blocks, then by number of classes."""
     if setting.quick:
         tiny = Problem(16, width=0.125, images=4, classes=4)
         return [_case("block", tiny, _sides(tiny, setting, (1, 2), reference=True), 2, 0.0)]
     found = []
     for resolution in (32, 64, 224) if setting.cuda else (32,):
-        headline = Problem(resolution, steps=10 if setting.cuda else 1)
+        block = Problem(resolution, steps=10 if setting.cuda else 1)
         blocks = (1, PACKED[resolution]) if setting.cuda else (1,)
         found.append(
             _case(
                 f"block at {resolution} px",
-                headline,
-                _sides(headline, setting, blocks, reference=True),
+                block,
+                _sides(block, setting, blocks, reference=True),
             )
         )
     width, steps = (1.0, 10) if setting.cuda else (0.25, 1)
@@ -225,13 +234,6 @@ def cases(setting: Setting) -> list[Case]:
         block = Problem(32, width=width, steps=steps, images=min(classes, 100), classes=classes)
         found.append(_case(f"{classes} classes", block, _sides(block, setting), 3))
     return found
-
-
-PACKED = {
-    32: 8,
-    64: 8,
-    224: 4,
-}  # blocks that the headline packs on a GPU, beside one; `auto` packs as many as fit
 
 
 def _case(

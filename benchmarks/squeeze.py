@@ -1,6 +1,4 @@
-"""Squeeze: images a second of whole training steps, against a DataLoader of PIL images and an eager
-fp32 step.
-"""
+"""Squeeze: training images a second, against a DataLoader of PIL images and an eager fp32 step."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from cda.method import networks
 from cda.pipeline.costs import TRAINING, multiply_adds
 from cda.stages.squeeze import smoothed_ce
 
-EPOCHS = 1_000_000  # of a training that nobody ends: its learning rate stays
+EPOCHS = 1_000_000  # a training that does not reach its end
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,27 @@ class Problem:
     def data(self) -> Dataset:
         """A data set of random images."""
         return Dataset(
-            name="synthetic", layout="image_folder", classes=self.classes, resolution=self.resolution,
-            mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), get="made up",
-        )  # fmt: skip
+            name="synthetic",
+            layout="image_folder",
+            classes=self.classes,
+            resolution=self.resolution,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            get="made up",
+        )
 
     @property
     def recipe(self) -> Squeeze:
         """CIFAR-100's values at 32 px, Tiny-ImageNet's crop above."""
         return Squeeze(
-            epochs=EPOCHS, batch_size=self.batch_size, optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="constant",
+            epochs=EPOCHS,
+            batch_size=self.batch_size,
+            optimizer="sgd",
+            lr=0.1,
+            weight_decay=5e-4,
+            schedule="constant",
             augment="pad_crop" if self.resolution <= 32 else "random_resized_crop",
-        )  # fmt: skip
+        )
 
     def network(self) -> nn.Module:
         """A fresh network, the same for every side."""
@@ -65,7 +73,7 @@ class Problem:
 
     @property
     def parameters(self) -> dict[str, object]:
-        """What the rows say of it."""
+        """The problem's values in the table's rows."""
         own = {
             "px": self.resolution,
             "width": self.width,
@@ -81,7 +89,7 @@ class Problem:
 
 
 class PlainTraining:
-    """The textbook loop: forward, loss, backward, step, and the loss is read."""
+    """The textbook loop: forward, loss, backward, step, and reading the loss."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> None:
         self.model, self.optimizer, self.device, self.loss = model, optimizer, device, 0.0
@@ -96,9 +104,7 @@ class PlainTraining:
 
 
 def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
-    """DataLoader and eager step; on a GPU with TF32 convolutions, as torch ships it, or in true
-    fp32.
-    """
+    """DataLoader and eager step; on a GPU with TF32 convolutions, torch's default, or true fp32."""
     setting.reference()
     data, recipe = problem.data, problem.recipe
     pictures = Pictures(*synthetic(problem.images, data), transform_of(recipe, data))
@@ -121,13 +127,12 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
     return epoch
 
 
-def ours(problem: Problem, device: Callable[[], Device]) -> Work:
-    """The engine: resident images, batched augmentation, the one training loop's step."""
-    own, recipe = device(), problem.recipe
-    batches = SqueezeBatches(
-        Images(*synthetic(problem.images, problem.data), problem.data, own), recipe
-    )
-    trainer = Trainer(own.place(problem.network()), recipe, own, ("benchmark",))
+def engine(problem: Problem, open_device: Callable[[], Device]) -> Work:
+    """The engine: resident images, batched augmentation, the trainer's step."""
+    device, recipe = open_device(), problem.recipe
+    images = Images(*synthetic(problem.images, problem.data), problem.data, device)
+    batches = SqueezeBatches(images, recipe)
+    trainer = Trainer(device.place(problem.network()), recipe, device, ("benchmark",))
     loss, epochs = smoothed_ce(recipe.label_smoothing), itertools.count()
 
     def epoch() -> float:
@@ -142,15 +147,15 @@ def ours(problem: Problem, device: Callable[[], Device]) -> Work:
 def sides(
     problem: Problem,
     setting: Setting,
-    plainly: Callable[[bool], Work],
-    own: Callable[[Callable[[], Device]], Work],
+    plain_work: Callable[[bool], Work],
+    engine_work: Callable[[Callable[[], Device]], Work],
 ) -> tuple[Side, ...]:
-    """The plain loop (`plainly`, with TF32 or without), ours, and ours in fp32 without compilation."""
-    found = [Side("plain", lambda: plainly(True), {}, problem.operations)]
+    """The plain loop (with TF32 or without), the engine, and the engine in uncompiled fp32."""
+    found = [Side("plain", lambda: plain_work(True), {}, problem.operations)]
     if setting.cuda:
-        found.append(Side("plain without TF32", lambda: plainly(False), {}, problem.operations))
-    found.append(Side("ours", lambda: own(setting.open_device), {}, problem.operations))
-    found.append(Side("reference", lambda: own(setting.reference), {}, problem.operations))
+        found.append(Side("plain without TF32", lambda: plain_work(False), {}, problem.operations))
+    found.append(Side("ours", lambda: engine_work(setting.open_device), {}, problem.operations))
+    found.append(Side("reference", lambda: engine_work(setting.reference), {}, problem.operations))
     return tuple(found)
 
 
@@ -169,11 +174,22 @@ def problems(setting: Setting) -> list[Problem]:
 
 def cases(setting: Setting) -> list[Case]:
     """One for each problem."""
-    return [
-        Case(
-            "squeeze", f"batch {p.batch_size} at {p.resolution} px", "images/s",
-            sides(p, setting, lambda tf32, p=p: plain(p, setting, tf32), lambda device, p=p: ours(p, device)),  # type: ignore[misc]
-            p.parameters, seconds=0.0 if setting.quick else 1.0, rounds=2 if setting.quick else 5,
-        )
-        for p in problems(setting)
-    ]  # fmt: skip
+    return [_case(problem, setting) for problem in problems(setting)]
+
+
+def _case(problem: Problem, setting: Setting) -> Case:
+    measured = sides(
+        problem,
+        setting,
+        lambda tf32: plain(problem, setting, tf32),
+        lambda open_device: engine(problem, open_device),
+    )
+    return Case(
+        "squeeze",
+        f"batch {problem.batch_size} at {problem.resolution} px",
+        "images/s",
+        measured,
+        problem.parameters,
+        seconds=0.0 if setting.quick else 1.0,
+        rounds=2 if setting.quick else 5,
+    )

@@ -1,4 +1,4 @@
-"""`results/benchmarks.csv`, of any number of devices, and the Markdown page that is made from it."""
+"""`results/benchmarks.csv`, of any number of devices, and the Markdown page made from it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,48 @@ from typing import Any
 from cda.files import write_text
 
 COLUMNS = (
-    "benchmark", "what", "side", "parameters", "device", "threads", "versions", "code", "rate", "unit", "ratio",
-    "spread", "repeats", "work", "start_seconds", "peak_memory_mb", "peak_share",
+    "benchmark", "what", "side", "parameters", "device", "threads", "versions", "code", "rate",
+    "unit", "ratio", "spread", "repeats", "work", "start_seconds", "peak_memory_mb", "peak_share",
 )  # fmt: skip
-SHOWN = {"what": "what", "side": "side", "parameters": "with", "rate": "rate", "unit": "unit", "ratio": "× plain",
-         "spread": "spread", "work": "a call", "peak_memory_mb": "peak memory, MB", "start_seconds": "start-up, s",
-         "peak_share": "of the peak"}  # fmt: skip
+HEADINGS = {
+    "what": "what",
+    "side": "side",
+    "parameters": "with",
+    "rate": "rate",
+    "unit": "unit",
+    "ratio": "× plain",
+    "spread": "spread",
+    "work": "a call",
+    "peak_memory_mb": "peak memory, MB",
+    "start_seconds": "start-up, s",
+    "peak_share": "of the peak",
+}
 BENCHMARKS = ("recover", "squeeze", "validate", "label_store", "dag")
 EXPLAINED = """\
-Made by `make bench` from [benchmarks.csv](benchmarks.csv). `plain` is the same work written the obvious way, eager
-and in fp32 (on a GPU with TF32 convolutions, as torch ships it), and is measured in the same process, in turn with
-ours. `ours` is the engine as it runs by default, `reference` the same in fp32 without compilation; in the label store
-`plain` is fp16. Rates are medians, × plain is their ratio, spread is (max − min) / median of the repeats; a call is
-how many units a repeat has at least. Start-up is what building and compiling take before the first repeat. Peak
-memory is, on a GPU, what tensors held at the most; on a CPU, by how much a fresh process grew, without the workers of
+Made by `make bench` from [benchmarks.csv](benchmarks.csv). `plain` is the same work written \
+the obvious way, eager
+and in fp32 (on a GPU with TF32 convolutions, as torch ships it), and is measured in the same \
+process, in turn with
+ours. `ours` is the engine as it runs by default, `reference` the same in fp32 without \
+compilation; in the label store
+`plain` is fp16. Rates are medians, × plain is their ratio, spread is (max − min) / median of \
+the repeats; a call is
+how many units a repeat has at least. Start-up is what building and compiling take before the \
+first repeat. Peak
+memory is, on a GPU, what tensors held at the most; on a CPU, by how much a fresh process grew, \
+without the workers of
 a DataLoader."""
 
 
 def _text(value: Any) -> str:
-    """A value as the CSV has it: four significant digits are more than a repeat tells."""
+    """A value for the CSV in four significant digits; repeats differ by more."""
     if value is None or not isinstance(value, float):
         return "" if value is None else str(value)
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows at `path`, none if it is not there; unknown columns are left out."""
+    """The rows at `path`, none if there is no file; unknown columns are dropped."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -46,10 +62,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def merged(
     old: list[dict[str, str]], new: Iterable[dict[str, Any]], device: str, measured: Collection[str]
 ) -> list[dict[str, str]]:
-    """`new` in the place of what `old` says of the `measured` benchmarks on this device.
-
-    Other rows stay.
-    """
+    """The rows `old` with those of the `measured` benchmarks on this device replaced by `new`."""
     stay = [row for row in old if row["device"] != device or row["benchmark"] not in measured]
     fresh = [{key: _text(row.get(key)) for key in COLUMNS} for row in new]
     devices = list(dict.fromkeys(row["device"] for row in [*old, *fresh]))
@@ -75,8 +88,8 @@ def markdown(rows: list[dict[str, str]]) -> str:
     lines = ["# Benchmarks", "", EXPLAINED]
     for device in dict.fromkeys(row["device"] for row in rows):
         own = [row for row in rows if row["device"] == device]
-        told = dict.fromkeys(f"{row['versions']}; {row['threads']} threads" for row in own)
-        lines += ["", f"## {device}", "", "; ".join(told) + "."]
+        versions = dict.fromkeys(f"{row['versions']}; {row['threads']} threads" for row in own)
+        lines += ["", f"## {device}", "", "; ".join(versions) + "."]
         for name in dict.fromkeys(row["benchmark"] for row in own):
             lines += ["", f"### {name.replace('_', ' ').capitalize()}", ""]
             lines += _table([row for row in own if row["benchmark"] == name])
@@ -84,10 +97,10 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:
-    """Lines of a Markdown table, without the columns that have nothing in them."""
-    keys = [key for key in SHOWN if any(row[key] for row in rows)]
-    body = [[_shown(key, row[key]) for key in keys] for row in rows]
-    table = [[SHOWN[key] for key in keys], *body]
+    """Lines of a Markdown table without empty columns."""
+    keys = [key for key in HEADINGS if any(row[key] for row in rows)]
+    body = [[_cell_text(key, row[key]) for key in keys] for row in rows]
+    table = [[HEADINGS[key] for key in keys], *body]
     widths = [max(len(line[i]) for line in table) for i in range(len(keys))]
     filled = [
         [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table
@@ -96,7 +109,7 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
     return [drawn[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *drawn[1:]]
 
 
-def _shown(key: str, text: str) -> str:
+def _cell_text(key: str, text: str) -> str:
     """A cell for people: three digits, shares in percent."""
     try:
         value = float(text)

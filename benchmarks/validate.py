@@ -1,9 +1,8 @@
-"""Validate: images a second of whole post-training steps with mixing and soft labels, against the
-plain way.
+"""Validate: images a second in post-training with mixing and soft labels, against the plain way.
 
 The plain way reads fp16 soft labels a batch at a time and mixes the batch with its own permutation
-(MixUp, as the authors' CIFAR-100 code does); its labels are not those of the augmentation, which
-changes no time.
+(MixUp, as the authors' CIFAR-100 code does). Its labels belong to other augmentations, which does
+not change its speed.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from cda.files import write_json
 from cda.rng import generator
 from cda.stages.validate import LabelledBatches, loss_of
 
-LABEL_EPOCHS = 4  # that are kept: a training that goes on longer sees them again
+LABEL_EPOCHS = 4  # stored; a longer training reads them again
 POST = Validate(
     epochs=EPOCHS, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="constant"
 )
@@ -72,10 +71,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
-    """DataLoader, mixing and eager step.
-
-    On a GPU with TF32 convolutions, as torch ships it, or in true fp32.
-    """
+    """DataLoader, mixing and eager step; on a GPU with TF32, torch's default, or true fp32."""
     setting.reference()
     data, recipe = problem.data, relabel_of(problem)
     pictures = Pictures(*synthetic(problem.images, data), transform_of(recipe, data))
@@ -104,14 +100,10 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
 
 def store_of(problem: Problem, folder: Path) -> LabelStore:
     """A label store of random fp16 logits in `folder`."""
-    logits, recipe, every = (
-        torch.from_numpy(logits_of(problem)),
-        relabel_of(problem),
-        np.arange(problem.images),
-    )
+    logits, recipe = torch.from_numpy(logits_of(problem)), relabel_of(problem)
     writer = LabelWriter(folder, Codec(problem.classes), LABEL_EPOCHS, problem.images)
     for epoch in range(LABEL_EPOCHS):
-        writer.write(epoch, every, logits[epoch])
+        writer.write(epoch, np.arange(problem.images), logits[epoch])
     header = {
         "format": FORMAT,
         "run": "benchmark",
@@ -129,17 +121,15 @@ def store_of(problem: Problem, folder: Path) -> LabelStore:
     return LabelStore(folder)
 
 
-def ours(problem: Problem, device: Callable[[], Device]) -> Work:
-    """The engine: resident images, a memory-mapped label store, batched augmentation and mixing,
-    the one loop.
-    """
-    own, recipe = device(), POST.model_copy(update={"batch_size": problem.batch_size})
+def engine(problem: Problem, open_device: Callable[[], Device]) -> Work:
+    """The engine: resident images, a memory-mapped label store, batched augmentation and mixing."""
+    device, recipe = open_device(), POST.model_copy(update={"batch_size": problem.batch_size})
     folder = tempfile.mkdtemp(prefix="cda-benchmark-")
     store = store_of(problem, Path(folder) / "labels")
-    images = Images(*synthetic(problem.images, problem.data), problem.data, own)
+    images = Images(*synthetic(problem.images, problem.data), problem.data, device)
     distilled = DistilledBatches(images, store.recipe, problem.batch_size, recipe.epochs)
-    batches = LabelledBatches(distilled, store, None, own, recipe.epochs)
-    trainer = Trainer(own.place(problem.network()), recipe, own, ("benchmark",))
+    batches = LabelledBatches(distilled, store, None, device, recipe.epochs)
+    trainer = Trainer(device.place(problem.network()), recipe, device, ("benchmark",))
     loss, epochs = loss_of(recipe, store), itertools.count()
 
     def epoch() -> float:
@@ -153,7 +143,7 @@ def ours(problem: Problem, device: Callable[[], Device]) -> Work:
 
 
 def cases(setting: Setting) -> list[Case]:
-    """Squeeze's problems, then what grows with the classes."""
+    """Squeeze's problems, then one by number of classes."""
     usual = problems(setting)
     found = [_case(f"batch {p.batch_size} at {p.resolution} px", p, setting) for p in usual]
     if not setting.quick:
@@ -171,7 +161,10 @@ def cases(setting: Setting) -> list[Case]:
 
 def _case(what: str, problem: Problem, setting: Setting, growing: bool = False) -> Case:
     measured = sides(
-        problem, setting, lambda tf32: plain(problem, setting, tf32), lambda own: ours(problem, own)
+        problem,
+        setting,
+        lambda tf32: plain(problem, setting, tf32),
+        lambda open_device: engine(problem, open_device),
     )
     if growing:
         measured = tuple(side for side in measured if side.name in ("plain", "ours"))

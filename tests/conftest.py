@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from cda.cli import main
-from cda.config import yaml_source
 from cda.config.load import load_settings
 from cda.data import sources
 from cda.experiments.experiment_set import ExperimentSet
@@ -128,8 +127,6 @@ class ConfigTree:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        yaml_source._layer.cache_clear()
-        yaml_source._plain.cache_clear()
 
     def edit(self, name: str, old: str, new: str) -> int:
         """Replace `old`, which must be there once; returns its line."""

@@ -1,8 +1,9 @@
-"""Draw the workflow's rules as a picture: reads `snakemake --rulegraph mermaid-js` on stdin, writes
-an SVG.
+"""Draw the workflow's rules as an SVG from `snakemake --rulegraph mermaid-js` on stdin.
 
-Rules stand in columns by how far they are from the first input; an arrow is what a rule's outputs
-feed.
+A rule's column is its distance from the first input; an arrow leads from a rule to those that read
+its outputs.
+
+Usage: snakemake all --rulegraph mermaid-js | python tools/dag.py OUT.svg
 """
 
 import re
@@ -33,8 +34,8 @@ def depths(names: dict[str, str], edges: list[tuple[str, str]]) -> dict[str, int
     return depth
 
 
-def plain(names: dict[str, str], edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The edges without those to tables, pictures and the like that a longer path implies."""
+def essential(names: dict[str, str], edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The edges without those that a longer path implies, except into stages."""
     reach = {node: {target for source, target in edges if source == node} for node in names}
     for _ in names:
         reach = {
@@ -52,8 +53,8 @@ def plain(names: dict[str, str], edges: list[tuple[str, str]]) -> list[tuple[str
     ]
 
 
-def places(names: dict[str, str], depth: dict[str, int]) -> dict[str, tuple[float, float]]:
-    """Where each node stands: column by depth, the stages on one line and the rest around it."""
+def positions(names: dict[str, str], depth: dict[str, int]) -> dict[str, tuple[float, float]]:
+    """Each node's position: column by depth, the stages on one line and other rules around it."""
     spots = {}
     for column in sorted(set(depth.values())):
         here = sorted(
@@ -67,8 +68,8 @@ def places(names: dict[str, str], depth: dict[str, int]) -> dict[str, tuple[floa
 
 def draw(names: dict[str, str], edges: list[tuple[str, str]], out: str) -> None:
     """Write the picture."""
-    spots = places(names, depths(names, edges))
-    edges = plain(names, edges)
+    spots = positions(names, depths(names, edges))
+    edges = essential(names, edges)
     columns = max(x for x, _ in spots.values())
     low, high = min(y for _, y in spots.values()) - 1.0, max(y for _, y in spots.values()) + 1.0
     figure, axis = plt.subplots(

@@ -34,10 +34,8 @@ dependencies:
 def pins(lock: str) -> list[str]:
     r"""Every requirement of a lock's text, with its marker and without its hashes.
 
-    >>> pins(
-    ...     "a==1 \\\n    --hash=sha256:00\nb==2 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
-    ... )
-    ['a==1', "b==2 ; sys_platform == 'win32'"]
+    >>> pins("a==1 \\\n    --hash=sha256:00\nb==2 ; os_name == 'nt' \\\n    --hash=sha256:00\n")
+    ['a==1', "b==2 ; os_name == 'nt'"]
     """
     return re.findall(r"^([\w.-]+(?:\[.*\])?==.*?) *\\?$", lock, flags=re.MULTILINE)
 
@@ -48,7 +46,7 @@ def environment(lock: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the file or, with `--check`, only say whether it is current."""
+    """Write the file or, with `--check`, only report whether it is current."""
     if arguments not in ([], ["--check"]):
         print("usage: python tools/environment.py [--check]", file=sys.stderr)
         return 2

@@ -1,12 +1,12 @@
-"""What a user can mend: each message is one line that names the file, the key and the mend.
+"""Errors that a user can fix: each message is one line that names the file, the key and the fix.
 
-A message may quote what a stranger wrote (a member's name, a class, a run), so line ends and what
-steers a terminal are shown as their escapes.
+A message may quote a foreign file (a member's name, a class, a run), so line ends and control
+characters, which could steer a terminal, are printed as escapes.
 """
 
 
 class CdaError(ValueError):
-    """Any mistake of the user's or damage on disk; the command line prints it as one line."""
+    """A user's mistake or damage on disk; the command line prints it as one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(
@@ -27,17 +27,11 @@ class ArtifactError(CdaError):
 
 
 class AlreadyDone(CdaError):
-    """Another job did the very work meanwhile.
-
-    Its output is there, and to do it again would be in vain.
-    """
+    """Another job finished the same work in the meantime; its output exists."""
 
 
 class Interrupted(CdaError):
-    """A signal (its number) asked the stage to stop.
-
-    What is done is saved and the next start goes on from there.
-    """
+    """A signal (`number`) stopped the stage; its work is saved, and the next start continues it."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written aside, synced, renamed."""
+"""Atomic outputs: written under a temporary name, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -32,41 +32,48 @@ def _cannot_write(path: Path, error: OSError) -> ArtifactError:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path to write; it becomes `path` at the end and vanishes after an error."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary path to write, renamed to `path` at the end and removed after an error.
+
+    Raises ArtifactError if the disk refuses.
+    """
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path)
-        yield aside
-        _sync(aside)
-        os.replace(aside, path)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _clear(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it."""
+    """Remove the temporary files of killed writers of `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file whole."""
-    with atomic_write(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    """Write a small text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file whole, readable and with sorted keys only where order means nothing."""
+    """Write a small JSON file atomically, indented, keys in their order."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object at `path`; raises ArtifactError that says what it should have been."""
+    """The JSON object at `path`; raises ArtifactError, whose message calls the file `what`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -79,26 +86,24 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise ArtifactError(
-            f"{path}: {what} is not what it should be (no JSON object); delete it and make it again"
+            f"{path}: {what} is damaged (no JSON object); delete it and make it again"
         )
     return value
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Move a finished folder to its place, replacing what is there."""
+    """Move a finished folder to `output` atomically, replacing an older one."""
     try:
         for file in folder.rglob("*"):
             if file.is_file():
                 _sync(file)
         output.parent.mkdir(parents=True, exist_ok=True)
         _clear(output)
-        aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-        shutil.move(
-            folder, aside
-        )  # across file systems this copies, so the rename below is what makes it appear
+        temporary = _temporary(output)
+        shutil.move(folder, temporary)  # a copy across file systems; only the rename is atomic
         if output.exists():
             shutil.rmtree(output)
-        os.rename(aside, output)
+        os.rename(temporary, output)
         _sync(output.parent)
     except OSError as error:
         raise _cannot_write(output, error) from None

@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, plain lines with rate and time left in a log."""
+"""Progress of a long loop: a bar on a terminal, plain lines with rate and time left in a log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from cda.text import stopwatch
 
 T = TypeVar("T")
 LINE_SECONDS = 10.0
@@ -19,17 +21,8 @@ def log(message: str) -> None:
     sys.stderr.flush()
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class Progress:
-    """A counter of `total` things.
-
-    `update` counts, `note` is shown beside (a loss, an accuracy).
-    """
+    """A counter up to `total`; `note` (a loss, an accuracy) is printed beside the count."""
 
     def __init__(self, total: int, label: str, unit: str = "it", done: int = 0) -> None:
         self.total, self.label, self.unit, self.done = total, label, unit, done
@@ -58,13 +51,13 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         print(
             f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:,.1f} {self.unit}/s, "
-            f"{_clock(spent)} spent, {_clock(left)} left{note}",
+            f"{stopwatch(spent)} spent, {stopwatch(left)} left{note}",
             file=sys.stderr,
             flush=True,
         )
 
     def close(self) -> None:
-        """Take the bar off."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""Random numbers by purpose: equal purposes give equal draws on any machine, whatever ran before."""
+"""Random numbers by purpose: draws depend on their purpose alone, on any machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def generator(*purpose: object) -> np.random.Generator:
-    """A generator for `purpose`, e.g.
+    """A generator for `purpose`, for example ("relabel", seed, epoch).
 
-    ("relabel", seed, epoch): equal purposes give equal draws, on any machine.
+    Equal purposes give equal draws, whatever ran before.
     """
     digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

@@ -39,13 +39,13 @@ def streamed(tree):
     tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\nstream: true")
     tree.edit("config.yaml", "  cpu_threads: 1", "  cpu_threads: 1\n  workers: 0")
     added = (
-        "  label_smoothing: 0.2 # ours\n  cutout: 0.5 # ours\n  randaugment: 2 # ours\n  "
-        "evaluate_every: 1 # ours\n"
+        "  label_smoothing: 0.2 # our choice\n  cutout: 0.5 # our choice\n"
+        "  randaugment: 2 # our choice\n  evaluate_every: 1 # our choice\n"
     )
     tree.edit(
         "recipes/digits.yaml",
         "  epochs: 2              # paper Table 10a\n",
-        f"  epochs: {EPOCHS} # ours\n{added}",
+        f"  epochs: {EPOCHS} # our choice\n{added}",
     )
 
     def run(model: str, batch: int, lr: float) -> Any:
@@ -67,13 +67,13 @@ def started(run: Any, out: str, processes: int = 2, *config: str) -> subprocess.
     command += ["--config", "runtime.checkpoint_seconds=0", *config]
     return subprocess.Popen(
         [sys.executable, *(torchrun if processes > 1 else ["-m"]), *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def finished(run: Any, out: str, processes: int = 2) -> dict[str, Any]:
-    """What the squeeze of `run` told, made by so many processes."""
+    """The description of the squeeze of `run` by so many processes."""
     job = started(run, out, processes)
     log, _ = job.communicate(timeout=300)
     assert job.returncode == 0, log
@@ -114,13 +114,13 @@ def at_of(state: Path) -> int:
     return 4 * epoch + step
 
 
-def losses(told: dict[str, Any]) -> np.ndarray:
-    return np.array([row["loss"] for row in told["curve"]])
+def losses(record: dict[str, Any]) -> np.ndarray:
+    return np.array([row["loss"] for row in record["curve"]])
 
 
 def assert_same(one: str, other: str) -> None:
-    told = [json.loads(Path(out, "squeeze.json").read_text()) for out in (one, other)]
-    assert told[0]["curve"] == told[1]["curve"]
+    record = [json.loads(Path(out, "squeeze.json").read_text()) for out in (one, other)]
+    assert record[0]["curve"] == record[1]["curve"]
     assert (
         Path(one, "model.safetensors").read_bytes() == Path(other, "model.safetensors").read_bytes()
     )
@@ -140,7 +140,7 @@ def test_two_processes_are_one_without_batch_statistics(streamed):
     for name, weight in weights[0].items():
         np.testing.assert_allclose(
             weights[1][name], weight, rtol=2**-10, atol=1e-5, err_msg=name
-        )  # kept as fp16
+        )  # stored as fp16
 
 
 def test_with_batch_statistics_they_are_nearly_one_and_go_on_after_any_end(streamed):

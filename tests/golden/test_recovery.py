@@ -19,9 +19,11 @@ from torchvision.transforms.v2 import functional as tv
 
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset, Runtime
+from cda.engine.blocks import Block, blocks_of, start_images, step_views
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
-from cda.engine.recovery import Block, Objective, Recovery, blocks_of, start_images, step_views
+from cda.engine.objective import Objective
+from cda.engine.recovery import Recovery
 from cda.errors import ArtifactError
 
 torch.set_num_threads(1)
@@ -53,7 +55,7 @@ RECIPES = {
     "linear": recipe(scheduler="linear", milestone=0.5),
     "step": recipe(scheduler="step", milestone=0.3, max_crop=0.9),
     "reverse": recipe(mode="reverse", milestone=0.5),
-    "whole image": recipe(mode="constant", min_crop=1.0, flip=0.0, jitter=0, alpha_bn=0.01),
+    "full image": recipe(mode="constant", min_crop=1.0, flip=0.0, jitter=0, alpha_bn=0.01),
     "per image": recipe(mode="constant", per_image=True),
     "equal layers": recipe(mode="constant", first_bn_multiplier=1.0, alpha_bn=1.0, seed=5),
 }
@@ -132,7 +134,7 @@ def lowest(values: Recover, step: int) -> float:
     return values.min_crop + (values.max_crop - values.min_crop) * left[values.scheduler]
 
 
-def shown(images: Tensor, views: Any) -> Tensor:
+def augmented(images: Tensor, views: Any) -> Tensor:
     """The images as the step's views show them: one view for all of them, or one each."""
     parts = []
     for i, group in enumerate(images.split(len(images) // len(views.flips))):
@@ -176,7 +178,7 @@ def plain_loop(block: Block, values: Recover) -> tuple[Tensor, list[tuple[float,
     for s in range(values.iterations):
         x = x.detach().requires_grad_()
         views = step_views(block, values, s, SIZE)
-        logits, layers = distances(model, shown(x, views))
+        logits, layers = distances(model, augmented(x, views))
         logs = logits - logits.exp().sum(dim=1, keepdim=True).log()
         entropy = -sum(logs[i, label] for i, label in enumerate(labels)) / len(labels)
         bn = values.first_bn_multiplier * layers[0] + layers[1]
@@ -193,17 +195,17 @@ def plain_loop(block: Block, values: Recover) -> tuple[Tensor, list[tuple[float,
     return x, losses
 
 
-# Ours equals it
+# The packed loop equals it
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_ten_steps_are_those_of_the_plain_loop(name):
     values, block = RECIPES[name], BLOCKS[1]
     expected, losses = plain_loop(block, values)
-    ours = recovered(values, [block])
-    torch.testing.assert_close(ours.images.detach(), expected, rtol=0, atol=1e-8)
-    assert [row["step"] for row in ours.trace] == list(range(1, STEPS + 1))
-    assert [(row["ce"][0], row["bn"][0]) for row in ours.trace] == [
+    own = recovered(values, [block])
+    torch.testing.assert_close(own.images.detach(), expected, rtol=0, atol=1e-8)
+    assert [row["step"] for row in own.trace] == list(range(1, STEPS + 1))
+    assert [(row["ce"][0], row["bn"][0]) for row in own.trace] == [
         pytest.approx(both, abs=1e-8) for both in losses
     ]
     assert (expected - torch.from_numpy(start_images(block, values.seed, SIZE))).abs().mean() > 0.3
@@ -328,7 +330,7 @@ def test_pixels_are_truncated_not_rounded():
 
 @pytest.mark.parametrize("done", [1, 4, 9])
 def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path, done):
-    values, whole = RECIPES["cosine"], recovered(RECIPES["cosine"], BLOCKS, torch.float32)
+    values, undisturbed = RECIPES["cosine"], recovered(RECIPES["cosine"], BLOCKS, torch.float32)
     checkpoint = Checkpoint(tmp_path / "state.safetensors", "key", 60)
     checkpoint.save(recovered(values, BLOCKS, torch.float32, steps=done).state())
     resumed = begun(network(torch.float32), BLOCKS, values, torch.float32)
@@ -336,8 +338,8 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(tmp_path, done):
     assert resumed.done == done
     while resumed.done < STEPS:
         resumed.step()
-    assert torch.equal(resumed.images, whole.images)
-    assert resumed.trace == whole.trace
+    assert torch.equal(resumed.images, undisturbed.images)
+    assert resumed.trace == undisturbed.trace
 
 
 def test_a_finished_recovery_leaves_the_model_untouched():
@@ -360,7 +362,7 @@ def test_a_loss_that_is_no_number_names_the_block_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_a_state_that_is_no_number_is_not_kept_over_the_last_good_one(tmp_path):
+def test_a_diverged_state_does_not_replace_the_last_good_one(tmp_path):
     checkpoint = Checkpoint(tmp_path / "state.safetensors", "key", 60)
     values = recipe(iterations=100)  # whose losses are looked at every five steps
     recovery = begun(model := network(), [BLOCKS[0]], values)

@@ -2,8 +2,8 @@
 
 Jobs are processes of their own. They are forked from one that has loaded torch already, which is
 this file run as a program: a job then takes less than a second instead of three. It is killed at an
-exact moment: before its n-th forward pass, or before the n-th change to a file whose path holds a
-given text. Two tests start the program itself.
+exact moment: before its n-th forward pass, or before the n-th change to a file whose path holds
+a text. Two tests start the program itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NEVER: Moment = ("", 0)
 
 def serve() -> None:
     """A request a line on stdin, an answer a line on stdout: start a job, or wait for one."""
-    import torch._dynamo  # noqa: F401 (all loaded for the jobs; torch's optimisers would load this in each)
+    import torch  # noqa: F401 (loaded once for all jobs)
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -67,7 +67,7 @@ def job(request: dict[str, Any]) -> None:
     code = 99
     try:
         signal_at(*request["moment"])
-        lock.PATIENCE = request["patience"]
+        lock.PATIENCE_SECONDS = request["patience"]
         code = main(request["argv"])
     except BaseException:
         traceback.print_exc()
@@ -114,8 +114,8 @@ class Ended:
     log: str
 
     @property
-    def said(self) -> list[str]:
-        """Its lines, but those of its progress."""
+    def lines(self) -> list[str]:
+        """Its output lines, without those of its progress."""
         return [
             line
             for line in self.log.splitlines()
@@ -124,7 +124,7 @@ class Ended:
 
     @property
     def went_on(self) -> bool:
-        """Whether it says that it went on from what an earlier start had done."""
+        """Whether it logged that it continued what an earlier start had done."""
         return bool(
             re.search(
                 r" going on from (epoch|step) \d+ of | blocks are done already$",
@@ -142,7 +142,7 @@ class Jobs:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, **request: Any) -> Any:
+    def request(self, **request: Any) -> Any:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         print(json.dumps(request), file=self.server.stdin, flush=True)
@@ -159,14 +159,14 @@ class Jobs:
     ) -> tuple[int, Path]:
         self.count += 1
         log = self.logs / f"{self.count}.log"
-        asked = {
+        values = {
             "cwd": str(cwd),
             "argv": argv,
             "moment": [*moment, number],
             "limit": limit,
             "log": str(log),
         }
-        return self.ask(**asked, patience=patience), log
+        return self.request(**values, patience=patience), log
 
     def run(
         self,
@@ -180,7 +180,7 @@ class Jobs:
         than `limit`.
         """
         pid, log = self.start(cwd, argv, kill, number, limit)
-        return Ended(self.ask(wait=pid), log.read_text(encoding="utf-8"))
+        return Ended(self.request(wait=pid), log.read_text(encoding="utf-8"))
 
     def finish(self, cwd: Path, argv: tuple[str, ...]) -> Ended:
         ended = self.run(cwd, argv)
@@ -239,9 +239,9 @@ class Chain:
 def content(path: Path) -> Any:
     if path.suffix != ".json":
         return path.read_bytes()
-    told = json.loads(path.read_text(encoding="utf-8"))
-    assert told.pop("provenance")
-    return told
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record.pop("provenance")
+    return record
 
 
 def pngs(shard: Path) -> dict[str, bytes]:
@@ -309,18 +309,18 @@ def test_a_job_killed_again_and_again_leaves_the_bytes_of_an_undisturbed_one(
         assert ended.code == -SIGKILL, ended.log
         assert chain.made(stage, folder) == {}
     ended = jobs.finish(folder, chain.command(stage))
-    assert (ended.said, ended.went_on) == ([], True)
+    assert (ended.lines, ended.went_on) == ([], True)
     assert chain.made(stage, folder) == chain.wanted(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_job_told_to_stop_says_one_line_and_goes_on_to_the_same_bytes(
+def test_a_stopped_job_prints_one_line_and_continues_to_the_same_bytes(
     stage, chain, jobs, tmp_path
 ):
     folder = chain.without(stage, tmp_path / "again")
     for moment in STOPS[stage]:
         ended = jobs.run(folder, chain.command(stage), kill=moment, number=SIGTERM)
-        assert (ended.code, ended.said) == (143, [STOPPED])
+        assert (ended.code, ended.lines) == (143, [STOPPED])
         assert chain.made(stage, folder) == {}
     jobs.finish(folder, chain.command(stage))
     assert chain.made(stage, folder) == chain.wanted(stage)
@@ -328,10 +328,10 @@ def test_a_job_told_to_stop_says_one_line_and_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
-def test_other_signals_stop_a_job_too_and_tell_their_number(number, code, chain, jobs, tmp_path):
+def test_other_signals_stop_a_job_too_and_set_the_exit_status(number, code, chain, jobs, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
     ended = jobs.run(folder, chain.command("recover"), kill=("forward", 3), number=int(number))
-    assert (ended.code, ended.said) == (code, [STOPPED.replace("SIGTERM", number.name)])
+    assert (ended.code, ended.lines) == (code, [STOPPED.replace("SIGTERM", number.name)])
 
 
 LATE = {"squeeze": 10, "recover": 15, "relabel": 4, "validate": 10}
@@ -357,9 +357,9 @@ FIRST_OF_OUTPUT = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_change_of_a_file_while_it_finishes(stage, chain, jobs, tmp_path):
     wanted = chain.wanted(stage)
-    whole = [{}, wanted]
+    complete = [{}, wanted]
     if stage == "squeeze":  # two files, the description last
-        whole.append({"model.safetensors": wanted["model.safetensors"]})
+        complete.append({"model.safetensors": wanted["model.safetensors"]})
     nearly = chain.without(stage, tmp_path / "nearly")
     ended = jobs.run(nearly, chain.command(stage), kill=(FIRST_OF_OUTPUT[stage], 1))
     for moment in itertools.count(1, 5 if stage == "recover" else 4):
@@ -372,7 +372,7 @@ def test_killed_at_any_change_of_a_file_while_it_finishes(stage, chain, jobs, tm
             for name, file in chain.made(stage, folder).items()
             if not name.startswith(".")
         }
-        assert left in whole, f"half written at moment {moment}"
+        assert left in complete, f"half written at moment {moment}"
         jobs.finish(folder, chain.command(stage))
         assert chain.made(stage, folder) == wanted, f"killed at moment {moment}"
     assert (ended.code, moment > 3) == (0, True), ended.log
@@ -391,7 +391,7 @@ def test_the_program_stops_with_status_143(chain, tmp_path):
         time.sleep(0.002)
     started.send_signal(SIGTERM)
     assert started.wait(30) == 143
-    assert Ended(143, (tmp_path / "log").read_text(encoding="utf-8")).said == [STOPPED]
+    assert Ended(143, (tmp_path / "log").read_text(encoding="utf-8")).lines == [STOPPED]
     assert (chain.work("recover", folder) / "state.safetensors").exists()
     assert chain.made("recover", folder) == {}
 
@@ -401,7 +401,7 @@ def test_a_damaged_checkpoint_costs_its_block_and_not_the_result(chain, jobs, tm
     assert jobs.run(folder, chain.command("recover"), kill=("forward", 10)).code == -SIGKILL
     state = chain.work("recover", folder) / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-7])
-    (line,) = jobs.finish(folder, chain.command("recover")).said
+    (line,) = jobs.finish(folder, chain.command("recover")).lines
     assert "damaged checkpoint" in line
     assert chain.made("recover", folder) == chain.wanted("recover")
 
@@ -414,9 +414,9 @@ def make_another_model(folder: Path) -> None:
     tensors = load_file(path)
     tensors["fc.bias"] += 1.0
     save_file(tensors, path)
-    told = json.loads((folder / "squeeze.json").read_text(encoding="utf-8"))
-    told["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "squeeze.json").write_text(json.dumps(told), encoding="utf-8")
+    record = json.loads((folder / "squeeze.json").read_text(encoding="utf-8"))
+    record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "squeeze.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 @pytest.mark.parametrize("stage", ["recover", "relabel"])
@@ -436,13 +436,13 @@ def test_work_begun_with_another_model_is_not_gone_on_with(stage, chain, jobs, t
 def test_a_second_job_at_the_same_work_is_refused_and_harms_nothing(chain, jobs, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
     first, _ = jobs.start(folder, chain.command("recover"), ("forward", 5), SIGSTOP, 0)
-    assert jobs.ask(wait=first) == "stopped"
+    assert jobs.request(wait=first) == "stopped"
     second = jobs.run(folder, chain.command("recover"))
-    (line,) = second.said
+    (line,) = second.lines
     assert second.code == 1
     assert "lease.json: another job works here" in line
     os.kill(first, signal.SIGCONT)
-    assert jobs.ask(wait=first) == 0
+    assert jobs.request(wait=first) == 0
     assert chain.made("recover", folder) == chain.wanted("recover")
 
 
@@ -450,7 +450,7 @@ def test_a_second_job_at_the_same_work_is_refused_and_harms_nothing(chain, jobs,
 def test_a_job_that_is_started_while_another_ends_waits_for_it(ends, chain, jobs, tmp_path):
     folder = chain.without("recover", tmp_path / "again")
     first, _ = jobs.start(folder, chain.command("recover"), ("forward", 5), SIGSTOP, 0)
-    assert jobs.ask(wait=first) == "stopped"
+    assert jobs.request(wait=first) == "stopped"
     second, log = jobs.start(folder, chain.command("recover"), NEVER, SIGKILL, 0, patience=600.0)
     while not log.exists() or "another job has this work; waiting" not in log.read_text(
         encoding="utf-8"
@@ -459,11 +459,11 @@ def test_a_job_that_is_started_while_another_ends_waits_for_it(ends, chain, jobs
     if ends == "stopped":
         os.kill(first, SIGTERM)
     os.kill(first, signal.SIGCONT)
-    assert jobs.ask(wait=first) == (143 if ends == "stopped" else 0)
-    assert jobs.ask(wait=second) == 0
+    assert jobs.request(wait=first) == (143 if ends == "stopped" else 0)
+    assert jobs.request(wait=second) == 0
     ended = Ended(0, log.read_text(encoding="utf-8"))
     assert ended.went_on == (ends == "stopped")
-    assert ("another job has just finished this work" in ended.said[-1]) == (ends == "finished")
+    assert ("another job has just finished this work" in ended.lines[-1]) == (ends == "finished")
     assert chain.made("recover", folder) == chain.wanted("recover")
     assert list(chain.work("recover", folder).parent.iterdir()) == []
 
@@ -477,9 +477,9 @@ def test_a_file_that_cannot_be_written_ends_in_one_line_and_the_next_start_goes_
 ):
     folder = chain.without(stage, tmp_path / "again")
     ended = jobs.run(folder, chain.command(stage), limit=limit)
-    assert (ended.code, len(ended.said)) == (1, 1), ended.log
-    assert ended.said[0].startswith("cda: artifacts/")
-    assert "cannot be written" in ended.said[0]
+    assert (ended.code, len(ended.lines)) == (1, 1), ended.log
+    assert ended.lines[0].startswith("cda: artifacts/")
+    assert "cannot be written" in ended.lines[0]
     jobs.finish(folder, chain.command(stage))
     assert chain.made(stage, folder) == chain.wanted(stage)
 
@@ -509,8 +509,8 @@ def of_another_run(path: Path) -> None:
 
 
 def lacking_all_but_its_format(path: Path) -> None:
-    told = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({key: told[key] for key in ("format", "run") if key in told}))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({key: record[key] for key in ("format", "run") if key in record}))
 
 
 SPOILED = [
@@ -546,19 +546,19 @@ def test_a_spoiled_input_is_one_line_with_its_path(
     folder = chain.without(stage, tmp_path / "again")
     spoil(chain.output(maker, folder) / name)
     ended = jobs.run(folder, chain.command(stage))
-    assert (ended.code, len(ended.said)) == (1, 1), ended.log
-    assert ended.said[0].startswith(f"cda: artifacts/{maker}/digits/{chain.runs[maker].id}")
+    assert (ended.code, len(ended.lines)) == (1, 1), ended.log
+    assert ended.lines[0].startswith(f"cda: artifacts/{maker}/digits/{chain.runs[maker].id}")
     assert chain.made(stage, folder) == {}
 
 
-def test_labels_kept_under_another_setting_still_serve(chain, jobs, tmp_path):
+def test_labels_stored_under_another_setting_still_serve(chain, jobs, tmp_path):
     folder = chain.without("relabel", tmp_path / "again")
     shutil.rmtree(chain.output("validate", folder).parent)
-    said = jobs.finish(folder, (*chain.command("relabel"), "labels.max_gb=1e-9")).said
-    assert len(said) == 1
-    assert "the model will run while validating" in said[0]
+    lines = jobs.finish(folder, (*chain.command("relabel"), "labels.max_gb=1e-9")).lines
+    assert len(lines) == 1
+    assert "the model will run while validating" in lines[0]
     ended = jobs.run(folder, chain.command("validate"))
-    assert (ended.code, ended.said) == (0, []), ended.log
+    assert (ended.code, ended.lines) == (0, []), ended.log
 
 
 # A shard depends on its run and its index alone

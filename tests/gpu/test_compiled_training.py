@@ -33,7 +33,8 @@ pytestmark = [
 ]
 
 DATA = Dataset(
-    name="toy", layout="digits", classes=10, resolution=32, mean=(0.5,) * 3, std=(0.25,) * 3, get="made up"
+    name="toy", layout="digits", classes=10, resolution=32, mean=(0.5,) * 3,
+    std=(0.25,) * 3, get="made up",
 )  # fmt: skip
 COUNT = 44  # five batches of 8 and a smaller one
 RECIPE = Squeeze(
@@ -59,9 +60,9 @@ def network(on: Device) -> torch.nn.Module:
 class Stopping(SqueezeBatches):
     """Asks `stop` to stop after so many batches."""
 
-    def __init__(self, of: Images, stop: Stop, asked: int) -> None:
+    def __init__(self, of: Images, stop: Stop, stop_after: int) -> None:
         super().__init__(of, RECIPE)
-        self.stop, self.left = stop, asked
+        self.stop, self.left = stop, stop_after
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         for batch in super().epoch(epoch, first_step):
@@ -70,13 +71,13 @@ class Stopping(SqueezeBatches):
             yield batch
 
 
-def train(on: Device, folder: Path, asked: int = -1) -> Trainer:
+def train(on: Device, folder: Path, stop_after: int = -1) -> Trainer:
     real, stop = images(on), Stop()
     trainer = Trainer(network(on), RECIPE, on, ("toy", 0))
     checkpoint = Checkpoint(folder / "state.safetensors", "toy", 1e9)
     fit(
         trainer,
-        Stopping(real, stop, asked),
+        Stopping(real, stop, stop_after),
         smoothed_ce(0.1),
         real.evaluate,
         checkpoint,
@@ -126,10 +127,10 @@ def test_a_first_step_differs_in_rounding_alone():
 def test_compiled_augmentation_is_the_cpus(mixing):
     cpu = open_device(Runtime(device="cpu"))
     recipe = Relabel(mixing=mixing, batch_size=16, cutout=0.4)
-    given = [
+    epochs = [
         DistilledBatches(images(on), recipe, 8, 10**4).epoch(2) for on in (cpu, device("auto"))
     ]
-    for (one, _), (other, _) in zip(*given, strict=True):
+    for (one, _), (other, _) in zip(*epochs, strict=True):
         torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-4)
 
 
@@ -141,7 +142,7 @@ def test_evaluation_agrees_with_the_cpus():
 
 
 def test_a_resumed_training_ends_as_an_undisturbed_one_up_to_rounding(tmp_path):
-    undisturbed = train(device("always"), tmp_path / "whole")
+    undisturbed = train(device("always"), tmp_path / "undisturbed")
     with pytest.raises(Interrupted):
-        train(device("always"), tmp_path, asked=8)
+        train(device("always"), tmp_path, stop_after=8)
     assert losses(train(device("always"), tmp_path)) == pytest.approx(losses(undisturbed), rel=0.05)

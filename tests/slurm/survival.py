@@ -307,11 +307,11 @@ The two parts of recover are one job array.
 
 def write_page(outcomes: list[Outcome], cluster: Cluster) -> None:
     """docs/survival.md and docs/survival.log."""
-    from cda.engine.device import _cpu
+    from cda.engine.provenance import cpu_name
 
     version = cluster.run("sinfo", "--version").stdout.split()[-1]
     rows = "\n".join(one.row() for one in outcomes)
-    page = PAGE.format(version=version, device=_cpu(), together=TOGETHER, rows=rows)
+    page = PAGE.format(version=version, device=cpu_name(), together=TOGETHER, rows=rows)
     (ROOT / "docs" / "survival.md").write_text(page, encoding="utf-8")
     log = [
         line

@@ -1,4 +1,4 @@
-"""Benchmarks: what is reported of measured times, and that the plain sides do what the engines do."""
+"""Benchmarks: rows of measured times, and that the plain sides do what the engines do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from cda.config.recipe import Augmentation
+from cda.engine.blocks import Block, step_views
 from cda.engine.images import Images
-from cda.engine.recovery import Block, Objective, Recovery, step_views
+from cda.engine.objective import Objective
+from cda.engine.recovery import Recovery
 from cda.engine.trainer import Trainer
 from cda.method.augment import mixup
 from cda.method.losses import kd_loss
@@ -33,7 +35,7 @@ QUICK = Setting("cpu", quick=True)
 
 
 class Clock:
-    """A clock that a side's calls move on by what they are said to take."""
+    """A clock that a side's calls advance by declared seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -60,8 +62,8 @@ class Clock:
 def test_medians_spreads_and_ratios_are_of_the_rounds_without_the_first_calls():
     clock = Clock()
     plain = clock.side("plain", 99.0, 2.0, 4.0, 5.0, building=1.0)
-    ours = clock.side("ours", 50.0, 1.0, 1.0, 2.0)
-    case = Case("recover", "block", "images/s", (plain, ours), {"px": 32}, rounds=3, seconds=0.0)
+    engine = clock.side("ours", 50.0, 1.0, 1.0, 2.0)
+    case = Case("recover", "block", "images/s", (plain, engine), {"px": 32}, rounds=3, seconds=0.0)
     slow, fast = rows(case, measure(case, QUICK, clock=clock))
     assert slow["rate"] == 2.5  # 5, 2.5, 2 images/s
     assert slow["spread"] == pytest.approx((5 - 2) / 2.5)
@@ -213,9 +215,7 @@ def test_plain_recovery_is_the_engines():
 def trained(
     problem: squeeze.Problem, recipe: Any, optimizer: Callable[[Any], Any], losses: tuple[Any, Any]
 ) -> float:
-    """The largest difference of two networks, one trained plainly and one by the engine, after
-    three steps.
-    """
+    """The largest difference of a plainly trained network and the engine's after three steps."""
     device, draws = QUICK.reference(), torch.Generator().manual_seed(0)
     plain, own = problem.network(), device.place(problem.network())
     training = squeeze.PlainTraining(plain, optimizer(plain.parameters()), "cpu")
@@ -258,7 +258,7 @@ def test_plain_validate_is_the_engines():
         validate.distillation(logits, teacher, temperature),
         kd_loss(logits, teacher, temperature),
     )
-    assert float(plain) == pytest.approx(float(own), rel=1e-4)  # the engine reckons in float32
+    assert float(plain) == pytest.approx(float(own), rel=1e-4)  # the engine computes in float32
     images, order = torch.rand(6, 3, 4, 4, generator=draws), torch.randperm(6, generator=draws)
     torch.testing.assert_close(
         validate.mixed(images, order, 0.3), mixup(images, images[order], torch.full((6,), 0.3))
@@ -266,15 +266,13 @@ def test_plain_validate_is_the_engines():
 
 
 def test_plain_images_are_the_engines():
-    """Without augmentation; that crops and flips are torchvision's is tested in test_augment.py and
-    test_labels.py.
-    """
+    """Without augmentation; tests of `method.augment` compare crops and flips with torchvision."""
     data = TINY.data
     pixels, labels = synthetic(8, data)
     pictures = Pictures(pixels, labels, transform_of(Augmentation(augment="none", flip=0.0), data))
     images = Images(pixels, labels, data, QUICK.reference())
-    theirs = torch.stack([pictures[index][0] for index in range(8)])
-    torch.testing.assert_close(theirs, images.normalised(images.at(torch.arange(8))))
+    plain = torch.stack([pictures[index][0] for index in range(8)])
+    torch.testing.assert_close(plain, images.normalised(images.at(torch.arange(8))))
     assert [pictures[index][1:] for index in range(8)] == [
         (int(label), i) for i, label in enumerate(labels)
     ]
@@ -316,9 +314,7 @@ def test_every_side_runs_and_is_written(tmp_path, capsys):
 
 
 def test_full_sizes_are_declared_for_both_devices():
-    """No two cases of a benchmark have one name, by which a process that measures memory finds its
-    case.
-    """
+    """A case's name is unique: the process that measures its memory finds it by name."""
     for module in (recover, squeeze, validate):
         for device in ("cpu", "cuda"):
             cases = module.cases(Setting(device))

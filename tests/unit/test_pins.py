@@ -30,7 +30,7 @@ def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
 
 
 ENTRIES = entries(LOCK)
-ASKED = [
+REQUIRED = [
     *PROJECT["build-system"]["requires"],
     *PROJECT["project"]["dependencies"],
     *(line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra),
@@ -58,9 +58,9 @@ def pinned(name: str, python: str) -> list[str]:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("asked", ASKED)
-def test_each_dependency_is_pinned_once_to_a_version_that_satisfies_it(asked, python):
-    requirement = Requirement(asked)
+@pytest.mark.parametrize("required", REQUIRED)
+def test_each_dependency_is_pinned_once_to_a_version_that_satisfies_it(required, python):
+    requirement = Requirement(required)
     (version,) = pinned(requirement.name, python)
     assert requirement.specifier.contains(version)
 

@@ -1,7 +1,4 @@
-"""What one user, scale and command line say.
-
-`config/config.yaml` and the scale's file, laid over each other.
-"""
+"""The settings of one call: `config/config.yaml`, then the scale's file, then the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +14,15 @@ import yaml
 from cda.config.experiment import Scale
 from cda.config.settings import Settings
 from cda.config.types import parse
-from cda.config.yaml_source import Layer, Sourced, below, nested, places, read_layer, read_plain
+from cda.config.yaml_source import (
+    Layer,
+    Sourced,
+    below,
+    nested,
+    places,
+    read_layer,
+    read_model,
+)
 from cda.errors import ConfigError
 
 CONFIG = Path("config")
@@ -30,30 +35,30 @@ def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CON
     """
     file = config / "config.yaml"
     layer = dict(read_layer(file))
-    given = _given(overrides or {})
-    scale = given.get("scale", layer.get("scale", Sourced("paper", ""))).value
+    changes = _override_layer(overrides or {})
+    scale = changes.get("scale", layer.get("scale", Sourced("paper", ""))).value
     if scale != "paper":
         read_scale(config, scale)
         layer |= below(read_layer(scale_file(config, scale)), "settings")
-    layer |= given
+    layer |= changes
     return parse(Settings, nested(layer), str(file), places(layer))
 
 
 def from_environment() -> dict[str, Any]:
-    """What $CDA_CONFIG gives, as JSON: the configuration of the workflow that started this job.
+    """The value of $CDA_CONFIG, JSON: the configuration of the workflow that started this job.
 
     Raises ConfigError.
     """
     try:
-        given = json.loads(os.environ.get("CDA_CONFIG") or "{}")
+        values = json.loads(os.environ.get("CDA_CONFIG") or "{}")
     except ValueError:
-        given = None
-    if not isinstance(given, dict):
+        values = None
+    if not isinstance(values, dict):
         raise ConfigError(
             'CDA_CONFIG in the environment: must be a JSON object such as {"scale": "demo"}; '
-            "unset or mend it"
+            "unset or fix it"
         )
-    return given
+    return values
 
 
 def merge(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,11 +71,11 @@ def merge(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _given(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
+def _override_layer(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
     layer: Layer = {}
     for key, value in overrides.items():
         if isinstance(value, Mapping) and key != "data_paths":
-            layer |= _given(value, f"{prefix}{key}.")
+            layer |= _override_layer(value, f"{prefix}{key}.")
         else:
             layer[prefix + key] = Sourced(value, "the command line")
     return layer
@@ -82,7 +87,7 @@ def dataset_names(config: Path) -> list[str]:
 
 
 def scale_file(config: Path, scale: str) -> Path:
-    """Where a scale is declared."""
+    """The file that declares a scale."""
     return config / "scales" / f"{scale}.yaml"
 
 
@@ -94,19 +99,17 @@ def read_scale(config: Path, scale: str) -> Scale:
         raise ConfigError(
             f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}"
         )
-    written, names = places(read_layer(file)), dataset_names(config)
-    told = parse(Scale, read_plain(file), str(file), written)
-    for name, shrunk in told.datasets.items():
-        for asked in (name, shrunk.stand_in or name):
-            if asked not in names:
-                place = next(
-                    (where for key, where in written.items() if key.startswith(f"datasets.{name}")),
-                    str(file),
-                )
+    declared, names = read_model(Scale, file), dataset_names(config)
+    for name, shrunk in declared.datasets.items():
+        for dataset in (name, shrunk.stand_in or name):
+            if dataset not in names:
+                written = places(read_layer(file)).items()
+                lines = [where for key, where in written if key.startswith(f"datasets.{name}")]
                 raise ConfigError(
-                    f"{place}: data set {asked} is not declared; use one of {', '.join(names)}"
+                    f"{lines[0] if lines else file}: data set {dataset} is not declared; "
+                    f"use one of {', '.join(names)}"
                 )
-    return told
+    return declared
 
 
 def read_overrides(pairs: Sequence[str]) -> dict[str, Any]:

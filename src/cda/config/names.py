@@ -1,5 +1,6 @@
-"""The networks and methods that the paper names, without torch: what they are, and what tables and
-figures call them.
+"""The networks and methods that the paper names, and their labels in tables and figures.
+
+This module imports no torch.
 
 Names are those of `config/reported.csv`. Table 20 names families only; of each, the variant is
 taken whose parameters at 1,000 classes are the table's: MobileNet 3.5 M, EfficientNet 5.3 M,
@@ -57,30 +58,26 @@ NETWORKS: dict[str, Network] = {
 }
 
 METHODS = {
-    "cda": "CDA", "sre2l": "SRe²L", "random": "Random real images", "real": "Real images", "dc": "DC", "dsa": "DSA",
-    "dm": "DM", "mtt": "MTT", "ctl-easy": "Easy", "ctl-hard": "Hard", "rcl-step": "Reverse step", "cl-step": "Step",
-    "cl-linear": "Linear", "cl-cosine": "Cosine",
+    "cda": "CDA", "sre2l": "SRe²L", "random": "Random real images", "real": "Real images",
+    "dc": "DC", "dsa": "DSA", "dm": "DM", "mtt": "MTT", "ctl-easy": "Easy", "ctl-hard": "Hard",
+    "rcl-step": "Reverse step", "cl-step": "Step", "cl-linear": "Linear", "cl-cosine": "Cosine",
 }  # fmt: skip
 
-# Families of torchvision and timm that have no BN layers; of vit_…, those on a ResNet or another
-# network have some.
+# Families of torchvision and timm without BN layers. A vit_… on a ResNet or on MobileCLIP has some.
 _WITHOUT_BN = re.compile(
     r"squeezenet1_\d|(deit|swin|mixer|resmlp|convnext)\w*|vit_(?!.*(resnet|mci))\w*"
 )
 
 
 def find(model: str) -> Network | None:
-    """The catalogue's network of that name.
-
-    None for another of torchvision's or timm's, or an unknown one.
-    """
+    """The network of that name in this module; None for any other name."""
     if match := re.fullmatch(r"convnet(\d)", model):
         return Network("own", model, f"ConvNet-{match[1]}", bn=False)
     return NETWORKS.get(model)
 
 
 def label(model: str) -> str:
-    """What a table or figure calls a network: as the paper, else its own name.
+    """A network's label in tables and figures: the paper's, else its own name.
 
     >>> label("regnet_y_8gf"), label("resnet50-ridnik2021")
     ('RegNet-Y-8GF', 'resnet50-ridnik2021')
@@ -90,7 +87,7 @@ def label(model: str) -> str:
 
 
 def method_label(method: str) -> str:
-    """What a table or figure calls a method, else its own name.
+    """A method's label in tables and figures: the paper's, else its own name.
 
     >>> method_label("sre2l"), method_label("mine")
     ('SRe²L', 'mine')
@@ -101,8 +98,7 @@ def method_label(method: str) -> str:
 def require_bn(model: str) -> None:
     """Raise ConfigError if `model` is known to have no BN layers and so cannot be a recovery model.
 
-    Unknown names pass: `cda.method.bn_matching.bn_layers` asks the network itself before the first
-    step.
+    Unknown names pass; `cda.method.bn_matching.bn_layers` checks the network before the first step.
     """
     network = find(model)
     if not network.bn if network else _WITHOUT_BN.fullmatch(model):

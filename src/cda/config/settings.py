@@ -1,7 +1,6 @@
-"""What a user may set beside the recipes (`recipe.py`): data sets, and how and where this call
-runs.
+"""Data sets, and how and where a call of cda runs; the recipes' values are in `recipe.py`.
 
-Every value's type, range, default and meaning in one place; the field descriptions are the
+Every value has its type, range, default and meaning here. The field descriptions become the
 reference page.
 """
 
@@ -21,7 +20,7 @@ def _names(value: Any) -> Any:
 
 
 class Dataset(Strict):
-    """A real data set: what it is and how to find it."""
+    """A real data set: its classes, its images, and how to find them."""
 
     name: str = Field(
         pattern=r"^\w[\w-]*$", description="also the folder under data/: letters, digits, _ and -"
@@ -34,12 +33,11 @@ class Dataset(Strict):
         "imagenet21k",
         "image_folder",
         "no_images",
-    ] = Field(description="how its files are laid out; no_images: there are none, only class_names")
+    ] = Field(description="how its files are arranged; no_images: only class_names exist")
     classes: int = Field(ge=2, description="number of classes")
     class_names: tuple[str, ...] = Field(
         (),
-        description="of no_images: those of the published weights' classes that are "
-        "recovered, in sorted order",
+        description="no_images: the classes of the published weights to recover, sorted",
     )
     resolution: int = Field(ge=8, description="height and width of an image, in pixels")
     resize: int | None = Field(
@@ -48,30 +46,29 @@ class Dataset(Strict):
     mean: tuple[Ratio, Ratio, Ratio] = Field(description="per channel, of values in [0, 1]")
     std: tuple[Spread, Spread, Spread] = Field(description="per channel, of values in [0, 1]")
     train_images: Count | None = Field(
-        None, description="how many there are; not checked when absent"
+        None, description="number of training images; not checked when absent"
     )
     val_images: Count | None = Field(
-        None, description="how many there are; not checked when absent"
+        None, description="number of held-out images; not checked when absent"
     )
-    shards_per_job: Count = Field(10, description="consecutive shards one recover job makes")
+    shards_per_job: Count = Field(10, description="consecutive shards of one recover job")
     stream: bool = Field(
         False,
-        description="too large for memory: training images are decoded when their turn comes, "
-        "validation images "
-        "once into a memory-mapped artifact (stage decode)",
+        description="for images that exceed memory: training images are decoded when a batch "
+        "needs them, validation images once into a memory-mapped artifact (stage decode)",
     )
     gpus: Count = Field(
-        1, description="GPUs, and processes, of one squeeze job; runtime.gpus caps it"
+        1, description="GPUs, and processes, of one squeeze job; at most runtime.gpus are used"
     )
     recipe: Name | None = Field(
         None, description="the data set whose recipe it uses; default: its own in config/recipes/"
     )
     compare_ipc: tuple[Count, ...] = Field(
         (),
-        description="a table of its own, results/<name>.csv: CDA, SRe²L and random real "
-        "images at these IPCs",
+        description="adds a table results/<name>.csv: CDA, SRe²L and random real images at "
+        "these IPCs",
     )
-    get: str = Field(description="one sentence: how to get it")
+    get: str = Field(description="one sentence on how to get it; errors end with it")
 
     @model_validator(mode="after")
     def _cropped(self) -> Dataset:
@@ -91,76 +88,78 @@ class Dataset(Strict):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What of the data set changes a result, as opposed to where it lies."""
-        keep = ["name", "classes", "resolution", "resize", "mean", "std"] + ["class_names"] * bool(
-            self.class_names
-        )
-        return {key: value for key, value in self.model_dump(mode="json").items() if key in keep}
+        """The values that change a result."""
+        keys = {"name", "classes", "resolution", "resize", "mean", "std"}
+        keys |= {"class_names"} if self.class_names else set()
+        return self.model_dump(mode="json", include=keys)
 
 
 class Runtime(Strict):
-    """Where and how fast a job runs; none of it changes which run it is."""
+    """Where and how fast a job runs; nothing here enters a run's id."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the GPU if there is one"
+        "auto", description="auto: the GPU if one is present"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="a stage's step to one of fewer, larger kernels; auto: jobs long enough "
-        "to pay for it",
+        description="torch.compile of a stage's step; auto: for jobs that are long enough to "
+        "repay the compilation",
     )
-    cpu_threads: Count = Field(2, description="threads of a job; bytes on CPU depend on it")
+    cpu_threads: Count = Field(
+        2, description="threads of a job; on CPU, bytes of a result depend on it"
+    )
     blocks: Literal["auto"] | Count = Field(
         "auto",
-        description="class blocks that go through the network together in recover; auto: as "
-        "many as a GPU's free "
-        "memory holds, on a CPU one",
+        description="class blocks that recover sends through the network together; auto: as many "
+        "as fit a GPU's free memory, one on a CPU",
     )
     gpu: str = Field(
         "a100",
-        description="the kind that time limits are reckoned for, as config/devices.yaml names it",
+        description="GPU of config/devices.yaml for which time limits are estimated",
     )
     max_hours: Positive = Field(
-        24.0, description="longest time limit of a job; a longer one continues when resubmitted"
+        24.0, description="longest time limit of a job; a longer job continues when resubmitted"
     )
-    gpus: Count = Field(8, description="most GPUs, and processes, one squeeze job may use")
+    gpus: Count = Field(8, description="largest number of GPUs, and processes, of one squeeze job")
     workers: Natural = Field(
         4,
-        description="processes that decode a streamed data set's training images; 0: none of "
-        "their own",
+        description="extra processes that decode a streamed data set's training images; 0: the "
+        "stage's own process decodes them",
     )
-    checkpoint_seconds: Weight = Field(60.0, description="time between checkpoints of a long stage")
+    checkpoint_seconds: Weight = Field(
+        60.0, description="seconds between checkpoints of a long stage"
+    )
 
 
 class Labels(Strict):
-    """Where soft labels stop being stored."""
+    """The largest soft labels that are stored."""
 
     max_gb: Positive = Field(
         50.0,
-        description="a larger label store is not written: the relabel model runs while validating",
+        description="a larger label store is not written; the relabel model runs during validate",
     )
 
 
 class Settings(Strict):
-    """`config/config.yaml`, with the scale's and the command line's changes."""
+    """`config/config.yaml`, changed by the scale and then by the command line."""
 
     scale: str = Field("paper", description="paper, or a file in config/scales/")
     seeds: Count = Field(1, description="validation seeds of every cell: 0, 1, …")
     datasets: Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_names)] = Field(
-        "all", description="narrows what is run; the other cells of a table stay not_run"
+        "all", description="data sets to run; the other cells of a table stay not_run"
     )
     cells: Literal["all", "present"] = Field(
         "all", description="present: make tables from the run JSONs that exist"
     )
     controls: Literal["default", "all", "none"] = Field(
         "default",
-        description="cells of ours beside the paper's: those a table declares; all: more, as "
-        "random images, everywhere",
+        description="controls beside the paper's cells; default: those that a table declares; "
+        "all: also extra ones, such as random images, in every table",
     )
-    data: str = Field("data", description="folder of the real data sets; $CDA_DATA wins")
-    data_paths: dict[str, str] = Field({}, description="a data set's own folder, by name")
+    data: str = Field("data", description="folder of the real data sets; $CDA_DATA overrides it")
+    data_paths: dict[str, str] = Field({}, description="folder of a single data set, by name")
     labels: Labels = Field(Labels(), description="the label store")
     runtime: Runtime = Field(Runtime(), description="the machine")

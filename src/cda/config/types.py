@@ -1,6 +1,7 @@
-"""What all of the configuration's models share.
+"""The base class and the field types of every model of the configuration.
 
-Strictness, ranges, names that are safe, and errors of one line.
+Models refuse unknown keys, numbers have ranges, names are safe in paths and commands, and a wrong
+value is an error of one line.
 """
 
 from __future__ import annotations
@@ -45,10 +46,9 @@ def _published(value: str) -> str:
     return value
 
 
-# What becomes part of a path or of a command: no name leaves its folder or means anything to a
-# shell.
+# These become parts of paths and of commands: none leaves its folder or has a meaning in a shell.
 Name = Annotated[str, AfterValidator(_named)]
-Folder = Annotated[str, AfterValidator(_folder)]  # or none
+Folder = Annotated[str, AfterValidator(_folder)]  # a Name, or empty
 Published = Annotated[str, AfterValidator(_published)]
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
@@ -61,10 +61,7 @@ Natural = Annotated[int, Field(ge=0), BeforeValidator(_number)]
 
 
 class Strict(BaseModel):
-    """A model that knows its keys.
-
-    An unknown one is an error, and values never change after reading.
-    """
+    """A model that refuses unknown keys and whose values never change after reading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
@@ -74,38 +71,33 @@ class Strict(BaseModel):
 def parse(
     model: type[M], values: dict[str, Any], where: str, written: Mapping[str, str] | None = None
 ) -> M:
-    """`values` as a `model`; raises ConfigError, one line that names the place, the key and what is
-    allowed.
+    """`values` as a `model`; raises ConfigError, one line: place, key, and what is allowed.
 
-    The place is `where`, or what `written` says for the key (dotted keys to file and line).
+    The place is `where`, or that of the key in `written` (dotted keys to file and line).
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = min(
-            error.errors(), key=lambda found: found["type"] != "extra_forbidden"
-        )  # a typo explains the rest
-        key, told = ".".join(map(str, problem["loc"])), _message(model, problem)
-        near = [
-            k
-            for k in written or ()
-            if k == key or key.startswith(f"{k}.") or k.startswith(f"{key}.")
-        ]
+        # An unknown key first: a typo often explains the other errors.
+        problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        key, message = ".".join(map(str, problem["loc"])), _message(model, problem)
+        near = [k for k in written or () if f"{k}.".startswith(f"{key}.")]
+        near += [k for k in written or () if key.startswith(f"{k}.")]
         place = written[near[0]] if written and near else where
-        raise ConfigError(f"{place}: {key or model.__name__.lower()} {told}") from None
+        raise ConfigError(f"{place}: {key or model.__name__.lower()} {message}") from None
 
 
 def _message(model: type[Strict], problem: Any) -> str:
-    """What pydantic found wrong, in words that say what is allowed."""
+    """An error of pydantic in words that name what is allowed."""
     if problem["type"] == "extra_forbidden":
         return f"is not a known key; use one of {', '.join(_keys(model, problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return message[0].lower() + message[1:] + shown
+    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return message[0].lower() + message[1:] + found
 
 
 def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
-    """The keys that are known at `path` below `model`."""
+    """The known keys at `path` below `model`."""
     for part in (part for part in path if isinstance(part, str)):
         fields = [
             field.annotation

@@ -1,34 +1,33 @@
-"""YAML whose trailing comments say where each value comes from.
+"""YAML files whose trailing comments give the source of each value.
 
     lr: 0.25  # paper Table 10b
 
 reads as the value 0.25 of key `lr` with the source "paper Table 10b", its file and its line. Layers
-of such values (recipe, method, variant, scale, cell) are laid over each other key by key, so that a
-resolved run can tell the source of everything in it.
+of such values (recipe, method, variant, scale, cell) replace each other key by key, so that a
+resolved run knows the source of each of its values.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from yaml.composer import Composer, ComposerError
 
+from cda.config.types import Strict, parse
 from cda.errors import ConfigError
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DEEP, _MANY = (
-    50,
-    100_000,
-)  # levels, and values with every alias (*name) written out: far above any file of ours
+M = TypeVar("M", bound=Strict)
 
 
 @dataclass(frozen=True)
 class Sourced:
-    """A value, where it is written, and why it is what it is."""
+    """A value, where it is written (file and line), and its source (the comment beside it)."""
 
     value: Any
     where: str
@@ -38,92 +37,152 @@ class Sourced:
 Layer = dict[str, Sourced]  # dotted key -> value
 
 
-def _node(path: Path) -> tuple[yaml.Node | None, list[str]]:
+@dataclass(frozen=True)
+class Parsed:
+    """A parsed file: its values by dotted key, and as nested plain Python values."""
+
+    layer: Layer
+    values: Any
+
+
+class _Loader(Composer, yaml.CSafeLoader):
+    """libyaml's fast parser under PyYAML's own composer, which limits what a file can stand for.
+
+    An anchored value (`&name`) must not contain an alias (`*name`): a few lines of such values can
+    stand for billions. Deep nesting raises RecursionError, where libyaml's composer, which is C,
+    crashes.
+    """
+
+    def __init__(self, text: str) -> None:
+        yaml.CSafeLoader.__init__(self, text)
+        Composer.__init__(self)
+        self._open_anchors = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            if self._open_anchors:
+                problem = f"alias *{event.anchor} inside an anchored value (&name)"
+                mark: Any = event.start_mark
+                raise ComposerError(None, None, problem, mark)
+            return super().compose_node(parent, index)
+        anchored = event.anchor is not None
+        self._open_anchors += anchored
+        node = super().compose_node(parent, index)
+        self._open_anchors -= anchored
+        return node
+
+
+def read_layer(path: Path) -> Layer:
+    """The file at `path` as dotted keys with sources.
+
+    Raises ConfigError, one line with file and line.
+    """
+    return _parse(path, _text(path)).layer
+
+
+def read_plain(path: Path) -> Any:
+    """The file at `path` as plain Python values; raises ConfigError as `read_layer` does."""
+    return _parse(path, _text(path)).values
+
+
+def read_model(model: type[M], path: Path) -> M:
+    """The file at `path` as a `model`; raises ConfigError with the line of the wrong key."""
+    return parse(model, read_plain(path), str(path), places(read_layer(path)))
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except ValueError:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError:
         raise ConfigError(f"{path}: no such file; it should be one of {_siblings(path)}") from None
-    try:
-        _bounded(text, path)
-        return yaml.compose(text, Loader=_Loader), text.splitlines()
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise ConfigError(
-            f"{path}:{line}: not valid YAML: {error.reason}; mend that line"
-        ) from None
-    except yaml.MarkedYAMLError as error:
-        at = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{path}:{at}: not valid YAML: {error.problem}; mend that line") from None
-
-
-def _bounded(text: str, path: Path) -> None:
-    """Raises ConfigError for a file that would exhaust stack or memory, which a few lines of
-    aliases can.
-    """
-    sizes: dict[
-        str, int
-    ] = {}  # of what each anchor names; of what is still open more than is allowed
-    anchors, counts = [""], [0]  # of what is open
-    for event in yaml.parse(text, Loader=_Loader):
-        anchor = getattr(event, "anchor", None) or ""
-        if isinstance(event, yaml.CollectionStartEvent):
-            anchors.append(anchor)
-            counts.append(1)
-            sizes[anchor] = _MANY + 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            sizes[anchors.pop()] = count = counts.pop()
-            counts[-1] += count
-        elif isinstance(event, yaml.NodeEvent):
-            counts[-1] += sizes.get(anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
-        if len(counts) > _DEEP or counts[-1] > _MANY:
-            what = (
-                f"{_DEEP} levels"
-                if len(counts) > _DEEP
-                else f"{_MANY:,} values, those of aliases included"
-            )
-            at = event.start_mark.line + 1 if event.start_mark else "?"
-            raise ConfigError(f"{path}:{at}: more than {what}; write a smaller file")
 
 
 def _siblings(path: Path) -> str:
-    names = (
-        sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    )
+    names = sorted(other.name for other in path.parent.glob("*.yaml"))
     return (
         ", ".join(names)
         or f"the files of {path.parent} (the folder is missing: start in the repository's root)"
     )
 
 
-def _value(node: yaml.Node, where: str) -> Any:
-    """The Python value of a node; raises ConfigError for what YAML cannot make one of."""
+@cache
+def _parse(path: Path, text: str) -> Parsed:
+    """The content `text` of the file at `path`; raises ConfigError."""
+
+    def invalid(line: int | str, problem: object) -> ConfigError:
+        return ConfigError(f"{path}:{line}: not valid YAML: {problem}; fix that line")
+
     try:
-        return yaml.SafeLoader("").construct_document(node)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{where}: not valid YAML: {getattr(error, 'problem', error)}; mend that line"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}; mend that line") from None
+        node = yaml.compose(text, Loader=_Loader)
+        if node is None:
+            return Parsed({}, {})
+        layer = _flatten(node, text.splitlines(), path)
+        return Parsed(layer, yaml.SafeLoader("").construct_document(node))
+    except yaml.reader.ReaderError as error:
+        raise invalid(text[: error.position].count("\n") + 1, error.reason) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise invalid(line, error.problem) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply; write fewer levels") from None
 
 
-def _repeats(node: yaml.Node, path: Path, prefix: str = "") -> None:
-    """Raises ConfigError for a key that a mapping holds twice, at any depth."""
+def _flatten(node: yaml.Node, lines: list[str], path: Path, prefix: str = "") -> Layer:
+    """Every leaf of a mapping node by its dotted key."""
+    if not isinstance(node, yaml.MappingNode):
+        at = f"{path}:{node.start_mark.line + 1}"
+        raise ConfigError(f"{at}: {prefix or 'the file'} must be a mapping of keys to values")
+    layer: Layer = {}
+    for key, where, value in _entries(node, path, prefix):
+        if isinstance(value, yaml.MappingNode) and value.value:
+            part = _flatten(value, lines, path, key)
+        else:
+            _check_repeats(value, path, key)
+            source = _comment(lines, value.end_mark)
+            part = {key: Sourced(_value(value, where), where, source)}
+        if repeated := [name for name in part if name in layer]:
+            raise _written_twice(repeated[0], where)
+        layer |= part
+    return layer
+
+
+def _entries(
+    node: yaml.MappingNode, path: Path, prefix: str
+) -> Iterator[tuple[str, str, yaml.Node]]:
+    """The dotted key, place and value of each entry; raises ConfigError for a repeated key."""
+    seen = set()
+    for key_node, value in node.value:
+        key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        if key in seen:
+            raise _written_twice(key, where)
+        seen.add(key)
+        yield key, where, value
+
+
+def _check_repeats(node: yaml.Node, path: Path, prefix: str) -> None:
+    """Raise ConfigError for a repeated key in a mapping inside a list, at any depth."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _repeats(item, path, prefix)
+            _check_repeats(item, path, prefix)
     elif isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            name = f"{prefix}.{key.value}" if prefix else str(key.value)
-            if name in seen:
-                raise ConfigError(
-                    f"{path}:{key.start_mark.line + 1}: {name} is written twice; keep one"
-                )
-            seen.add(name)
-            _repeats(value, path, name)
+        for key, _, value in _entries(node, path, prefix):
+            _check_repeats(value, path, key)
+
+
+def _written_twice(key: str, where: str) -> ConfigError:
+    return ConfigError(f"{where}: {key} is written twice; keep one")
+
+
+def _value(node: yaml.Node, where: str) -> Any:
+    """The Python value of a node; raises ConfigError for an impossible number or date."""
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}; fix that line") from None
 
 
 def _comment(lines: list[str], mark: yaml.Mark) -> str:
@@ -132,61 +191,6 @@ def _comment(lines: list[str], mark: yaml.Mark) -> str:
         return ""
     rest = lines[mark.line][mark.column :].strip().lstrip(",]} ")
     return rest[1:].strip() if rest.startswith("#") else ""
-
-
-def flatten(
-    node: yaml.Node, lines: list[str], path: Path, prefix: str = "", depth: int = 99
-) -> Layer:
-    """Every leaf of a mapping node as a dotted key; mappings deeper than `depth` are values."""
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(
-            f"{path}:{node.start_mark.line + 1}: {prefix or 'the file'} must be a mapping of "
-            "keys to values"
-        )
-    layer: Layer = {}
-    for key_node, value_node in node.value:
-        key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
-        where = f"{path}:{key_node.start_mark.line + 1}"
-        if key in layer:
-            raise ConfigError(f"{where}: {key} is written twice; keep one")
-        if isinstance(value_node, yaml.MappingNode) and value_node.value and depth > 1:
-            layer |= flatten(value_node, lines, path, key, depth - 1)
-        else:
-            layer[key] = Sourced(
-                _value(value_node, where), where, _comment(lines, value_node.end_mark)
-            )
-    return layer
-
-
-def read_layer(path: Path) -> Layer:
-    """The file at `path` as dotted keys with sources.
-
-    Raises ConfigError, one line with file and line.
-    """
-    return _layer(path, Path.cwd())
-
-
-@cache
-def _layer(path: Path, _folder: Path) -> Layer:
-    node, lines = _node(path)
-    if node is not None:
-        _repeats(node, path)
-    return flatten(node, lines, path) if node is not None else {}
-
-
-def read_plain(path: Path) -> Any:
-    """The file at `path` as plain Python values, keys checked for repeats."""
-    return _plain(path, Path.cwd())
-
-
-@cache
-def _plain(path: Path, _folder: Path) -> Any:
-    node, lines = _node(path)
-    if node is None:
-        return {}
-    _repeats(node, path)
-    flatten(node, lines, path)
-    return _value(node, str(path))
 
 
 def below(layer: Layer, prefix: str) -> Layer:

@@ -1,1 +1,1 @@
-"""Images and labels: real data sets, batches on the device, distilled shards, stored soft labels."""
+"""Files of images and labels: real data sets, distilled shards, stored soft labels."""

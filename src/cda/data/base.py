@@ -1,14 +1,11 @@
-"""What every layout of a real data set has in common.
-
-Checks, errors of one line, and how an image is made to fit.
-"""
+"""The common part of every layout of a real data set: checks, errors of one line, resizing."""
 
 from __future__ import annotations
 
 import os
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -16,23 +13,24 @@ import numpy as np
 from PIL import Image
 
 from cda.errors import DataError
+from cda.text import list_some
 
 if TYPE_CHECKING:
     from cda.config.settings import Dataset
 
 Split = Literal["train", "val"]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of PIL's, which for others (EPS) runs programs
-# What PIL raises on a bad file.
+# PIL decodes other formats too, and runs programs for some of them (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# Exceptions that PIL raises for a bad file.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class Source(ABC):
-    """A data set in one layout: `probe` checks a split without reading an image, `read` returns
-    images and labels.
+    """A data set in one layout: `probe` checks a split without reading an image, `read` loads it.
 
-    `labels` and `select` read all that is stored as one file; layouts of an image a file read the
-    chosen images alone.
+    By default `labels` and `select` read the complete split, since some layouts store it as one
+    file. Layouts with one file per image read only the chosen images.
     """
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
@@ -44,7 +42,7 @@ class Source(ABC):
 
     @abstractmethod
     def probe(self, split: Split) -> None:
-        """Raise DataError unless the split is whole, as far as listing it tells."""
+        """Raise DataError unless the split is complete as far as its list of files shows."""
 
     @abstractmethod
     def read(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -59,10 +57,12 @@ class Source(ABC):
         yield from self.read(split)[0][chosen]
 
     def checked_classes(self) -> tuple[str, ...]:
-        """The class names; raises DataError unless there are as many as declared."""
+        """The class names; raises DataError unless their number is the declared one."""
         names = self.classes()
         if len(names) != self.dataset.classes:
-            self.fail(self.root, f"{self.dataset.classes} classes", f"{len(names)} ({some(names)})")
+            self.fail(
+                self.root, f"{self.dataset.classes} classes", f"{len(names)} ({list_some(names)})"
+            )
         return names
 
     def expected(self, split: Split) -> int | None:
@@ -72,11 +72,9 @@ class Source(ABC):
     def expect_images(self, path: Path, split: Split, found: int) -> None:
         """Raise DataError unless `found` is the declared number of images."""
         expected = self.expected(split)
-        missing = found < (1 if expected is None else expected)
-        if missing or (expected is not None and found > expected):
-            self.fail(
-                path, f"{'some' if expected is None else expected} {split} images", str(found)
-            )
+        if found == 0 if expected is None else found != expected:
+            wanted = "some" if expected is None else expected
+            self.fail(path, f"{wanted} {split} images", str(found))
 
     def text(self, path: Path) -> str:
         """The text of a file; raises DataError."""
@@ -86,33 +84,30 @@ class Source(ABC):
             self.fail(path, "a text file", error)
 
     def entries(self, folder: Path | str) -> list[os.DirEntry[str]]:
-        """List a folder by name; names with a leading dot (of editors and of macOS archives) are no
-        data.
+        """The entries of a folder by name; raises DataError.
+
+        Names with a leading dot are skipped: editors and macOS archives leave them.
         """
         try:
             with os.scandir(folder) as found:
-                return sorted(
-                    (e for e in found if not e.name.startswith(".")), key=lambda e: e.name
-                )
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+            return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             self.fail(folder, "a readable folder", error)
 
     def fail(
         self, path: Path | str, expected: str, found: str | Exception | None = None
     ) -> NoReturn:
-        """Raise DataError; `found` is by default what lies at `path`."""
+        """Raise DataError; `found` is by default a description of what is at `path`."""
         if isinstance(found, Exception):
             found = f"{type(found).__name__} ({found})"
-        found = what_is(Path(path)) if found is None else found
+        found = _describe(Path(path)) if found is None else found
         line = f"{path}: {self.dataset.name} needs {expected}, found {found}; {self.dataset.get}"
         raise DataError(" ".join(line.split("\n")).strip())
 
 
 def fit(image: Image.Image, dataset: Dataset) -> np.ndarray:
-    """Turn an RGB image into uint8 [R, R, 3].
-
-    If it has another size, resize and centre-crop it as torchvision does.
-    """
+    """An RGB image as uint8 [R, R, 3], resized and centre-cropped as torchvision does."""
     size = dataset.resolution
     if image.size != (size, size):
         side = dataset.resize or size
@@ -125,13 +120,7 @@ def fit(image: Image.Image, dataset: Dataset) -> np.ndarray:
     return np.asarray(image)
 
 
-def what_is(path: Path) -> str:
-    """What lies at a path, in a few words."""
+def _describe(path: Path) -> str:
     if path.is_dir():
-        return f"a folder with {some(sorted(os.listdir(path)))}"
+        return f"a folder with {list_some(sorted(os.listdir(path)))}"
     return f"a file of {path.stat().st_size} bytes" if path.is_file() else "nothing"
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, for a message."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing in it"

@@ -1,6 +1,6 @@
-"""CIFAR-100 as its authors publish it.
+"""CIFAR-100 as its authors publish it: pickles, read without running any code.
 
-Pickles, read by an unpickler that can build plain values and uint8 arrays.
+The unpickler can build nothing but plain values and uint8 arrays.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cda.data.base import Source, Split, fit, some
+from cda.data.base import Source, Split, fit
+from cda.text import list_some
+
+_PIXELS = 3 * 32 * 32
 
 
 class CifarPickles(Source):
-    """The official python layout: pickled dictionaries `train`, `test` and `meta`.
-
-    Its classes are sorted by name.
-    """
+    """The official python layout: pickled dictionaries `train`, `test` and `meta`."""
 
     def classes(self) -> tuple[str, ...]:
         """Sorted class names."""
-        names = self.column(
-            self.root / "meta", self.unpickle(self.root / "meta"), "fine_label_names", str
-        )
+        path = self.root / "meta"
+        names = self.column(path, self.unpickle(path), "fine_label_names", str)
         if names != sorted(names):
-            self.fail(self.root / "meta", "sorted fine_label_names", some(names))
+            self.fail(path, "sorted fine_label_names", list_some(names))
         return tuple(names)
 
     def file(self, split: Split) -> Path:
@@ -35,8 +34,8 @@ class CifarPickles(Source):
         return self.root / ("train" if split == "train" else "test")
 
     def probe(self, split: Split) -> None:
-        """Raise DataError unless the split is whole, as far as listing it tells."""
-        path, least = self.file(split), 3 * 32 * 32 * (self.expected(split) or 1)
+        """Raise DataError unless the pickle of a split exists and is large enough."""
+        path, least = self.file(split), _PIXELS * (self.expected(split) or 1)
         if not path.is_file():
             self.fail(path, "a pickle")
         if path.stat().st_size < least:
@@ -48,25 +47,16 @@ class CifarPickles(Source):
         path = self.file(split)
         record = self.unpickle(path)
         data = record.get("data")
-        labels, names = (
-            self.column(path, record, "fine_labels", int),
-            self.column(path, record, "filenames", str),
-        )
+        labels = self.column(path, record, "fine_labels", int)
+        names = self.column(path, record, "filenames", str)
         shape = data.shape if isinstance(data, np.ndarray) else ()
-        if (
-            not isinstance(data, np.ndarray)
-            or shape != (len(labels), 3 * 32 * 32)
-            or len(names) != len(labels)
-        ):
-            self.fail(
-                path,
-                f"{len(labels)} filenames and data of [{len(labels)}, 3072]",
-                f"{len(names)} and {shape}",
-            )
-        if not all(0 <= label < self.dataset.classes for label in labels):
-            self.fail(
-                path, f"labels below {self.dataset.classes}", f"{min(labels)} to {max(labels)}"
-            )
+        wanted = (len(labels), _PIXELS)
+        if not isinstance(data, np.ndarray) or shape != wanted or len(names) != len(labels):
+            expected = f"{len(labels)} filenames and data of [{len(labels)}, {_PIXELS}]"
+            self.fail(path, expected, f"{len(names)} and {shape}")
+        classes = self.dataset.classes
+        if not all(0 <= label < classes for label in labels):
+            self.fail(path, f"labels below {classes}", f"{min(labels)} to {max(labels)}")
         order = sorted(range(len(labels)), key=lambda i: (labels[i], names[i]))
         images = np.ascontiguousarray(data[order].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         if images.size and self.dataset.resolution != 32:
@@ -84,7 +74,7 @@ class CifarPickles(Source):
         """The dictionary in a pickle; raises DataError."""
         try:
             with path.open("rb") as file:
-                record = _text_of(_ArrayUnpickler(file, encoding="bytes").load())
+                record = _decode_text(_ArrayUnpickler(file, encoding="bytes").load())
         except Exception as error:  # a damaged pickle can raise nearly anything
             self.fail(path, "a pickle of plain values and uint8 arrays", error)
         if not isinstance(record, dict):
@@ -95,7 +85,7 @@ class CifarPickles(Source):
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds plain values and uint8 arrays.
 
-    The few names such a pickle uses have stand-ins, any other is refused.
+    Such a pickle uses a few names, which have stand-ins here; any other name is refused.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -107,16 +97,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
         modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs")
         if module not in modules or name not in stand_ins:
-            raise pickle.UnpicklingError(
-                f"a pickle that asks for {module}.{name}, which is refused"
-            )
+            raise pickle.UnpicklingError(f"a pickle that uses {module}.{name}, which is refused")
         return stand_ins[name]
 
 
 def _empty_array(*_: Any) -> np.ndarray:
-    return np.empty(
-        0, dtype=np.uint8
-    )  # its shape and bytes follow, by `__setstate__`, which checks them
+    # The array's shape and bytes follow through `__setstate__`, which checks them.
+    return np.empty(0, dtype=np.uint8)
 
 
 def _uint8(code: str | bytes, *_: Any) -> np.dtype[Any]:
@@ -131,10 +118,10 @@ def _latin1(text: str, encoding: str | bytes) -> bytes:
     return text.encode("latin1")
 
 
-def _text_of(value: Any) -> Any:
-    """Python 2 wrote text as bytes; here it is text again, in keys and lists."""
+def _decode_text(value: Any) -> Any:
+    """`value` with its bytes as text, in keys and lists too: Python 2 wrote text as bytes."""
     if isinstance(value, dict):
-        return {_text_of(key): _text_of(item) for key, item in value.items()}
+        return {_decode_text(key): _decode_text(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_text_of(item) for item in value]
+        return [_decode_text(item) for item in value]
     return value.decode("utf-8") if isinstance(value, bytes) else value

@@ -1,9 +1,8 @@
-"""Validation images decoded once: `val.npy`, uint8 [N, R, R, 3], is read through a memory map;
-`val.json` describes it.
+"""Validation images of a streamed data set, decoded once into a memory-mapped array.
 
-Images are ordered by class (`sources.py`), so the description holds how many each class has instead
-of all labels. Hundreds of gigabytes cannot be read to be checked, so its digest is that of evenly
-spaced images.
+`val.npy` is uint8 [N, R, R, 3]; `val.json` describes it. Images are ordered by class
+(`sources.py`), so the description holds the number of images of each class in place of all labels.
+Hundreds of gigabytes cannot be read for a check, so the digest covers evenly spaced images.
 """
 
 from __future__ import annotations
@@ -25,14 +24,12 @@ SAMPLED = 256  # images that the digest covers
 
 
 def description_of(path: Path) -> Path:
-    """Where the description of the images at `path` lies."""
+    """The path of the description of the images at `path`."""
     return path.with_name("val.json")
 
 
 def digest_of(images: NDArray[np.uint8]) -> str:
-    """SHA-256, as hex, of the shape and of `SAMPLED` evenly spaced images, the first and the last
-    among them.
-    """
+    """SHA-256, as hex, of the shape and of `SAMPLED` evenly spaced images (first and last too)."""
     sha = hashlib.sha256(repr(tuple(images.shape)).encode())
     for index in np.unique(np.linspace(0, len(images) - 1, SAMPLED).astype(np.int64)):
         sha.update(np.ascontiguousarray(images[index]).tobytes())
@@ -42,7 +39,7 @@ def digest_of(images: NDArray[np.uint8]) -> str:
 def described(
     images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What a description says of the images themselves; `labels` [N] are sorted."""
+    """A description's part on the images themselves; `labels` [N] are sorted."""
     counts = np.bincount(labels, minlength=len(classes)).tolist()
     own = {"format": FORMAT, "shape": list(images.shape), "sampled_sha256": digest_of(images)}
     return own | {"classes": list(classes), "images_per_class": counts}
@@ -51,40 +48,39 @@ def described(
 def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:
     """The images of decode run `run` as a memory map, with labels and classes.
 
-    Raises ArtifactError if they are missing, another run's, or not what was written.
+    Raises ArtifactError if they are missing, another run's, or differ from their description.
     """
     where = description_of(path)
-    told = read_json(where, "the description of the decoded validation images")
-    if told.get("run") != run or told.get("format") != FORMAT:
+    record = read_json(where, "the description of the decoded validation images")
+    if record.get("run") != run or record.get("format") != FORMAT:
         raise ArtifactError(
-            f"{where}: describes run {told.get('run')}, not {run}; make it with `cda decode`"
+            f"{where}: describes run {record.get('run')}, not {run}; make it with `cda decode`"
         )
-    classes, counts = _classes(told, where)
+    classes, counts = _classes(record, where)
     shape = (sum(counts), resolution, resolution, 3)
     images = open_map(path, "or missing images", "delete its folder and decode again")
     if images.shape != shape or images.dtype != np.uint8:
         raise ArtifactError(
-            f"{path}: holds {images.dtype} {images.shape}, {where.name} says {shape}; decode again"
+            f"{path}: holds {images.dtype} {images.shape}, {where.name} has {shape}; decode again"
         )
-    if digest_of(images) != told.get("sampled_sha256"):
+    if digest_of(images) != record.get("sampled_sha256"):
         raise ArtifactError(
             f"{path}: differs from the digest in {where.name}; delete its folder and decode again"
         )
     return ImageSet(images, np.repeat(np.arange(len(classes), dtype=np.int64), counts), classes)
 
 
-def _classes(told: dict[str, Any], where: Path) -> tuple[tuple[str, ...], list[int]]:
-    """The class names of a description, and how many images each has.
+def _classes(record: dict[str, Any], where: Path) -> tuple[tuple[str, ...], list[int]]:
+    """The class names of a description, and each one's number of images.
 
     Raises ArtifactError if they do not fit.
     """
-    names, counts = told.get("classes"), told.get("images_per_class")
+    names: Any = record.get("classes")
+    counts: Any = record.get("images_per_class")
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    counted = isinstance(counts, list) and all(
-        type(count) is int and count >= 0 for count in counts
-    )
-    if not (named and counted and len(names) == len(counts) and any(counts)):  # type: ignore[arg-type]
+    counted = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    if not (named and counted and len(names) == len(counts) and any(counts)):
         raise ArtifactError(
             f"{where}: classes and images_per_class do not fit; delete its folder and decode again"
         )
-    return tuple(names), counts  # type: ignore[arg-type, return-value]
+    return tuple(names), counts

@@ -1,7 +1,7 @@
 """ImageNet-1K and ImageNet-21K-P as they are handed out. Classes are WordNet ids, sorted.
 
-ImageNet-1K's held-out images come without folders; which class each has says Kaggle's
-`LOC_val_solution.csv` or the development kit of 2012.
+ImageNet-1K's held-out images come without class folders; Kaggle's `LOC_val_solution.csv` or the
+development kit of 2012 names the class of each.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ class ImageNet1K(Folders):
         """The image files of each class of a split, sorted."""
         if split == "train":
             return super().by_class(split)
-        entries = self.entries(self.folder(split))
         loose = {
-            e.name: e.path
-            for e in entries
-            if e.name.lower().endswith(EXTENSIONS) and not e.is_dir()
+            entry.name: entry.path
+            for entry in self.entries(self.folder(split))
+            if entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir()
         }
         if not loose:
             return super().by_class(split)
@@ -57,19 +56,17 @@ class ImageNet1K(Folders):
         return {wnid: sorted(paths) for wnid, paths in files.items()}
 
     def ground_truth(self) -> tuple[Path, dict[str, str]]:
-        """A table, and the class that it gives to each held-out file; raises DataError."""
+        """The ground truth's path, and its class of each held-out file; raises DataError."""
         for base in (self.top, self.root):
-            if (base / KAGGLE).is_file():
-                return base / KAGGLE, self.distinct(base / KAGGLE, self.kaggle(base / KAGGLE))
+            if (table := base / KAGGLE).is_file():
+                return table, self.distinct(table, self.kaggle(table))
             for kit in KITS:
-                if (base / kit / TRUTH).is_file():
-                    return base / kit / TRUTH, self.distinct(
-                        base / kit / TRUTH, self.kit(base / kit / TRUTH)
-                    )
+                if (table := base / kit / TRUTH).is_file():
+                    return table, self.distinct(table, self.kit(table))
         self.fail(self.top, f"{KAGGLE} or {KITS[0]}/{TRUTH}, since val has no class folders,")
 
     def distinct(self, table: Path, named: Iterator[tuple[str, str]]) -> dict[str, str]:
-        """The lines of a table, each of another image."""
+        """The class of each image of a table; raises DataError for an image named twice."""
         truth = dict[str, str]()
         for number, (name, wnid) in enumerate(named, start=1):
             if name in truth:
@@ -85,25 +82,18 @@ class ImageNet1K(Folders):
             if number == 1 and name == "ImageId":
                 continue
             if not name or not wnid:
-                self.fail(
-                    table, "an image, a comma and its class in each line", f"none in line {number}"
-                )
+                expected = "an image, a comma and its class in each line"
+                self.fail(table, expected, f"none in line {number}")
             yield f"{name}.JPEG", wnid
 
     def kit(self, table: Path) -> Iterator[tuple[str, str]]:
-        """File and class of each line of the development kit.
-
-        Line i has image i's number of a class.
-        """
+        """File and class of each line of the development kit: line i is of image i."""
         wnids = self.wnids(table.with_name("meta.mat"))
         for number, line in enumerate(self.text(table).splitlines(), start=1):
             wnid = wnids.get(line.strip())
             if wnid is None:
-                self.fail(
-                    table,
-                    "a class number of meta.mat in each line",
-                    f"{line[:20]!r} in line {number}",
-                )
+                expected = "a class number of meta.mat in each line"
+                self.fail(table, expected, f"{line[:20]!r} in line {number}")
             yield f"ILSVRC2012_val_{number:08d}.JPEG", wnid
 
     def wnids(self, path: Path) -> dict[str, str]:
@@ -119,10 +109,7 @@ class ImageNet1K(Folders):
 
 
 class ImageNet21K(Folders):
-    """ImageNet-21K-P (Ridnik et al.
-
-    2021): `imagenet21k_train/<wnid>/` and `imagenet21k_val/<wnid>/`.
-    """
+    """ImageNet-21K-P (Ridnik et al. 2021): `imagenet21k_{train,val}/<wnid>/`."""
 
     training = ("imagenet21k_train", "train")
     held_out = ("imagenet21k_val", "val")

@@ -1,10 +1,10 @@
-"""How soft labels are kept: rows of logits to rows of bytes and back, batched on any device without
-a wait for it.
+"""Codecs of soft labels: rows of logits to rows of bytes and back, batched on any device.
 
-Post-training sees logits through a softmax at its temperature T alone, so a constant added to a row
-changes nothing. `top_k` uses that: the logits kept are told relative to the one that all others
-share. That one gives the others their exact total share of the softmax at T, and since every kept
-number is rounded before the shares are reckoned, rounding to 8 or 4 bits does not move it either.
+Nothing here waits for the device. Post-training sees logits only through a softmax at its
+temperature T, so a constant added to a row changes nothing. `top_k` uses that: it stores the
+largest logits relative to one number that all other classes share, chosen so that the others have
+their exact total share of the softmax at T. The stored logits are rounded before that number is
+computed, so rounding to 8 or 4 bits does not move the share either.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cda.config.recipe import FP16, Record, record
+from cda.config.label_rows import FP16, RowParts, row_parts
 
 WIDER = 1 + 2**-10  # a step rounded to fp16 (relative error 2⁻¹¹) still spans the row
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How a row of `classes` logits is kept: `bits` a logit, all or the `top_k` largest.
+    """The storage of a row of `classes` logits: `bits` each, of all or of the `top_k` largest.
 
-    T is for encoding top_k.
+    `temperature` is post-training's T, which encoding `top_k` needs.
     """
 
     classes: int
@@ -34,9 +34,9 @@ class Codec:
     temperature: float = 1.0
 
     @property
-    def record(self) -> Record:
-        """The parts of a row."""
-        return record(self.classes, self.bits, self.top_k)
+    def parts(self) -> RowParts:
+        """Bytes of the parts of a row."""
+        return row_parts(self.classes, self.bits, self.top_k)
 
     @property
     def plain(self) -> bool:
@@ -45,13 +45,13 @@ class Codec:
 
     @property
     def dtype(self) -> type[np.generic]:
-        """Of a row: fp16 logits, or bytes."""
+        """The type of a row's elements: fp16 logits, or bytes."""
         return np.float16 if self.plain else np.uint8
 
     @property
     def width(self) -> int:
         """Length of a row, in its dtype."""
-        return self.classes if self.plain else self.record.bytes
+        return self.classes if self.plain else self.parts.bytes
 
     def encode(self, logits: Tensor) -> Tensor:
         """Rows [n, width] of float32 logits [n, classes]."""
@@ -63,77 +63,69 @@ class Codec:
             scale, steps = self._quantised(logits - low.float())
             return torch.cat([_bytes(low), _bytes(scale), pack_bits(steps, self.bits)], dim=1)
         places = logits.topk(self.top_k, dim=1).indices.sort(dim=1).values
-        kept = logits.gather(1, places)
+        largest = logits.gather(1, places)
         even, temperature = self._even(logits, places), self.temperature
         if self.bits == 16:
-            return torch.cat([self._write_places(places), _bytes((kept - even).half())], dim=1)
-        scale, steps = self._quantised(kept - kept.amin(1, keepdim=True))
+            return torch.cat([self._write_places(places), _bytes((largest - even).half())], dim=1)
+        scale, steps = self._quantised(largest - largest.amin(1, keepdim=True))
         rounded = scale.float() * steps
-        low = temperature * (_log_sum(kept / temperature) - _log_sum(rounded / temperature)) - even
-        return torch.cat(
-            [
-                self._write_places(places),
-                _bytes(low.half()),
-                _bytes(scale),
-                pack_bits(steps, self.bits),
-            ],
-            dim=1,
-        )
+        shift = _log_sum(largest / temperature) - _log_sum(rounded / temperature)
+        low = (temperature * shift - even).half()
+        parts = [
+            self._write_places(places),
+            _bytes(low),
+            _bytes(scale),
+            pack_bits(steps, self.bits),
+        ]
+        return torch.cat(parts, dim=1)
 
     def decode(self, rows: Tensor) -> Tensor:
         """Float32 logits [n, classes] of rows [n, width]; with `top_k` up to a constant a row."""
         if self.plain:
             return rows.float()
-        start, count = self.record.places, self.top_k or self.classes
-        values = rows[:, start + self.record.span :]
+        start, count = self.parts.places, self.top_k or self.classes
+        values = rows[:, start + self.parts.span :]
         if self.bits == 16:
-            kept = _numbers(values)
+            stored = _numbers(values)
         else:
             low, scale = _numbers(rows[:, start : start + 2 * FP16]).unbind(1)
-            kept = low[:, None] + scale[:, None] * unpack_bits(values, self.bits, count)
-        return self._spread(rows[:, :start], kept) if self.top_k else kept
+            stored = low[:, None] + scale[:, None] * unpack_bits(values, self.bits, count)
+        return self._spread(rows[:, :start], stored) if self.top_k else stored
 
     def _quantised(self, above: Tensor) -> tuple[Tensor, Tensor]:
-        """Step [n, 1], fp16, and how many of them each of the values `above` 0 [n, m] is, uint8."""
+        """Step size [n, 1], fp16, and each of the values `above` >= 0 [n, m] in steps, uint8."""
         most = 2**self.bits - 1
         scale = (above.amax(1, keepdim=True) / most * WIDER).half()
-        steps = above / scale.float().clamp_min(
-            torch.finfo(torch.float32).tiny
-        )  # of a row of equal values it is 0
+        # The step size of a row of equal values is 0.
+        steps = above / scale.float().clamp_min(torch.finfo(torch.float32).tiny)
         return scale, steps.round_().clamp_(0, most).to(torch.uint8)
 
     def _even(self, logits: Tensor, places: Tensor) -> Tensor:
-        """The logit [n, 1] that, shared by all classes but `places`, keeps their total share of the
-        softmax at T.
-        """
-        others = logits.scatter(1, places, -math.inf)
-        return self.temperature * (
-            _log_sum(others / self.temperature) - math.log(self.classes - self.top_k)
-        )
+        """The logit [n, 1] that gives all other classes their total share of the softmax at T."""
+        others = logits.scatter(1, places, -math.inf) / self.temperature
+        return self.temperature * (_log_sum(others) - math.log(self.classes - self.top_k))
 
     def _write_places(self, places: Tensor) -> Tensor:
         """Ascending class indices [n, top_k] as bytes."""
-        if self.record.bitmap:
+        if self.parts.bitmap:
             mask = torch.zeros(len(places), self.classes, dtype=torch.uint8, device=places.device)
             return pack_bits(mask.scatter_(1, places, 1), 1)
         return places.to(torch.uint8) if self.classes <= 256 else _bytes(places.to(torch.int16))
 
-    def _spread(self, places: Tensor, kept: Tensor) -> Tensor:
-        """Logits [n, classes]: `kept` [n, top_k] at their places, 0 elsewhere."""
-        if self.record.bitmap:
+    def _spread(self, places: Tensor, stored: Tensor) -> Tensor:
+        """Logits [n, classes]: `stored` [n, top_k] at their places, 0 elsewhere."""
+        if self.parts.bitmap:
             mask = unpack_bits(places, 1, self.classes)
-            order = (
-                mask.cumsum(1, dtype=torch.int64) - 1
-            )  # which of the kept a class is, where it is
-            order.clamp_(0, self.top_k - 1)  # a foreign store's mask may keep any number
-            return kept.gather(1, order) * mask
-        index = places if self.classes <= 256 else _whole(places).view(torch.int16).int() & 0xFFFF
-        index = index.long().clamp_max_(self.classes - 1)  # so may its indices name any class
-        return kept.new_zeros(len(kept), self.classes).scatter_(1, index, kept)
+            order = mask.cumsum(1, dtype=torch.int64) - 1  # a stored class's position in `stored`
+            order.clamp_(0, self.top_k - 1)  # a foreign store's mask may have any number of bits
+            return stored.gather(1, order) * mask
+        index = places if self.classes <= 256 else _aligned(places).view(torch.int16).int() & 0xFFFF
+        index = index.long().clamp_max_(self.classes - 1)  # a foreign store may name any class
+        return stored.new_zeros(len(stored), self.classes).scatter_(1, index, stored)
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Whole numbers [n, m] below 2^bits as bytes, the first in the lowest bits.
+    """Numbers [n, m] below 2^bits as bytes, the first in the lowest bits.
 
     `bits` is 1, 2, 4 or 8.
     """
@@ -145,7 +137,7 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The `count` whole numbers a row, uint8, that `pack` was given."""
+    """The `count` numbers of each row, uint8, from `pack_bits`."""
     if bits == 8:
         return packed
     values = (packed[..., None] >> _shifts(bits, packed.device)) & (2**bits - 1)
@@ -161,14 +153,14 @@ def _bytes(numbers: Tensor) -> Tensor:
     return numbers.contiguous().view(torch.uint8)
 
 
-def _numbers(some: Tensor) -> Tensor:
-    """Bytes [n, 2m] as the fp16 numbers that they are, float32 [n, m]."""
-    return _whole(some).view(torch.float16).float()
+def _numbers(packed: Tensor) -> Tensor:
+    """The fp16 numbers in bytes [n, 2m], float32 [n, m]."""
+    return _aligned(packed).view(torch.float16).float()
 
 
-def _whole(some: Tensor) -> Tensor:
+def _aligned(packed: Tensor) -> Tensor:
     """A copy that starts at an even address, as numbers of two bytes must."""
-    return some.clone(memory_format=torch.contiguous_format)
+    return packed.clone(memory_format=torch.contiguous_format)
 
 
 def _log_sum(values: Tensor) -> Tensor:

@@ -1,15 +1,13 @@
-"""The label store: soft labels of every image in every epoch, and the rule that makes each epoch's
-images again.
+"""The label store: soft labels of every image under every epoch's augmentation.
 
-What image i looks like in epoch e (crop, flip, cutout, partner, patch) is a pure function of the
-relabel seed, e and i (for mixing also of the label batch and the number of images), so a store
+The augmentation of image i in epoch e (crop, flip, cutout, partner, patch) is a pure function of
+the relabel seed, e and i (for mixing also of the label batch and the number of images), so a store
 holds logits and a header and no coordinates. Mixing partners come from the same block of
 `batch_size` images in the epoch's order, so that one store serves every batch size of
 post-training.
 
-Where epochs of training share an epoch of labels (`reuse`), they see its very images, since labels
-belong to the augmentation they were made under, but each in an order of its own, so that batches
-differ.
+Labels belong to the augmentation they were made under. So epochs of training that share an epoch of
+labels (`reuse`) see the same images, but in different orders, so that their batches differ.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from cda.errors import ArtifactError, ConfigError
 from cda.files import file_digest, read_json, write_json
 
 FORMAT = "cda-labels/1"
-FIRST = "fp16"  # what the first stores call labels that are stored
+FIRST = "fp16"  # the name of stored labels in the first stores
 
 
 def logits_file(folder: Path) -> Path:
@@ -38,7 +36,7 @@ def logits_file(folder: Path) -> Path:
     return folder / "logits.npy"
 
 
-def header_of(folder: Path) -> dict[str, Any]:
+def read_header(folder: Path) -> dict[str, Any]:
     """A label store's header; raises ArtifactError if it is none."""
     path = folder / "header.json"
     header = read_json(path, "the label store's header")
@@ -70,7 +68,7 @@ class LabelStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.header = folder, header_of(folder)
+        self.folder, self.header = folder, read_header(folder)
         self.mode: str = self.header["labels"]
         self.recipe = self._recipe()
         self.codec = Codec(
@@ -82,7 +80,7 @@ class LabelStore:
         self._rows: NDArray[Any] | None = self._map() if self.mode == "stored" else None
 
     def _recipe(self) -> Relabel:
-        """What its augmentations are drawn by and its logits are kept by, as the header records it."""
+        """The header's recipe of augmentations and codec."""
         path, header = self.folder / "header.json", self.header
         try:
             recipe = parse(
@@ -100,8 +98,9 @@ class LabelStore:
         return recipe
 
     def _map(self) -> NDArray[Any]:
-        path, told, codec = logits_file(self.folder), self.header.get("shape"), self.codec
-        shape = tuple(told) if isinstance(told, list) else ()
+        path, codec = logits_file(self.folder), self.codec
+        declared = self.header.get("shape")
+        shape = tuple(declared) if isinstance(declared, list) else ()
         if not shape or shape[0] != self.recipe.label_epochs(self.header["epochs"]):
             raise ArtifactError(
                 f"{path.with_name('header.json')}: its shape does not hold its epochs; "
@@ -111,26 +110,22 @@ class LabelStore:
         if rows.shape != shape or shape[2:] != (codec.width,) or rows.dtype != codec.dtype:
             wanted = f"{np.dtype(codec.dtype)} {shape} of {codec.width} a row"
             raise ArtifactError(
-                f"{path}: holds {rows.dtype} {rows.shape}, its header says {wanted}; relabel again"
+                f"{path}: holds {rows.dtype} {rows.shape}, its header has {wanted}; relabel again"
             )
         return rows
 
     def verify(self) -> None:
-        """Raises ArtifactError if the stored logits are not the bytes that were written.
-
-        Reads all of them once.
-        """
-        if self._rows is not None and file_digest(logits_file(self.folder)) != self.header.get(
-            "sha256"
-        ):
+        """Raise ArtifactError unless the stored logits have the header's digest; reads them all."""
+        path = logits_file(self.folder)
+        if self._rows is not None and file_digest(path) != self.header.get("sha256"):
             raise ArtifactError(
-                f"{logits_file(self.folder)}: differs from its header's digest; delete it and "
-                "relabel again"
+                f"{path}: differs from its header's digest; delete it and relabel again"
             )
 
     def check(self, run: str, images: str, classes: list[str], epochs: int) -> None:
-        """Raises ArtifactError unless it is that run's, for these images (digest) and classes, with
-        enough epochs.
+        """Raise ArtifactError unless the store is of `run`, these images and classes, and `epochs`.
+
+        `images` is the digest of the distilled set; more epochs than `epochs` are fine.
         """
         where = self.folder / "header.json"
         if self.header.get("run") != run:
@@ -154,8 +149,9 @@ class LabelStore:
             )
 
     def rows(self, epoch: int, images: NDArray[np.int64]) -> NDArray[Any]:
-        """Encoded rows [n, width] of `images` [n] in `epoch` of training, for `codec.decode` on any
-        device.
+        """Encoded rows [n, width] of `images` [n] in `epoch` of training.
+
+        `codec.decode` decodes them on any device.
         """
         assert self._rows is not None
         return self._rows[self.recipe.label_epoch(epoch), images]
@@ -166,45 +162,39 @@ class LabelStore:
 
 
 class LabelWriter:
-    """Streams a store's rows to its folder, epoch after epoch; an interrupted one goes on from its
-    last `mark`.
+    """Writes a store's rows epoch after epoch; an interrupted one continues from its last `mark`.
 
-    Rows go through a memory map, so that memory does not grow with the store. Its room is taken
-    first, and `key` tells what the labels are made from: those of another are not gone on with.
+    Rows go through a memory map, so that memory does not grow with the store; its disk space is
+    allocated first. `key` identifies the inputs: rows made from other inputs are discarded.
     """
 
     def __init__(self, folder: Path, codec: Codec, epochs: int, images: int, key: str = "") -> None:
-        self.codec, self.path, self.shape = (
-            codec,
-            logits_file(folder),
-            (epochs, images, codec.width),
-        )
-        self._mark, self._key = (
-            folder.with_name("epochs.json"),
-            f"{key} {self.shape} {np.dtype(codec.dtype)}",
-        )
+        self.codec, self.path = codec, logits_file(folder)
+        self.shape = (epochs, images, codec.width)
+        self._mark = folder.with_name("epochs.json")
+        self._key = f"{key} {self.shape} {np.dtype(codec.dtype)}"
         self.done = pieces_done(self._mark, self.path, self._key)
-        mend = "make room, lower labels.max_gb or keep labels smaller (relabel.bits, top_k, reuse)"
-        self._rows = allocate(self.path, self.shape, codec.dtype, fresh=not self.done, mend=mend)
+        fix = "make room, lower labels.max_gb or store smaller labels (relabel.bits, top_k, reuse)"
+        self._rows = allocate(self.path, self.shape, codec.dtype, fresh=not self.done, fix=fix)
 
     def write(self, epoch: int, images: NDArray[np.int64], logits: Tensor) -> None:
-        """Keep the logits [n, classes] of `images` [n] in the label epoch `epoch`.
+        """Write the logits [n, classes] of `images` [n] in the label epoch `epoch`.
 
-        Raises ArtifactError for NaN.
+        Raises ArtifactError for NaN and for numbers that fp16 cannot hold.
         """
         if not bool((logits.abs().amax() <= torch.finfo(torch.float16).max).all()):
             raise ArtifactError(
-                f"{self.path}: logits of epoch {epoch} are no numbers that fp16 holds; "
+                f"{self.path}: logits of epoch {epoch} do not fit fp16; "
                 "squeeze the relabel model again"
             )
         self._rows[epoch, images] = self.codec.encode(logits).cpu().numpy()
 
     def mark(self, done: int) -> None:
-        """Bring the first `done` epochs to the disk and say so."""
+        """Flush the first `done` epochs to the disk and record their number."""
         self._rows.flush()
         write_json(self._mark, {"done": done, "key": self._key})
 
     def close(self) -> dict[str, Any]:
-        """Bring everything to the disk; what a header says of it."""
+        """Flush everything to the disk; returns the header's entries on the rows."""
         self._rows.flush()
         return {"shape": list(self.shape), "sha256": file_digest(self.path)}

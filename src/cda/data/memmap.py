@@ -1,6 +1,7 @@
-"""Large arrays written piece by piece, and read through a memory map.
+"""Large arrays that are written piece by piece and read through a memory map.
 
-Their room is taken first, and a mark says how far an earlier start came.
+Their disk space is allocated before the first piece, and a mark file holds the number of finished
+pieces, so that an interrupted stage continues after them.
 """
 
 from __future__ import annotations
@@ -16,41 +17,41 @@ from cda.files import read_json
 
 
 def allocate(
-    path: Path, shape: tuple[int, ...], dtype: type[np.generic], fresh: bool, mend: str
+    path: Path, shape: tuple[int, ...], dtype: type[np.generic], fresh: bool, fix: str
 ) -> np.memmap[Any, Any]:
-    """The memory map to write into, its room taken on the disk beforehand: a map of a full disk
-    would end in a crash.
+    """A memory map to write into, with its disk space allocated: a map of a full disk would crash.
 
-    Raises ArtifactError, which ends with `mend`, if there is not so much room.
+    `fresh` makes a new file. Raises ArtifactError, which ends with `fix`, if the disk is too full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(
-            path, mode="w+" if fresh else "r+", dtype=dtype, shape=shape
-        )
+        mode: Any = "w+" if fresh else "r+"
+        array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
     except OSError as error:
         size = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize / 1e9
         raise ArtifactError(
-            f"{path}: cannot be written, no room for {size:.3g} GB ({error.strerror}); {mend}"
+            f"{path}: cannot be written, no room for {size:.3g} GB ({error.strerror}); {fix}"
         ) from None
 
 
 def pieces_done(mark: Path, path: Path, key: str) -> int:
-    """How many pieces of `path` an earlier start wrote from the same inputs, which `key` tells."""
+    """The number of pieces of `path` that are finished, from the file `mark`.
+
+    0 unless they were made from the same inputs, which `key` identifies.
+    """
     if not (mark.is_file() and path.is_file()):
         return 0
-    told = read_json(mark, "the mark of what is written")
-    return int(told.get("done", 0)) if told.get("key") == key else 0
+    record = read_json(mark, "the mark of finished pieces")
+    return int(record.get("done", 0)) if record.get("key") == key else 0
 
 
-def open_map(path: Path, what: str, mend: str) -> np.memmap[Any, Any]:
-    """The array at `path` as a read-only memory map; raises ArtifactError if it is none.
+def open_map(path: Path, what: str, fix: str) -> np.memmap[Any, Any]:
+    """The array at `path` as a read-only memory map; raises ArtifactError if there is none.
 
-    Whatever its header claims, no more is mapped than the file holds, and nothing is ever
-    unpickled.
+    Whatever its header claims, no more is mapped than the file holds, and nothing is unpickled.
     """
     try:
         if not path.is_file():
@@ -59,4 +60,4 @@ def open_map(path: Path, what: str, mend: str) -> np.memmap[Any, Any]:
             return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path}: damaged {what} ({reason}); {mend}") from None
+        raise ArtifactError(f"{path}: damaged {what} ({reason}); {fix}") from None

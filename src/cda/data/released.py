@@ -1,7 +1,7 @@
-"""The authors' released distilled images (`new000/class000_id000.jpg`) as shards of ours.
+"""The authors' released distilled images (`new000/class000_id000.jpg`), to be written as shards.
 
-An archive is a stranger's: links that lead out of its folder are refused, so that no other picture
-becomes a shard's, and an image's size is looked at before it is decoded.
+The archive comes from somebody else: a link out of its folder is refused, so that no other picture
+gets into a shard, and the size of an image is checked before it is decoded.
 """
 
 from __future__ import annotations
@@ -19,23 +19,21 @@ from cda.errors import DataError
 
 
 def released_images(folder: Path, ipc: int, data: Dataset) -> NDArray[np.uint8]:
-    """Image `ipc` of every class, uint8 [classes, R, R, 3]; raises DataError that names the first
-    file that is amiss.
+    """Image `ipc` of every class, uint8 [classes, R, R, 3].
 
-    Class c lies in `new<c>` with three digits, or with more where the authors' script wrote more
-    (21K has five).
+    Class c is in `new<c>` with three digits, or with more where the authors' script wrote more
+    (21K has five). Raises DataError that names the first missing or wrong file.
     """
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; unpack the authors' archive there, so that it holds "
             "new000/class000_id000.jpg"
         )
-    return np.stack(
-        [
-            _image(folder, folder / f"new{label:03d}" / f"class{label:03d}_id{ipc:03d}.jpg", data)
-            for label in range(data.classes)
-        ]
-    )
+    paths = [
+        folder / f"new{label:03d}" / f"class{label:03d}_id{ipc:03d}.jpg"
+        for label in range(data.classes)
+    ]
+    return np.stack([_image(folder, path, data) for path in paths])
 
 
 def _image(folder: Path, path: Path, data: Dataset) -> NDArray[np.uint8]:

@@ -1,14 +1,11 @@
-"""Distilled images on disk: a shard is one IPC index over all classes, a tar that WebDataset reads
-too.
+"""Distilled images on disk: a shard is a tar of one IPC index over all classes, as in WebDataset.
 
 `ipc-007.tar` holds `00042_007.png` (or `.jpg`, by `recover.image`) and `00042_007.cls` for class
-42, and `__shard.json__` with the class names, the run and a digest of the pixels. Only what is a
-function of the run is inside, so that equal runs give equal bytes; times and losses lie in
-`ipc-007.json`.
+42, and `__shard.json__` with the class names, the run and a digest of the pixels. Everything inside
+is a function of the run, so equal runs give equal bytes; times and losses are in `ipc-007.json`.
 
-Reading trusts nothing: plain members under these names alone, each once, are taken into memory, and
-never written anywhere; images are PNG or JPEG of one size, which is looked at before they are
-decoded.
+Reading trusts nothing: it takes plain members under these names, each once, into memory, and never
+extracts them. Images are PNG or JPEG of one size, which is checked before they are decoded.
 
     from cda.data.shards import DistilledDataset
     dataset = DistilledDataset("artifacts/recover/cifar100/<run>", ipc=10, transform=...)
@@ -35,12 +32,10 @@ from cda.files import atomic_write, digest
 
 FORMAT = "cda-shard/1"
 META = "__shard.json__"
-SAID = ("run", "dataset", "ipc", "classes")
+DIGESTED = ("run", "dataset", "ipc", "classes")
 MEMBER = re.compile(r"(\d{5})_(\d{3,})\.(png|jpg|cls)")
-FORMATS = {
-    "png": "PNG",
-    "jpg": "JPEG",
-}  # of an image by its name; PIL knows others, which run programs of their own
+# PIL's formats by file name; PIL knows others, some of which run programs.
+FORMATS = {"png": "PNG", "jpg": "JPEG"}
 JPEG_QUALITY = 75  # the authors' code (fidelity 9)
 LARGEST_MEMBER = 2**26  # bytes
 LARGEST_SIDE = 4096  # pixels
@@ -64,8 +59,9 @@ def _encoded(pixels: Pixels, kind: str) -> bytes:
 
 
 def _decoded(content: bytes, kind: str, size: int | None = None) -> Pixels:
-    """Pixels [R, R, 3]; raises what PIL does, or ValueError if R is not `size` (by default, if it
-    is absurd).
+    """Pixels [R, R, 3] of an image file.
+
+    Raises PIL's exceptions, and ValueError unless R is `size` (by default at most LARGEST_SIDE).
     """
     with Image.open(io.BytesIO(content), formats=[FORMATS[kind]]) as image:
         side = size or min(image.width, LARGEST_SIDE)
@@ -85,31 +81,24 @@ def write_shard(
     dataset: str,
     kind: str = "png",
 ) -> None:
-    """Write images uint8 [classes, R, R, 3], one a class in class order, as the shard of IPC index
-    `ipc`.
+    """Write images uint8 [classes, R, R, 3] in class order as the shard of IPC index `ipc`.
 
-    `kind` is png, or jpg, which loses a little: what is read later is then what JPEG made of the
-    images.
+    `kind` is png, or jpg, which is lossy: the digest is then of the decoded JPEGs.
     """
     assert len(images) == len(classes)
     encoded = [_encoded(pixels, kind) for pixels in images]
     if kind == "jpg":
         images = np.stack([_decoded(content, kind) for content in encoded])
-    meta = {
-        "format": FORMAT,
-        "run": run,
-        "dataset": dataset,
-        "ipc": ipc,
-        "classes": classes,
-    }
-    meta["pixels"] = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
+    meta = {"format": FORMAT, "run": run, "dataset": dataset, "ipc": ipc, "classes": classes}
+    meta["pixels"] = digest(json.dumps([meta[key] for key in DIGESTED]).encode(), images.tobytes())
     members = [(META, json.dumps(meta, ensure_ascii=False).encode())]
     for label, content in enumerate(encoded):
-        members += [
-            (f"{label:05d}_{ipc:03d}.{kind}", content),
-            (f"{label:05d}_{ipc:03d}.cls", str(label).encode()),
-        ]
-    with atomic_write(path) as aside, tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        name = f"{label:05d}_{ipc:03d}"
+        members += [(f"{name}.{kind}", content), (f"{name}.cls", str(label).encode())]
+    with (
+        atomic_write(path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for name, content in members:
             entry = tarfile.TarInfo(name)  # no time, no owner: equal content gives equal bytes
             entry.size = len(content)
@@ -117,10 +106,7 @@ def write_shard(
 
 
 class _Plain(tarfile.TarInfo):
-    """The header of a plain file.
-
-    Of anything else (a link, a device, a sparse file, a long name) nothing is read.
-    """
+    """The header of a plain file; ValueError for a link, device, sparse file or long name."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Plain:
@@ -143,9 +129,9 @@ def read_shard(path: Path, size: int | None = None) -> tuple[Pixels, dict[str, A
     try:
         with tarfile.open(path, "r:", tarinfo=_Plain) as tar:
             content = _members(tar)
-        meta = _described(content.pop(META))
+        meta = _parse_meta(content.pop(META))
         images = _images(content, len(meta["classes"]), size)
-        wanted = digest(json.dumps([meta[key] for key in SAID]).encode(), images.tobytes())
+        wanted = digest(json.dumps([meta[key] for key in DIGESTED]).encode(), images.tobytes())
     except _DAMAGED as error:
         raise ArtifactError(f"{path}: damaged or no shard ({error}); {remake}") from None
     if meta.get("format") != FORMAT:
@@ -157,7 +143,7 @@ def read_shard(path: Path, size: int | None = None) -> tuple[Pixels, dict[str, A
     return images, meta
 
 
-# What tarfile, PIL and JSON raise on a bad file.
+# Exceptions that tarfile, PIL and JSON raise for a bad file.
 _DAMAGED = (
     *(tarfile.TarError, OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError),
     *(struct.error, RecursionError, Image.DecompressionBombError),
@@ -165,7 +151,7 @@ _DAMAGED = (
 
 
 def _members(tar: tarfile.TarFile) -> dict[str, bytes]:
-    """What each member holds; raises ValueError for one that a shard has not, or has already."""
+    """Each member's content by name; raises ValueError for a foreign or repeated member."""
     content: dict[str, bytes] = {}
     for member in tar:
         if member.name != META and not MEMBER.fullmatch(member.name):
@@ -181,17 +167,14 @@ def _members(tar: tarfile.TarFile) -> dict[str, bytes]:
     return content
 
 
-def _described(content: bytes) -> dict[str, Any]:
-    """The description of a shard; raises ValueError, KeyError or TypeError if it is none."""
+def _parse_meta(content: bytes) -> dict[str, Any]:
+    """The description in a shard; raises ValueError, KeyError or TypeError if it is none."""
     meta: dict[str, Any] = json.loads(content)
     names = meta["classes"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{META}: classes must be a list of names")
-    if (
-        not isinstance(meta["run"], str)
-        or not isinstance(meta["dataset"], str)
-        or type(meta["ipc"]) is not int
-    ):
+    texts = isinstance(meta["run"], str) and isinstance(meta["dataset"], str)
+    if not texts or type(meta["ipc"]) is not int:
         raise ValueError(f"{META}: run and dataset must be names, ipc a number")
     return meta
 
@@ -199,7 +182,7 @@ def _described(content: bytes) -> dict[str, Any]:
 def _images(content: dict[str, bytes], classes: int, size: int | None) -> Pixels:
     """The decoded images in class order.
 
-    Raises KeyError or ValueError if one is missing or labelled otherwise.
+    Raises KeyError or ValueError if one is missing, repeated or has another class in its `.cls`.
     """
     found: dict[int, Pixels] = {}
     for name, data in content.items():
@@ -219,8 +202,8 @@ def _images(content: dict[str, bytes], classes: int, size: int | None) -> Pixels
 
 def shard_paths(folder: Path, ipc: int) -> list[Path]:
     """The first `ipc` shards of a recover run's folder; raises ArtifactError if there are fewer."""
-    there = sorted(folder.glob("part-*/ipc-*.tar"))
-    found = {path.name: path for path in there}
+    present = sorted(folder.glob("part-*/ipc-*.tar"))
+    found = {path.name: path for path in present}
     if ipc < 1:
         raise ArtifactError(f"{folder}: ipc must be at least 1 (found {ipc})")
     wanted = [shard_name(index) for index in range(ipc)]
@@ -230,7 +213,7 @@ def shard_paths(folder: Path, ipc: int) -> list[Path]:
             f"{folder}: {len(missing)} of {ipc} shards are missing ({missing[0]} first); "
             "recover them or pull them"
         )
-    for path in there:
+    for path in present:
         if path.name in wanted and path != found[path.name]:
             raise ArtifactError(
                 f"{path}: {found[path.name].parent.name} has it too; delete the part that is "
@@ -246,18 +229,17 @@ def load_distilled(
     run: str | None = None,
     size: int | None = None,
 ) -> tuple[Pixels, NDArray[np.int64], list[str], str]:
-    """Images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names, and a
-    digest of it all.
+    """The first `ipc` shards of a recover run's folder as one set.
 
-    Raises ArtifactError, by default for a damaged shard or one that is not its neighbours'; also
-    for one of another `dataset`, `run` or `size` (R).
+    Returns images uint8 [ipc · classes, R, R, 3] (shard 0, then shard 1, …), labels, class names,
+    and a digest of all. Raises ArtifactError for a damaged shard, for one that differs from its
+    neighbours in run, data set or classes, and for one of another `dataset`, `run` or `size` (R).
     """
-    paths = shard_paths(folder, ipc)
     images = np.empty(0, np.uint8)
-    said: list[dict[str, Any]] = []
-    for index, path in enumerate(paths):
+    metas: list[dict[str, Any]] = []
+    for index, path in enumerate(shard_paths(folder, ipc)):
         own, meta = read_shard(path, size)
-        first = said[0] if said else meta
+        first = metas[0] if metas else meta
         neighbours = (first["classes"], first["run"], dataset or first["dataset"])
         if (meta["classes"], meta["run"], meta["dataset"]) != neighbours or meta["ipc"] != index:
             raise ArtifactError(
@@ -269,21 +251,15 @@ def load_distilled(
         if index == 0:
             images, size = np.empty((ipc, *own.shape), np.uint8), size or own.shape[1]
         images[index] = own
-        said.append(meta)
-    labels = np.tile(np.arange(len(said[0]["classes"]), dtype=np.int64), ipc)
-    whole_set = images.reshape(-1, *images.shape[2:])
-    return (
-        whole_set,
-        labels,
-        said[0]["classes"],
-        digest(*(meta["pixels"].encode() for meta in said)),
-    )
+        metas.append(meta)
+    classes: list[str] = metas[0]["classes"]
+    labels = np.tile(np.arange(len(classes), dtype=np.int64), ipc)
+    pixels = digest(*(meta["pixels"].encode() for meta in metas))
+    return images.reshape(-1, *images.shape[2:]), labels, classes, pixels
 
 
 class DistilledDataset:
-    """A map-style PyTorch dataset (PIL image, class) over the first `ipc` shards of a recover run's
-    folder.
-    """
+    """A map-style PyTorch dataset (PIL image, class) of the first `ipc` shards of a recover run."""
 
     def __init__(
         self, folder: str | Path, ipc: int, transform: Callable[[Image.Image], Any] | None = None

@@ -1,14 +1,13 @@
-"""Real data sets as arrays: the handwritten digits, CIFAR-100, the ImageNets, and any pair of image
-folders.
+"""Real data sets as arrays: the digits, CIFAR-100, the ImageNets, and any pair of image folders.
 
 One rule holds for all layouts: classes are sorted by name and a label is the index of its class;
-images are ordered by class, then by file name. So image 17 of a split is the same image whichever
-of a data set's layouts is at hand, or a pack of it (`packed.py`), which goes before any layout.
+images are ordered by class, then by file name. So image 17 of a split is the same image in every
+layout of a data set.
 
 Nothing on disk is trusted: a data set that is missing, partial or damaged ends in a DataError of
-one line, which names the path, what was expected and found, and how to get the data. CIFAR-100 is
-published as pickles; they are read by an unpickler that can build nothing but plain values and
-uint8 arrays. No torch here: checking data takes a second.
+one line, which names the path, what was expected and found, and how to get the data. CIFAR-100's
+pickles go through an unpickler that can build nothing but plain values and uint8 arrays.
+This module imports no torch: a check of the data takes a second.
 """
 
 from __future__ import annotations
@@ -26,21 +25,17 @@ from cda.data.base import Source, Split
 from cda.data.cifar import CifarPickles
 from cda.data.folders import Folders, TinyImageNet
 from cda.data.imagenet import ImageNet1K, ImageNet21K
-from cda.data.packed import DESCRIPTION, Packed, write_pack
 from cda.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cda.config.settings import Dataset
 
-_DIGITS_VAL = 0.2
-_STORED = {"cifar100": 32, "digits": 8}  # pixels a side, of layouts whose images are no files
+_DIGITS_HELD_OUT = 0.2  # share of each class
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split: `images` uint8 [N, R, R, 3], `labels` int64 [N], and the sorted class names that
-    labels index.
-    """
+    """One split: `images` uint8 [N, R, R, 3], `labels` int64 [N], and the sorted class names."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -48,7 +43,7 @@ class ImageSet:
 
 
 def load(dataset: Dataset, split: Split, root: Path) -> ImageSet:
-    """Read a whole split into memory. Raises DataError when it is missing, partial or damaged."""
+    """Read a split into memory. Raises DataError when it is missing, partial or damaged."""
     source = _source(dataset, root)
     classes = source.checked_classes()
     images, labels = source.read(split)
@@ -57,7 +52,7 @@ def load(dataset: Dataset, split: Split, root: Path) -> ImageSet:
 
 
 def labels_of(dataset: Dataset, split: Split, root: Path) -> np.ndarray:
-    """Labels [N] of a split; of images in folders nothing but their names is read.
+    """Labels [N] of a split, from the file names alone where images lie in folders.
 
     Raises DataError.
     """
@@ -65,22 +60,22 @@ def labels_of(dataset: Dataset, split: Split, root: Path) -> np.ndarray:
 
 
 def select(dataset: Dataset, split: Split, root: Path, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield images `chosen` [n] of a split, uint8 [R, R, 3] each; in folders no other is read.
+    """Yield images `chosen` [n] of a split, uint8 [R, R, 3] each.
 
-    Raises DataError.
+    Where images lie in folders, only the chosen files are read. Raises DataError.
     """
     return _source(dataset, root).select(split, chosen)
 
 
 def files(dataset: Dataset, root: Path) -> Folders:
-    """A data set of an image a file, to be decoded one by one.
+    """A data set with one file per image, to be decoded one by one.
 
-    Raises ConfigError for one that is stored otherwise.
+    Raises ConfigError for any other layout.
     """
     source = _source(dataset, root)
     if not isinstance(source, Folders):
         raise ConfigError(
-            f"data set {dataset.name}: stream needs a file an image, which it has not; drop stream"
+            f"data set {dataset.name}: stream needs one file per image, which it lacks; drop stream"
         )
     return source
 
@@ -94,8 +89,9 @@ def class_names(dataset: Dataset, root: Path) -> tuple[str, ...]:
 
 
 def check(dataset: Dataset, root: Path) -> str | None:
-    """None if both splits are at hand and whole as far as listing them tells, else the problem in
-    one line.
+    """The problem of the data set in one line, or None if both splits are complete.
+
+    No image is read: the check covers what a list of the files shows.
     """
     try:
         source = _source(dataset, root)
@@ -107,21 +103,7 @@ def check(dataset: Dataset, root: Path) -> str | None:
     return None
 
 
-def pack(dataset: Dataset, root: Path, folder: Path, limit: int) -> str:
-    """Write a data set as volumes of at most `limit` bytes (`packed.py`); a line that says what was
-    made.
-
-    Raises DataError, and ConfigError for a folder that is not empty or a limit that is too low.
-    """
-    stored = dataset.model_copy(
-        update={"resolution": _STORED.get(dataset.layout, dataset.resolution)}
-    )
-    return write_pack(_source(stored, root), folder, limit)
-
-
 def _source(dataset: Dataset, root: Path) -> Source:
-    if (root / DESCRIPTION).is_file():
-        return Packed(dataset, root)
     if dataset.layout == "digits":
         return _Digits(dataset, root)
     if dataset.layout == "no_images":
@@ -142,7 +124,7 @@ def _source(dataset: Dataset, root: Path) -> Source:
 
 
 class _Named(Source):
-    """Class names alone: what is distilled from published weights where nobody has the images."""
+    """Class names without images: enough to distill from published weights."""
 
     def classes(self) -> tuple[str, ...]:
         """Sorted class names."""
@@ -160,16 +142,16 @@ class _Named(Source):
 
 
 class _Digits(Source):
-    """The 1,797 handwritten digits inside scikit-learn: 8x8, 17 grey levels, here scaled to bytes,
-    enlarged bilinearly.
+    """The 1,797 handwritten digits inside scikit-learn: 8×8 pixels, 17 grey levels.
 
-    They have no official split. Ours holds out a fifth of each class, drawn once and for all: the
-    rows with the smallest values of `Philox(key=digit).random_raw`, a stream that numpy promises to
-    keep (its `permutation` may change).
+    Here they are scaled to bytes and enlarged bilinearly. They have no official split; this one
+    holds out a fifth of each class, the same in every run: the rows with the smallest values of
+    `Philox(key=digit).random_raw`, a stream that numpy promises not to change (it may change its
+    `permutation`).
     """
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
-        # Found, not imported: importing sklearn costs seconds.
+        # The package is located but not imported: importing sklearn takes seconds.
         package = importlib.util.find_spec("sklearn")
         folder = Path(package.origin).parent if package and package.origin else root
         super().__init__(dataset, folder / "datasets" / "data" / "digits.csv.gz")
@@ -179,7 +161,7 @@ class _Digits(Source):
         return tuple("0123456789")
 
     def probe(self, split: Split) -> None:
-        """Raise DataError unless the split is whole, as far as listing it tells."""
+        """Raise DataError unless scikit-learn's file of digits exists."""
         if not self.root.is_file():
             self.fail(self.root, "the digits of the scikit-learn package")
 
@@ -187,20 +169,17 @@ class _Digits(Source):
         """Images uint8 [N, R, R, 3] and labels [N] of a split."""
         self.probe(split)
         try:
-            table = np.loadtxt(
-                self.root, delimiter=",", dtype=np.int64, ndmin=2
-            )  # 64 pixels and the digit
+            # A row is 64 pixels and the digit.
+            table = np.loadtxt(self.root, delimiter=",", dtype=np.int64, ndmin=2)
             pixels, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
         except (OSError, ValueError, EOFError) as error:
             self.fail(self.root, "a table of digits", error)
         rows = np.concatenate([_digit_rows(labels, digit, split) for digit in range(10)])
         grey = ((pixels[rows] * 255 + 8) // 16).astype(np.uint8)
         size = (self.dataset.resolution, self.dataset.resolution)
+        bilinear = Image.Resampling.BILINEAR
         large = np.stack(
-            [
-                np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-                for image in grey
-            ]
+            [np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in grey]
         )
         return np.repeat(large[..., None], 3, axis=3), labels[rows]
 
@@ -208,5 +187,5 @@ class _Digits(Source):
 def _digit_rows(labels: np.ndarray, digit: int, split: Split) -> np.ndarray:
     rows = np.flatnonzero(labels == digit)
     shuffled = rows[np.argsort(np.random.Philox(key=digit).random_raw(len(rows)), kind="stable")]
-    held_out = round(_DIGITS_VAL * len(rows))
+    held_out = round(_DIGITS_HELD_OUT * len(rows))
     return np.sort(shuffled[:held_out] if split == "val" else shuffled[held_out:])

@@ -1,10 +1,9 @@
-"""Batches of a training: the real set augmented and shuffled, or distilled images as a label
-store's epoch sees them.
+"""Batches of a training: the real set augmented and shuffled, or distilled images with views.
 
-What image i looks like in epoch e (crop, flip, cutout, partner, patch) is a pure function of the
-relabel seed, e and i (for mixing also of the label batch and the number of images). Mixing partners
-come from the same block of `batch_size` images in the epoch's order, so that one label store serves
-every batch size of post-training.
+The augmentation of image i in epoch e (crop, flip, cutout, partner, patch) is a pure function of
+the relabel seed, e and i; mixing also depends on the label batch and the number of images. Mixing
+partners come from the same block of `batch_size` images in the epoch's order, so that one label
+store serves every batch size of post-training.
 """
 
 from __future__ import annotations
@@ -32,14 +31,12 @@ from cda.rng import generator
 
 
 class EpochPlan(NamedTuple):
-    """How one epoch sees N images; everything but `order` is indexed by image."""
+    """Augmentation of N images in one epoch; all but `order` is indexed by image."""
 
     order: NDArray[np.int64]  # [N] the epoch's order
     views: Views
-    partners: NDArray[np.int64]  # [N] whom each image is mixed with
-    ratios: NDArray[
-        np.float64
-    ]  # [N] share of the image itself in the mixed label; 1 without mixing
+    partners: NDArray[np.int64]  # [N] the image that each image is mixed with
+    ratios: NDArray[np.float64]  # [N] the image's own share of the mixed label; 1 without mixing
     boxes: NDArray[np.int64]  # [N, 4] CutMix patch: top, bottom, left, right
     cutouts: Cutouts | None = None
 
@@ -47,7 +44,7 @@ class EpochPlan(NamedTuple):
 def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
     """The plan of `epoch` for `count` images of `size` pixels; the same on every machine.
 
-    With reuse, set `epochs`.
+    If the recipe reuses label epochs, its `epochs` must be set.
     """
     own = recipe.label_epoch(epoch)
     views = draw_views(
@@ -70,10 +67,7 @@ def _order(recipe: Relabel, count: int, epoch: int) -> NDArray[np.int64]:
 def _mixed(
     recipe: Relabel, size: int, count: int, own: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Partners, ratios and patches of the label epoch `own`.
-
-    One ratio and patch for each block of its order.
-    """
+    """Partners, ratios and patches of the label epoch `own`; a block shares ratio and patch."""
     order, draws = _order(recipe, count, own), generator("relabel", recipe.seed, own, "mixing")
     partners, ratios = np.arange(count), np.ones(count)
     boxes = np.zeros((count, 4), dtype=np.int64)
@@ -83,9 +77,7 @@ def _mixed(
         ratio = draws.beta(recipe.mixing_alpha, recipe.mixing_alpha)
         ratios[block] = ratio
         boxes[block] = mixing_boxes(np.array([ratio]), draws.random((1, 2)), size)
-    if (
-        recipe.mixing == "cutmix"
-    ):  # the patch was clipped at the border: what counts is the area that is left
+    if recipe.mixing == "cutmix":  # the image border clips patches: their real area counts
         ratios = 1 - (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / size**2
     return partners, ratios, boxes
 
@@ -93,16 +85,16 @@ def _mixed(
 class SqueezeBatches:
     """The real training set, augmented and shuffled.
 
-    Every epoch a pure function of (seed, epoch).
+    An epoch is a pure function of (seed, epoch).
     """
 
     def __init__(self, images: Images, recipe: Squeeze) -> None:
         self.set, self.recipe = images, recipe
         self.images = len(images)
         self.steps = -(-len(images) // recipe.batch_size)
-        self._seen = compiled_on_gpu(self._shown, images.device, recipe.epochs * self.steps)
+        self._augment = compiled_on_gpu(self._plain, images.device, recipe.epochs * self.steps)
 
-    def _shown(self, pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
+    def _plain(self, pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
         return channels_last(self.set.normalised(augmented(pixels, views, squares)))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
@@ -117,71 +109,64 @@ class SqueezeBatches:
         cutouts = (
             draw_cutouts(draws, len(images), images.size, recipe.cutout) if recipe.cutout else None
         )
-        looks, at = EpochViews.of(views, cutouts, images), images.resident(order)
+        seen, at = EpochViews.of(views, cutouts, images), images.resident(order)
         for step in range(first_step, self.steps):
             batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
             index, chosen = images.device.share(at[batch]), images.device.share(order[batch])
-            yield self._seen(images.taken(index, chosen), *looks.at(index)), images.labels[index]
+            yield self._augment(images.taken(index, chosen), *seen.at(index)), images.labels[index]
 
 
 class Placed(NamedTuple):
-    """An epoch's plan on the device, by image but for the order."""
+    """An epoch's plan on the device; all but `order` is indexed by image."""
 
     plan: EpochPlan
     order: Tensor  # [N]
-    looks: EpochViews
+    views: EpochViews
     partners: Tensor  # [N]
     mixing: Tensor  # [N, 5] CutMix box, share of the image itself
 
 
 class DistilledBatches:
-    """Distilled images as a label store's epoch sees them, augmented and mixed; any batch size sees
-    the same images.
+    """Distilled images, augmented and mixed as a label store's epochs are, in any batch size.
 
-    `epochs` says how long the job is, for whether compiling pays.
+    `epochs` of the job decide whether compiling pays.
     """
 
     def __init__(self, images: Images, recipe: Relabel, batch_size: int, epochs: int = 1) -> None:
         self.set, self.recipe, self.batch_size = images, recipe, batch_size
         self.images = len(images)
         self.steps = -(-len(images) // batch_size)
-        self._shown = compiled_on_gpu(self._mixed, images.device, epochs * self.steps)
+        self._augment = compiled_on_gpu(self._plain, images.device, epochs * self.steps)
         self._placed: Placed | None = None
 
     def plan(self, epoch: int) -> EpochPlan:
-        """How `epoch` sees every image."""
+        """The plan of `epoch` for all images."""
         return epoch_plan(self.recipe, self.set.size, len(self.set), epoch)
 
     def placed(self, plan: EpochPlan) -> Placed:
-        """The plan on the device, where the last one stays."""
+        """The plan on the device; the last plan is cached."""
         if self._placed is None or self._placed.plan is not plan:
-            looks, mixing = (
-                EpochViews.of(plan.views, plan.cutouts, self.set),
-                np.c_[plan.boxes, plan.ratios],
-            )
+            views = EpochViews.of(plan.views, plan.cutouts, self.set)
+            mixing = np.c_[plan.boxes, plan.ratios]
             order, partners, mixes = map(
                 self.set.resident, (plan.order, plan.partners, mixing.astype(np.float32))
             )
-            self._placed = Placed(plan, order, looks, partners, mixes)
+            self._placed = Placed(plan, order, views, partners, mixes)
         return self._placed
 
     def inputs(self, plan: EpochPlan, chosen: NDArray[np.int64]) -> Tensor:
-        """Normalised, augmented and mixed images `chosen` [B] of the plan's epoch, float32 [B, 3,
-        R, R].
-        """
+        """Images `chosen` [B] normalised, augmented and mixed by the plan: float32 [B, 3, R, R]."""
         return self._inputs(self.placed(plan), self.set.resident(chosen), chosen)
 
     def _inputs(self, placed: Placed, index: Tensor, chosen: NDArray[np.int64]) -> Tensor:
-        """The same of `chosen` that are on the device as `index`."""
+        """As `inputs`, of `chosen` on the host and the same `index` on the device."""
         mixing = placed.mixing[index]
-        if (
-            self.recipe.mixing != "none"
-        ):  # partners are seen as their own views say, behind the images themselves
+        if self.recipe.mixing != "none":  # partners, with their own views, follow the images
             index = torch.cat([index, placed.partners[index]])
             chosen = np.concatenate([chosen, placed.plan.partners[chosen]])
-        return self._shown(self.set.taken(index, chosen), *placed.looks.at(index), mixing)
+        return self._augment(self.set.taken(index, chosen), *placed.views.at(index), mixing)
 
-    def _mixed(
+    def _plain(
         self, pixels: Tensor, views: Tensor, squares: Tensor | None, mixing: Tensor
     ) -> Tensor:
         images = augmented(pixels, views, squares)
@@ -196,9 +181,7 @@ class DistilledBatches:
         return channels_last(self.set.normalised(images))
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
-        """(inputs, (epoch, its plan on the device, image indices there)) of every step, in the
-        label store's order.
-        """
+        """(inputs, (epoch, plan on the device, image indices)) of every step, in plan order."""
         placed = self.placed(self.plan(epoch))
         for step in range(first_step, self.steps):
             batch = slice(step * self.batch_size, (step + 1) * self.batch_size)

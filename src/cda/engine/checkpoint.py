@@ -1,8 +1,7 @@
-"""Long stages survive: checkpoints without pickles, signals that stop cleanly, a lease against two
-jobs at one work.
+"""Checkpoints and model weights on disk: safetensors files, never pickles.
 
-A checkpoint is one safetensors file: tensors as they are, everything else as JSON in its header,
-under the key of what it belongs to.
+A checkpoint is one safetensors file. Its tensors are stored as they are; the header has the rest of
+the state as JSON, and the key of the work that the state belongs to.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cda.progress import log
 
 
 def split_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors put into `tensors` and referred to by name."""
+    """`value` as JSON; its tensors move to `tensors`, and the JSON has their names."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -39,21 +38,18 @@ def split_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def join_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `pack` packed (tuples come back as lists)."""
+    """The inverse of `split_tensors`, but that tuples become lists."""
     if isinstance(value, dict):
-        return (
-            tensors[value["tensor"]]
-            if "tensor" in value
-            else {key: join_tensors(item, tensors) for key, item in value["dict"]}
-        )
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: join_tensors(item, tensors) for key, item in value["dict"]}
     return [join_tensors(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 class Checkpoint:
-    """The newest state of an unfinished piece of work; a state saved under another `key` is not
-    taken.
+    """The newest state of unfinished work; `load` ignores a state with another `key`.
 
-    Of several processes that share the work, one `writes`.
+    It is due every `every` seconds. Of several processes that share the work, one `writes`.
     """
 
     def __init__(self, path: Path, key: str, every: float, writes: bool = True) -> None:
@@ -65,16 +61,19 @@ class Checkpoint:
         return time.monotonic() - self._saved >= self.every
 
     def save(self, state: Any) -> None:
-        """Write `state` (tensors in dicts and lists, and JSON values) whole."""
+        """Write `state`, which consists of tensors, JSON values, dicts and lists.
+
+        The file is replaced atomically.
+        """
         if self.writes:
             tensors: dict[str, Tensor] = {}
             header = {"key": self.key, "state": json.dumps(split_tensors(state, tensors))}
-            with atomic_write(self.path) as aside:
-                write_tensors(tensors, aside, header)
+            with atomic_write(self.path) as temporary:
+                write_tensors(tensors, temporary, header)
         self._saved = time.monotonic()
 
     def load(self) -> Any | None:
-        """The saved state, or None if there is none that can be used."""
+        """The saved state; None if there is none, it is damaged, or its key is another."""
         if not self.path.is_file():
             return None
         try:
@@ -89,16 +88,16 @@ class Checkpoint:
             return None
 
     def clear(self) -> None:
-        """Forget it: the work is done."""
+        """Delete the file: the work is done."""
         self.path.unlink(missing_ok=True)
 
 
 def write_tensors(
     tensors: dict[str, Tensor], path: Path, header: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, for whom the umask says (safetensors: the owner alone).
+    """Write a safetensors file with the umask's permissions; raises OSError.
 
-    Raises OSError.
+    The library itself would let the owner alone read it.
     """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
@@ -110,11 +109,10 @@ def write_tensors(
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put tensors from a file into `model`; raises RuntimeError, as torch does, if they are another
-    network's.
+    """Load tensors from a file into `model`; raises torch's RuntimeError for another network's.
 
-    A file keeps no versions of modules, without which torchvision's MNASNet refuses tensors: the
-    model's own are given.
+    A file has no versions of modules, without which torchvision's MNASNet refuses tensors, so that
+    the model's own versions are used.
     """
     versioned = OrderedDict(state)
     versioned._metadata = getattr(model.state_dict(), "_metadata")  # type: ignore[attr-defined] # noqa: B009
@@ -122,9 +120,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Put the safetensors at `path` into `model`.
+    """Load the safetensors at `path` into `model` and return it.
 
-    Raises ArtifactError if they are damaged or another network's.
+    Raises ArtifactError if the file is missing, damaged or another network's.
     """
     try:
         load_state(model, load_file(path))

@@ -1,52 +1,45 @@
-"""The machine a job runs on: device, precision, threads, and the other processes of the job.
+"""The device of a job: precision, threads, and the job's other processes.
 
 Under torchrun (RANK and WORLD_SIZE in the environment) a job is several equal processes, its ranks.
-They share every batch; rank 0 leads: it alone holds the lease, writes and tells. What they have to
-agree on goes through `Machine`.
+They share every batch. Rank 0 leads: it alone holds the lease, writes files and prints. The ranks
+agree with one another through `Device`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.metadata
 import os
-import platform
 import resource
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch._functorch.config
-import torch._inductor.config
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from cda.config.settings import Runtime
+from cda.engine.compiling import Compiled
 from cda.engine.kernels import library
+from cda.engine.provenance import cpu_name, software
 from cda.errors import ConfigError
 from cda.progress import log
 from cda.rng import generator
 
 F = TypeVar("F", bound=Callable[..., Any])
 Index = TypeVar("Index", NDArray[np.int64], Tensor)
-# steps: compiling takes as long as hundreds of them, and the compiler's cache serves the next job
-PAYS = 1000
+# steps from which `compile: auto` compiles: compiling takes as long as hundreds of steps
+COMPILED_STEPS = 1000
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-PATIENCE = timedelta(
-    hours=2
-)  # how long a rank waits for the others: one of them may be slow to list a data set
+# how long a rank waits for the others, of which one may be slow to list a data set
+RANK_TIMEOUT = timedelta(hours=2)
 
 
 @dataclass
@@ -55,46 +48,39 @@ class Device:
 
     runtime: Runtime
     torch_device: torch.device
-    half: torch.dtype | None  # what autocast lowers to, None for fp32 throughout
+    half: torch.dtype | None  # autocast's lower precision; None: fp32 throughout
     started: float = field(default_factory=time.monotonic)
     rank: int = 0
     world: int = 1
-    control: dist.ProcessGroup | None = (
-        None  # of the ranks' CPUs: agreeing must not wait for the GPUs
-    )
-    compiles: bool = False  # whether a step of the job was compiled
+    control: dist.ProcessGroup | None = None  # of CPUs: `agree` must not wait for GPUs
+    compiles: bool = False  # whether a step of the job is compiled or uses our kernels
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def native(self) -> bool:
-        """Whether frozen networks may and can use the kernels of `cda.engine.kernels`.
-
-        In float32 on a CPU.
-        """
+        """Whether frozen networks use `cda.engine.kernels`: float32 on a CPU with a C compiler."""
         plain = self.torch_device.type == "cpu" and self.half is None
         return plain and self.runtime.compile != "never" and library() is not None
 
     def share(self, batch: Index) -> Index:
-        """What this rank sees of a global `batch` [B] of image indices.
+        """This rank's share of a global `batch` [B] of image indices.
 
-        A rank's share has two images at least, since batch statistics need them; where there are
-        too few for all, the last ranks see images of others with weight 0.
+        A share has at least two images, because batch statistics need them. If there are too few
+        images for all ranks, the last ranks repeat two of them with weight 0.
         """
-        takers = _takers(len(batch), self.world)
-        return batch[self.rank :: takers] if self.rank < takers else batch[:2]
+        sharing = _sharing_ranks(len(batch), self.world)
+        return batch[self.rank :: sharing] if self.rank < sharing else batch[:2]
 
     def weight(self, size: int) -> float:
-        """What a rank's mean loss counts in the ranks' average, so that it is the mean over a batch
-        of `size`.
-        """
+        """Weight of this rank's loss: the ranks' average is then the mean over the batch."""
         if self.world == 1:
             return 1.0
-        takers = _takers(size, self.world)
-        own = len(range(self.rank, size, takers)) if self.rank < takers else 0
+        sharing = _sharing_ranks(size, self.world)
+        own = len(range(self.rank, size, sharing)) if self.rank < sharing else 0
         return own * self.world / size
 
     def agree(self, value: int) -> int:
@@ -106,17 +92,16 @@ class Device:
         return int(largest)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of the ranks' `values`, which lie on the device."""
+        """The sum of the ranks' `values`, which are on the device; in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """`model` with its gradients averaged over the ranks, all of which start from rank 0's
-        weights and buffers.
+        """`model` with gradients averaged over the ranks; all start from rank 0's weights.
 
-        From then on buffers are each rank's own: running BN statistics are of the images that the
-        rank saw.
+        Buffers start equal too and are each rank's own from then on: a rank's running BN statistics
+        come from its share of the images.
         """
         if self.world == 1:
             return model
@@ -126,18 +111,18 @@ class Device:
         )
 
     def take_buffers(self, model: nn.Module) -> None:
-        """Give every rank rank 0's buffers, to evaluate one and the same network."""
+        """Copy rank 0's buffers to every rank, so that all evaluate the same network."""
         for buffer in model.buffers() if self.world > 1 else ():
             dist.broadcast(buffer, 0)
 
     def leave(self) -> None:
-        """Part from the other ranks: the job is done."""
+        """Wait for the other ranks and leave their group: the job is done."""
         if self.world > 1:
             self.agree(0)
             dist.destroy_process_group()
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Matrix units in `half`; statistics and losses stay fp32."""
+        """Matrix products in `half`; statistics and losses stay fp32."""
         return torch.autocast(
             self.torch_device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None
         )
@@ -150,19 +135,18 @@ class Device:
     def compiled(
         self, function: F, steps: int, *, length: int | None = None, graphs: bool = False
     ) -> F:
-        """`function` compiled where that pays in a job that calls it `steps` times; as it is
-        otherwise.
+        """`function`, compiled if that pays in a job that calls it `steps` times.
 
-        A compiled function differs in rounding alone, on a GPU also in what dropout draws. `auto`
-        decides by the whole job's `steps`, so that bytes on a CPU depend on nothing that happened
-        meanwhile. With `length`, calls with a first argument of another length, such as the last
-        batch of an epoch, are not worth a compilation of their own.
+        Compiling changes rounding alone, and on a GPU the draws of dropout. `auto` decides by the
+        `steps` of the complete job, so that a killed and resumed job has the same bytes on a CPU.
+        With `length`, a first argument of another length (the last batch of an epoch) goes to the
+        plain function instead of a compilation of its own.
 
-        `graphs` replays a GPU's kernels as one launch, for small batches: what the function
-        returns, and the gradients, are overwritten by its next call.
+        `graphs` replays a GPU's kernels as one launch, which small batches need; the next call
+        overwrites the function's result and the gradients.
         """
         compiling = self.runtime.compile
-        if compiling == "never" or (compiling == "auto" and steps < PAYS):
+        if compiling == "never" or (compiling == "auto" and steps < COMPILED_STEPS):
             return function
         if self.torch_device.type == "cpu" and not any(
             shutil.which(name) for name in ("c++", "g++", "clang++")
@@ -175,17 +159,14 @@ class Device:
         return Compiled(function, length, cuda, graphs, self.runtime.cpu_threads)  # type: ignore[return-value]
 
     def forget(self) -> None:
-        """Let go of what was compiled, and of the GPU memory that its graphs hold.
-
-        The next model is another.
-        """
+        """Drop compiled functions and the GPU memory of their graphs, before another model."""
         if self.compiles:
             torch.compiler.reset()
 
     def provenance(self) -> dict[str, Any]:
-        """Where, with what and how long.
+        """Host, device, time, memory, versions and code (`cda.engine.provenance`) of this process.
 
-        Nothing in it changes a result on the same kind of machine.
+        Run ids depend on none of it.
         """
         cuda = self.torch_device.type == "cuda"
         peak = (
@@ -195,92 +176,87 @@ class Device:
         )
         return {
             "host": socket.gethostname(),
-            "device": torch.cuda.get_device_name() if cuda else _cpu(),
+            "device": torch.cuda.get_device_name() if cuda else cpu_name(),
             "precision": "bf16" if self.half else "fp32",
             "compiled": self.compiles,
             "cpu_threads": self.runtime.cpu_threads,
             **({"processes": self.world} if self.world > 1 else {}),
             "seconds": round(time.monotonic() - self.started, 2),
             "peak_memory_bytes": peak,
-            "python": platform.python_version(),
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("torch", "numpy", "pillow")
-            },
-            "code": code_digest(),
+            "threads": torch.get_num_threads(),
+            **software(cuda),
         }
 
 
-def _takers(size: int, world: int) -> int:
+def _sharing_ranks(size: int, world: int) -> int:
     """How many ranks have a share of a batch of `size`."""
     return max(1, min(world, size // 2))
 
 
 def world_size() -> int:
-    """How many processes torchrun started for this job; 1 without it."""
+    """Number of processes that torchrun started for this job; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
 def open_device(runtime: Runtime) -> Device:
-    """Set threads and numerics for this process, and join the job's others.
+    """Set threads and numerics of this process, and join the job's other processes.
 
-    Raises ConfigError if the GPU that was asked for is not there, or fewer GPUs than processes.
+    Raises ConfigError if `runtime.device` is cuda and there is no GPU, or if there are fewer GPUs
+    than processes.
     """
     torch.set_num_threads(runtime.cpu_threads)
     available = torch.cuda.is_available()
     if runtime.device == "cuda" and not available:
         raise ConfigError(
-            "config key runtime.device: cuda, but torch sees no GPU; use auto or cpu, or mend "
+            "config key runtime.device: cuda, but torch sees no GPU; use auto or cpu, or fix "
             "the driver"
         )
     device = torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
     if device.type == "cpu":
-        _keep_memory()
+        _reuse_freed_memory()
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     world = world_size()
     if world == 1:
-        return Device(runtime, device, _half(runtime, device))
-    return _joined(runtime, device, world)
+        return Device(runtime, device, half_precision(runtime, device))
+    return _join_ranks(runtime, device, world)
 
 
-def _keep_memory() -> None:
-    """Let glibc keep what a step freed for the next, which would otherwise fault the same pages in
-    again.
-    """
+def _reuse_freed_memory() -> None:
+    """Make glibc retain freed memory: else every step faults the same pages in again."""
     with suppress(AttributeError, OSError):
         allocator = ctypes.CDLL(None)
-        allocator.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        allocator.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
         allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _joined(runtime: Runtime, device: torch.device, world: int) -> Device:
-    """This process among the `world` that torchrun started, on a GPU of its own or on the CPU."""
+def _join_ranks(runtime: Runtime, device: torch.device, world: int) -> Device:
+    """The device of this process, one of `world`: a GPU of its own, or the CPU."""
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK") or 0)
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
-            found = (
-                f"process {local} of this node has no GPU of its own, there are "
-                f"{torch.cuda.device_count()}"
-            )
             raise ConfigError(
-                f"torchrun --nproc-per-node: {found}; start as many processes as there are GPUs"
+                f"torchrun --nproc-per-node: process {local} of this node has no GPU of its own, "
+                f"there are {torch.cuda.device_count()}; start as many processes as there are GPUs"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return Device(runtime, device, _half(runtime, device), rank=rank, world=world, control=control)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=RANK_TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
+    return Device(
+        runtime, device, half_precision(runtime, device), rank=rank, world=world, control=control
+    )
 
 
-def _half(runtime: Runtime, device: torch.device) -> torch.dtype | None:
+def half_precision(runtime: Runtime, device: torch.device) -> torch.dtype | None:
+    """bf16 where `runtime.precision` wants it and the device has units for it; else None."""
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        able = bool(
-            torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )  # without it a training step took 13 times as long
+        # without bf16 units a training step took 13 times as long
+        able = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if runtime.precision == "bf16" and not able:
         log(f"this {device.type} has no bf16: running in fp32")
     wanted = runtime.precision == "bf16" or (runtime.precision == "auto" and device.type == "cuda")
@@ -289,7 +265,7 @@ def _half(runtime: Runtime, device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def enough_memory(problem: Callable[[], str]) -> Iterator[None]:
-    """Raises ConfigError with `problem()` where the device, or the host, has no memory left."""
+    """Raise ConfigError with `problem()` where the device or the host runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -299,86 +275,11 @@ def enough_memory(problem: Callable[[], str]) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that there is no memory left.
-
-    Torch has a class for a GPU's and none for the host's.
-    """
-    return isinstance(
-        error, torch.OutOfMemoryError | MemoryError
-    ) or "can't allocate memory" in str(error)
+    """Whether the error means that memory ran out; torch has no class of its own for the host."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "can't allocate memory" in str(error)
 
 
 def seed_everything(*purpose: object) -> None:
     """Seed torch's own generators (weights, dropout) for `purpose`."""
     torch.manual_seed(int(generator(*purpose).integers(2**63)))
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 of the package's source, first 16 hex digits.
-
-    Tells which code made a result, and invalidates nothing.
-    """
-    sha = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        sha.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return sha.hexdigest()[:16]
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return f"{names[0] if names else platform.machine()} ({os.cpu_count()} logical cores)"
-
-
-Function = Callable[..., Any]
-
-
-class Compiled:
-    """`plain`, compiled for first arguments of `length` (None: of any) and called as it is for
-    others.
-
-    What the compiler cannot take is said once and runs as it is. Each function has its own
-    allowance of recompilations, so that the models of one job do not use up each other's.
-    """
-
-    def __init__(
-        self, plain: Function, length: int | None, cuda: bool, graphs: bool, threads: int
-    ) -> None:
-        torch._inductor.config.compile_threads = threads
-        torch._functorch.config.force_non_lazy_backward_lowering = (
-            True  # a backward pass fails now or not at all
-        )
-        options = (
-            {"triton.cudagraphs": graphs} if cuda else {"fallback_random": True}
-        )  # dropout's own masks on a CPU
-        self.plain, self.length, self.graphs = plain, length, graphs
-        self.fast: Function | None = torch.compile(  # type: ignore[call-overload]
-            plain, dynamic=False, options=options, isolate_recompiles=True
-        )
-
-    def __call__(self, *arguments: Sized) -> Any:
-        """What `plain` returns, up to rounding."""
-        if self.fast is None or (self.length is not None and len(arguments[0]) != self.length):
-            return self.plain(*arguments)
-        try:
-            if self.graphs:
-                torch.compiler.cudagraph_mark_step_begin()
-            return self.fast(*arguments)
-        except TorchDynamoException as error:
-            self.fast = None
-            reason = " ".join(str(error).split("\n")[:2])  # the first line tells whose error it is
-            log(
-                f"torch cannot compile here ({reason}): running without compilation (same "
-                "results, slower)"
-            )
-        return self.plain(*arguments)

@@ -1,7 +1,7 @@
-"""Images resident on the device as uint8; the rest is batched tensor operations there, no image
-decoded twice.
+"""Images on the device as uint8; the rest is batched tensor operations there.
 
-Sets that are too large for that are memory maps, of which a batch at a time goes to the device.
+No image is decoded twice. Sets that are too large for the device stay memory maps or arrays of the
+host, and a batch at a time goes to the device.
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fits_on_gpu(size: int, device: Device) -> bool:
-    """Whether `size` bytes of images leave a GPU at least as much memory for the network.
-
-    Says so if not.
-    """
+    """Whether `size` bytes take at most half of a GPU's free memory; logs if they do not."""
     if (
         device.torch_device.type != "cuda"
         or size <= torch.cuda.mem_get_info(device.torch_device)[0] / 2
@@ -49,7 +46,7 @@ def fits_on_gpu(size: int, device: Device) -> bool:
 
 
 class Normalisation:
-    """A data set's own: (images − mean) / std per channel, on the device."""
+    """(images − mean) / std per channel with a data set's values, on the device."""
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
         self.mean = torch.tensor(data.mean, device=device).view(1, 3, 1, 1)
@@ -66,37 +63,36 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 def augmented(pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
-    """Images in [0, 1], float32 [n, 3, R, R], of uint8 `pixels` [n, R, R, 3] as `packed` views see
-    them.
+    """uint8 `pixels` [n, R, R, 3] under their views, as float32 [n, 3, R, R] in [0, 1].
 
-    `squares` [n, 7] of `packed_cutouts` cover them, if there are any.
+    `views` [n, 5 or 7] are of `stack_views`, `squares` [n, 7] of `stack_cutouts`.
     """
     seen = resample(to_unit(pixels), matrices(views, pixels.shape[1]))
     return seen if squares is None else cover(seen, squares)
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Images as convolutions like them best."""
+    """Images in the memory layout in which convolutions are fastest."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def compiled_on_gpu(function: F, device: Device, steps: int) -> F:
-    """`function` compiled on a GPU, where launches count.
+    """`function`, compiled on a GPU, where the launches of small kernels take time.
 
-    On a CPU what it does takes some percent of a step.
+    On a CPU augmentation takes a few percent of a step, which does not pay for compiling.
     """
     return device.compiled(function, steps) if device.torch_device.type == "cuda" else function
 
 
 class EpochViews(NamedTuple):
-    """How an epoch sees all images of a set, on the device: a batch is one indexing away."""
+    """An epoch's views and cutouts of all images of a set, on the device."""
 
-    views: Tensor  # [N, 5 or 7], `packed`
-    squares: Tensor | None  # [N, 7], `packed_cutouts`
+    views: Tensor  # [N, 5 or 7] of `stack_views`
+    squares: Tensor | None  # [N, 7] of `stack_cutouts`
 
     @classmethod
     def of(cls, views: Views, cutouts: Cutouts | None, images: Images) -> EpochViews:
-        """Drawn on the host, put where the images are."""
+        """Views and cutouts that were drawn on the host."""
         squares = None if cutouts is None else images.resident(stack_cutouts(cutouts))
         return cls(images.resident(stack_views(views, images.size)), squares)
 
@@ -108,7 +104,7 @@ class EpochViews(NamedTuple):
 class Images:
     """All images uint8 [N, R, R, 3] and labels [N] of a set, on the device.
 
-    A memory map stays on the disk, and what a GPU has no room for in the host's memory.
+    A memory map stays on the disk, and images that do not fit on a GPU in the host's memory.
     """
 
     def __init__(
@@ -120,17 +116,13 @@ class Images:
         classes: Sequence[str] = (),
     ) -> None:
         resident = not isinstance(images, np.memmap) and fits_on_gpu(images.nbytes, device)
-        self.apart = None if resident else images
+        self.remote = None if resident else images
         if resident:
             self.pixels = torch.from_numpy(images).to(device.torch_device)
         self.labels = torch.from_numpy(labels).to(device.torch_device)
         self.normalised = Normalisation(data, device.torch_device)
-        self.size, self.torch_device, self.device, self.classes = (
-            data.resolution,
-            device.torch_device,
-            device,
-            list(classes),
-        )
+        self.size, self.classes = data.resolution, list(classes)
+        self.device, self.torch_device = device, device.torch_device
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,11 +138,11 @@ class Images:
     def taken(self, index: Tensor, chosen: NDArray[np.int64] | None = None) -> Tensor:
         """Pixels of images `index`, uint8 [n, R, R, 3], on the device.
 
-        `chosen`, the same index on the host, saves sets that lie there the wait for the device.
+        `chosen` is the same index on the host: images that lie there need not wait for the device.
         """
-        if self.apart is None:
+        if self.remote is None:
             return self.pixels[index]
-        pixels = torch.from_numpy(self.apart[index.cpu().numpy() if chosen is None else chosen])
+        pixels = torch.from_numpy(self.remote[index.cpu().numpy() if chosen is None else chosen])
         return (
             pixels.pin_memory().to(self.torch_device, non_blocking=True)
             if self.torch_device.type == "cuda"
@@ -158,9 +150,9 @@ class Images:
         )
 
     def logits(self, model: nn.Module, index: Tensor) -> Tensor:
-        """The model's logits [n, classes] for images `index` unaugmented.
+        """The model's logits [n, classes] for images `index`, without augmentation.
 
-        In halves where memory does not suffice.
+        Where memory does not suffice, half as many images are evaluated at a time.
         """
         try:
             with self.device.autocast():
@@ -173,9 +165,9 @@ class Images:
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module, batch: int = 512) -> dict[str, float]:
-        """Top-1 and top-5 accuracy in percent of `model` on all of them, unaugmented.
+        """Top-1 and top-5 accuracy in percent of `model` on all images, without augmentation.
 
-        Ranks take turns at batches.
+        Each rank evaluates its own batches.
         """
         model.eval()
         correct = torch.zeros(2, device=self.torch_device, dtype=torch.long)
@@ -192,5 +184,5 @@ class Images:
 
 
 def place_images(source: ImageSet, data: Dataset, device: Device) -> Images:
-    """A real set on the device."""
+    """A real data set on the device."""
     return Images(source.images, source.labels, data, device, source.classes)

@@ -19,132 +19,124 @@ from cda.engine.signals import Stop
 from cda.errors import AlreadyDone, ArtifactError
 from cda.progress import log
 
-LEASE_SECONDS = (
-    300.0  # without a beat of its owner's, until a lease is taken over; it beats ten times as often
-)
-
-
-WRITING = 5.0  # the same, of a lease whose text is not whole
-
-
-# seconds that a job waits for another to let go: SLURM grants one that was told to stop 30 by
-# default
-PATIENCE = 60.0
+# a lease of another host is stale after so long without a heartbeat; owners beat ten times as often
+LEASE_SECONDS = 300.0
+# a lease file without complete content is stale after so long: its writer was killed
+WRITING_SECONDS = 5.0
+# a job waits so long for a lease: SLURM by default grants 30 seconds to a job that it stops
+PATIENCE_SECONDS = 60.0
 
 
 class Lease:
-    """Who works in a folder: a file with host and process, touched while its owner lives, ignored
-    once stale.
+    """The right to work in a folder: a file with host and process that its owner keeps touching.
+
+    A lease whose owner is gone, or no longer touches it, is stale and can be taken over.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "lease.json"
         self._done = threading.Event()
 
-    def _beat(self) -> float:
-        """When its owner last touched it."""
+    def last_beat(self) -> float:
+        """When the owner last touched the file; 0 without a file."""
         with contextlib.suppress(OSError):
             return self.path.stat().st_mtime
         return 0.0
 
-    def _owner(self) -> dict[str, Any] | None:
-        """Who has it; None while that is being written, or if its writer was killed in the act.
-
-        Raises OSError.
-        """
+    def owner(self) -> dict[str, Any] | None:
+        """Host, process and its start; None while the file is incomplete. Raises OSError."""
         try:
             owner: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
             return owner if {"host", "pid"} <= owner.keys() else None
         except ValueError:
             return None
 
-    def _stale(self, unbeaten: float = 0.0) -> bool:
-        """Whether its owner is gone; `unbeaten` seconds it was watched without a beat."""
+    def is_stale(self, unbeaten: float = 0.0) -> bool:
+        """Whether the owner is gone; `unbeaten`: seconds that we saw the file untouched.
+
+        A file system's clock may differ from this host's: the file's time alone does not suffice.
+        """
         try:
-            owner = self._owner()
-            age = max(
-                time.time() - self.path.stat().st_mtime, unbeaten
-            )  # the file system's clock may be another
+            owner = self.owner()
+            age = max(time.time() - self.path.stat().st_mtime, unbeaten)
         except FileNotFoundError:
             return True
         if owner is None:
-            return age > WRITING
+            return age > WRITING_SECONDS
         if owner["host"] == socket.gethostname():
-            return not _alive(int(owner["pid"]), owner.get("started"))
+            return not _is_alive(int(owner["pid"]), owner.get("started"))
         return age > LEASE_SECONDS
 
-    def _elsewhere(self) -> bool:
-        """Whether its owner is on another host."""
+    def _owned_elsewhere(self) -> bool:
         with contextlib.suppress(OSError):
-            owner = self._owner()
+            owner = self.owner()
             return owner is not None and owner["host"] != socket.gethostname()
         return False
 
-    def _take(self) -> None:
-        """Take it, from a job that is about to end or that is gone.
+    def take(self) -> None:
+        """Take the lease, from a job that is about to end or is gone.
 
-        Raises ArtifactError if another is at work, Finished if one ended its work while this one
-        waited. A job that was killed on another host leaves a lease that only its missing beats
-        tell from a living one's.
+        A job that was killed on another host leaves a lease that looks alive until its heartbeats
+        have been missing for `LEASE_SECONDS`. Raises ArtifactError if another job has the lease,
+        AlreadyDone if that job finished the work while this one waited.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        start, first, waited = time.monotonic(), self._beat(), 0.0
+        start, first, waited = time.monotonic(), self.last_beat(), 0.0
         try:
-            while not self._taken(waited if self._beat() == first else 0.0):
-                if waited >= PATIENCE and not (self._elsewhere() and self._beat() == first):
+            while not self._try_to_take(waited if self.last_beat() == first else 0.0):
+                silent = self._owned_elsewhere() and self.last_beat() == first
+                if waited >= PATIENCE_SECONDS and not silent:
                     raise ArtifactError(
                         f"{self.path}: another job works here; wait for it, or delete that "
                         "file if you know it is gone"
                     )
-                if not waited and PATIENCE:
+                if not waited and PATIENCE_SECONDS:
                     log(f"{self.path}: another job has this work; waiting for it to end")
-                time.sleep(max(0.01, min(1.0, PATIENCE / 10)))
+                time.sleep(max(0.01, min(1.0, PATIENCE_SECONDS / 10)))
                 waited = time.monotonic() - start
         except FileNotFoundError:
             raise AlreadyDone(
                 f"{self.path.parent}: another job has just finished this work"
             ) from None
 
-    def _taken(self, unbeaten: float) -> bool:
-        """Whether it was free, and is ours now; raises FileNotFoundError if the folder is gone."""
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    def _try_to_take(self, unbeaten: float) -> bool:
+        """Whether this process has it now; raises FileNotFoundError if the folder is gone."""
+        process = os.getpid()
+        own = {"host": socket.gethostname(), "pid": process, "started": process_start(process)}
         lock = os.open(self.path.parent, os.O_RDONLY)
-        with contextlib.suppress(
-            OSError
-        ):  # some file systems know no locks; the exclusive creation still holds there
+        # some file systems have no locks; there the exclusive creation of the file must suffice
+        with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            return self._taken_locked(mine, unbeaten)
+            return self._create(own, unbeaten)
         finally:
             os.close(lock)
 
-    def _taken_locked(self, mine: dict[str, Any], unbeaten: float) -> bool:
-        """Create the file; one that is stale goes first, which nobody else may do meanwhile."""
+    def _create(self, own: dict[str, Any], unbeaten: float) -> bool:
+        """Create the file after removing a stale one, under the folder's lock."""
         for _ in range(2):
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError:
-                if not self._stale(unbeaten):
+                if not self.is_stale(unbeaten):
                     break
                 self.path.unlink(missing_ok=True)
                 continue
             with os.fdopen(descriptor, "w") as file:
-                json.dump(mine, file)
+                json.dump(own, file)
             return True
         return False
 
-    def _touch(self) -> None:
+    def _beat(self) -> None:
         while not self._done.wait(LEASE_SECONDS / 10):
             with contextlib.suppress(OSError):
                 os.utime(self.path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold it within; raises ArtifactError if somebody else does, Finished if they did and are
-        done.
-        """
-        self._take()
-        heart = threading.Thread(target=self._touch, daemon=True)
+        """Hold the lease within the context; raises as `take`."""
+        self.take()
+        heart = threading.Thread(target=self._beat, daemon=True)
         heart.start()
         try:
             yield
@@ -156,32 +148,32 @@ class Lease:
                     self.path.unlink()
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, in kernel ticks.
+def process_start(pid: int) -> str | None:
+    """When a process started, in kernel ticks; None without /proc.
 
-    Tells a reused process number from its former owner. None off Linux.
+    The kernel gives a process number to another process later; their starts differ.
     """
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     return None
 
 
-def _alive(pid: int, started: str | None) -> bool:
+def _is_alive(pid: int, started: str | None) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return started is None or _started(pid) == started
+    return started is None or process_start(pid) == started
 
 
 @contextmanager
 def work_folder(folder: Path, leads: bool = True) -> Iterator[Stop]:
-    """A leased work folder and a listener for signals; the folder is removed once the work is done.
+    """A leased work folder and a listener for signals; finished work removes the folder.
 
-    Of several processes that share the work, the one that `leads` has the lease and removes the
-    folder.
+    Of several processes that share the work, the one that `leads` holds the lease and removes the
+    folder. Raises as `Lease.take`.
     """
     stop = Stop()
     lease = Lease(folder).held() if leads else contextlib.nullcontext()
@@ -192,9 +184,9 @@ def work_folder(folder: Path, leads: bool = True) -> Iterator[Stop]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a work folder in one moment, its lease with it.
+    """Remove a work folder and its lease by one rename.
 
-    A job that waits for that must not begin amid the rest.
+    A job that waits for the lease would otherwise begin in a half-removed folder.
     """
     gone = folder.with_name(f".{folder.name}.done")
     shutil.rmtree(gone, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""Published weights, to use or to start from: `torchvision:<Weights.NAME>`, `timm:<pretrained
-tag>`, `package:<name>`.
+"""Published weights, to use (squeeze.weights) or to start from (squeeze.init).
 
-The last is a Python package that ships one file of a timm network's weights. The others are read
-through their library's own model, since some lie on disk under names that only it knows how to turn
-into today's (torchvision's DenseNets). Many are pickles, of which nothing but tensors is taken,
-whatever the library asks.
+They are named `torchvision:<Weights.NAME>`, `timm:<pretrained tag>` or `package:<name>`, a Python
+package that ships one file of a timm network's weights. Weights of torchvision and timm are read
+through their library's model, because some files have names of tensors that only the library can
+translate (torchvision's DenseNets). Many files are pickles, of which nothing but tensors is loaded,
+even where the library would load more.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from cda.files import write_json
 def state_of(
     weights: str, model: str, wanted: list[str]
 ) -> tuple[dict[str, Tensor], float | None, list[str]]:
-    """The weights named `weights` for the network `model` that knows the classes `wanted`, for
-    squeeze.weights.
+    """The published `weights` of the network `model` for the classes `wanted` (squeeze.weights).
 
     Returns:
-        The tensors by the names that they have in `cda.method.networks.build(model, …)`; the top-1 accuracy in percent that
-        the publisher states, if any; and the classes of its outputs: those wanted, or ImageNet-1K's thousand if the
-        wanted ones are some of them.
+        The tensors, named as in `cda.method.networks.build(model, …)`; the publisher's top-1 in
+        percent, if stated; and the classes of the outputs: `wanted`, or the thousand of ImageNet-1K
+        if `wanted` is a part of them.
 
     Raises:
-        ConfigError: Nobody publishes them, they are another network's, have another number of classes, or cannot be
-            fetched; in one line.
+        ConfigError: In one line: nobody publishes the weights, they are another network's, have
+            another number of classes, or cannot be fetched.
     """
     network, top1 = _fetch("squeeze.weights", weights, model)
     state = network.state_dict()
@@ -55,44 +54,37 @@ def state_of(
 
 
 def imagenet_names() -> list[str]:
-    """ImageNet-1K's classes, WordNet ids in the order of every published network's outputs, as timm
-    lists them.
-    """
+    """ImageNet-1K's classes: WordNet ids in the order of every published network's outputs."""
     from timm.data.imagenet_info import ImageNetInfo
 
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 def start_from(model: nn.Module, weights: str, name: str) -> None:
-    """Put the published weights `weights` of the network `name` into `model`, all but its
-    classifier (squeeze.init).
+    """Load the published `weights` of the network `name` into `model` (squeeze.init).
 
-    The classifier, its last linear or convolutional layer, keeps its fresh weights whatever its
-    number of classes.
+    The classifier, the last linear or convolutional layer, retains its fresh weights, because it
+    may have another number of classes.
 
     Raises:
-        ConfigError: As `state_of`, or another tensor than the classifier's is missing or of another shape.
+        ConfigError: As `state_of`, or another tensor is missing or has another shape.
     """
     network, _ = _fetch("squeeze.init", weights, name)
-    theirs, own, last = network.state_dict(), model.state_dict(), classifier(model)
-    for key in dict.fromkeys([*own, *theirs]):
-        if key not in last and (
-            key not in own or key not in theirs or own[key].shape != theirs[key].shape
-        ):
-            ours, published = (_shape(state.get(key)) for state in (own, theirs))
+    published, own, last = network.state_dict(), model.state_dict(), classifier(model)
+    for key in dict.fromkeys([*own, *published]):
+        there, here = (_shape(state.get(key)) for state in (published, own))
+        if key not in last and there != here:
             raise ConfigError(
-                f"squeeze.init: {weights} does not fit this {name} ({key}: {published} there, "
-                f"{ours} here); "
-                "name others, or take the network as published (architecture, resolution)"
+                f"squeeze.init: {weights} does not fit this {name} ({key}: {there} there, {here} "
+                "here); name others, or take the network as published (architecture, resolution)"
             )
-    load_state(model, {key: own[key] if key in last else theirs[key] for key in own})
+    load_state(model, {key: own[key] if key in last else published[key] for key in own})
 
 
 def fetch(weights: str, model: str, out: Path | None = None) -> None:
-    """Have the published weights of the network `model` at hand, for a job that will find no
-    internet.
+    """Download the published `weights` of the network `model`, for a job without internet.
 
-    They lie in their library's cache; `out` is a mark that they do. Raises ConfigError as
+    They lie in their library's cache; the file `out` records that they do. Raises ConfigError as
     `state_of`.
     """
     _, top1 = _fetch("cda fetch", weights, model)
@@ -101,10 +93,7 @@ def fetch(weights: str, model: str, out: Path | None = None) -> None:
 
 
 def classifier(model: nn.Module) -> set[str]:
-    """Names of the tensors of the last linear or convolutional layer.
-
-    In image networks, the classifier.
-    """
+    """Names of the tensors of the last linear or convolutional layer, the classifier."""
     layers = [
         name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
     ]
@@ -118,9 +107,9 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _fetch(key: str, weights: str, model: str) -> tuple[nn.Module, float | None]:
-    """The published network, downloaded unless it is at hand, and its stated top-1.
+    """The published network, downloaded unless it is in the cache, and its stated top-1.
 
-    `key` is the recipe's.
+    `key` is the recipe key that names the weights, for messages.
     """
     library, _, name = weights.partition(":")
     fetch = {"torchvision": _from_torchvision, "timm": _from_timm, "package": _from_package}.get(
@@ -148,10 +137,7 @@ def _fetch(key: str, weights: str, model: str) -> tuple[nn.Module, float | None]
 
 @contextmanager
 def _tensors_alone() -> Iterator[None]:
-    """Make torch.load refuse pickles that ask for anything but tensors.
-
-    Torchvision's call would let them run.
-    """
+    """Make torch.load refuse pickles with anything but tensors, which torchvision would run."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
@@ -168,8 +154,8 @@ def _from_torchvision(key: str, name: str, model: str) -> tuple[nn.Module, float
     try:
         weight = models.get_weight(name)
     except (ValueError, KeyError):
-        mend = "torchvision.models.list_models() and get_model_weights() name what there is"
-        raise ConfigError(f"{key}: torchvision has no weights {name!r}; {mend}") from None
+        fix = "torchvision.models.list_models() and get_model_weights() name what there is"
+        raise ConfigError(f"{key}: torchvision has no weights {name!r}; {fix}") from None
     try:
         built = models.get_model(model, weights=weight)
     except (TypeError, ValueError):
@@ -189,7 +175,7 @@ def _from_timm(_key: str, tag: str, model: str) -> tuple[nn.Module, float | None
 def shipped(package: str) -> Path:
     """The file of weights in an installed package.
 
-    Raises ConfigError if it is not installed or has no such file.
+    Raises ConfigError if the package is not installed or has none, or several.
     """
     try:
         files = importlib.metadata.distribution(package).files or []
@@ -205,9 +191,7 @@ def shipped(package: str) -> Path:
 
 
 def _from_package(key: str, name: str, model: str) -> tuple[nn.Module, float | None]:
-    """A timm network with the tensors that a package ships, taken in their order, whatever they are
-    called there.
-    """
+    """A timm network with the tensors that a package ships, in their order; names may differ."""
     import timm
 
     try:
@@ -220,11 +204,13 @@ def _from_package(key: str, name: str, model: str) -> tuple[nn.Module, float | N
         for name, tensor in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    theirs = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
-    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in theirs]:
+    shipped_tensors = [
+        tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")
+    ]
+    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in shipped_tensors]:
         raise ConfigError(
             f"{key}: package:{name} holds other tensors than {model} has; name the network "
             "that it is for"
         )
-    network.load_state_dict(dict(zip(own, theirs, strict=True)), strict=False)
+    network.load_state_dict(dict(zip(own, shipped_tensors, strict=True)), strict=False)
     return network, None

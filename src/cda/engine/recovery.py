@@ -1,139 +1,49 @@
-"""The recover loop (paper Section 2.3, Eq. 6): images that the model recognises, with the real
-data's BN statistics.
+"""The recover loop (paper Section 2.3, Eq. 6): images of their classes, with real BN statistics.
 
-Several class blocks go through the network together; draws, BN statistics and losses are each
-block's own, so that one block alone is the special case. docs/fidelity.md gives the loop's order;
-items 3 to 9 say where it follows the authors' code.
+The recovery model classifies the images as their classes, and their BN statistics match those of
+the real data. Several class blocks go through the network together; draws, BN statistics and losses
+are per block, so that packing changes rounding alone. docs/fidelity.md gives the order of the
+loop's operations; its items 3 to 9 list where the loop follows the authors' code. `recover_blocks`
+also chooses how many blocks are packed, retries with fewer where memory does not suffice, and
+resumes killed jobs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset
-from cda.engine.device import Device
-from cda.engine.kernels import batch_norm
-from cda.engine.kernels.winograd import Convolutions
+from cda.engine.blocks import Block, group_blocks, start_images, step_views
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Device, out_of_memory
+from cda.engine.memory import Memory, Packing, measure_memory
+from cda.engine.objective import Objective
+from cda.engine.optimizers import unwrapped
+from cda.engine.signals import Stop
 from cda.errors import ArtifactError
-from cda.method.augment import Views, draw_views, resample, resampling
-from cda.method.bn_matching import BNMatching
-from cda.method.curriculum import image_lr, min_crop
-from cda.rng import generator
+from cda.experiments.runs import Run
+from cda.method.augment import Views, resampling
+from cda.method.curriculum import image_lr
+from cda.progress import Progress, log
 
-
-@dataclass(frozen=True)
-class Block:
-    """The classes `first` to `last` (exclusive) of one shard, optimised together."""
-
-    shard: int
-    first: int
-    last: int
-
-    def purpose(self, seed: int) -> tuple[object, ...]:
-        """What its draws are seeded by: it and nothing around it."""
-        return ("recover", seed, "shard", self.shard, "from", self.first)
-
-
-def blocks_of(shard: int, classes: int, size: int) -> list[Block]:
-    """A shard's class blocks: `size` consecutive classes each, the last one with what is left
-    (fidelity 4).
-    """
-    return [Block(shard, first, min(first + size, classes)) for first in range(0, classes, size)]
-
-
-def start_images(block: Block, seed: int, resolution: int) -> NDArray[np.float64]:
-    """N(0, 1) images [classes of the block, 3, R, R] in normalised space."""
-    count = block.last - block.first
-    return generator(*block.purpose(seed), "start").standard_normal(
-        (count, 3, resolution, resolution)
-    )
-
-
-def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Views:
-    """Crop, flip and roll of a block at `step`.
-
-    One for all its images (fidelity 3), or one each with `per_image`.
-    """
-    low = min_crop(
-        step, recipe.iterations, mode=recipe.mode, scheduler=recipe.scheduler, milestone=recipe.milestone,
-        low=recipe.min_crop, high=recipe.max_crop,
-    )  # fmt: skip
-    count = block.last - block.first if recipe.per_image else 1
-    draws = generator(*block.purpose(recipe.seed), "step", step)
-    return draw_views(
-        draws,
-        count,
-        resolution,
-        crop="random_resized_crop",
-        scale=(low, recipe.max_crop),
-        flip=recipe.flip,
-        jitter=recipe.jitter,
-    )
-
-
-class Objective:
-    """What is minimised: cross-entropy and BN distance of each of `blocks` equal class blocks.
-
-    In float32 on a CPU a frozen model's convolutions and BN layers are computed by
-    `cda.engine.kernels`; elsewhere the whole is compiled, if `steps` of it pay for that.
-    `runtime.compile: never` is the reference without either.
-    """
-
-    def __init__(
-        self, model: nn.Module, blocks: int, recipe: Recover, device: Device, steps: int
-    ) -> None:
-        self.model, self.blocks, self.device = model, blocks, device
-        native = device.native and next(model.parameters()).dtype == torch.float32
-        device.compiles |= native
-        self.matching = BNMatching(
-            model, blocks, recipe.first_bn_multiplier, batch_norm if native else None
-        )
-        self._convolutions = Convolutions(model) if native else None
-        self._losses = self._eager if native else device.compiled(self._eager, steps)
-
-    def __call__(
-        self, images: Tensor, rows: Tensor, columns: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Both losses [K] of images [K·B, 3, R, R] with labels [K·B] as the views' matrices show
-        them.
-        """
-        return self._losses(images, rows, columns, labels)
-
-    def _eager(
-        self, images: Tensor, rows: Tensor, columns: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        seen = resample(images, (rows, columns))
-        with self.device.autocast():
-            logits = self.model(seen.contiguous(memory_format=torch.channels_last))
-        precise = logits if logits.dtype == torch.float64 else logits.float()
-        entropy = (
-            F.cross_entropy(precise, labels, reduction="none").view(self.blocks, -1).mean(dim=1)
-        )
-        return entropy, self.matching.loss()
-
-    def close(self) -> None:
-        """Leave the model as it was."""
-        self.matching.remove()
-        if self._convolutions is not None:
-            self._convolutions.remove()
+Pixels = NDArray[np.uint8]
 
 
 class Recovery:
-    """Equal-sized class blocks on their way from noise to images; `step` moves all of them on by
-    one iteration.
+    """Equal-sized class blocks between noise and finished images; `step` is one iteration of all.
 
-    `outputs` are the model's, of every class of `data`; by default it has those classes and no
-    other.
+    `outputs` are the model's outputs for the classes of `data`, in order; by default the model has
+    those classes alone. `label` names the job in messages.
     """
 
     def __init__(
@@ -147,35 +57,27 @@ class Recovery:
         outputs: Sequence[int] | None = None,
     ) -> None:
         assert len(blocks) == objective.blocks
-        device = objective.device.torch_device
-        self.objective, self.blocks, self.recipe, self.data, self.torch_device = (
-            objective,
-            blocks,
-            recipe,
-            data,
-            device,
-        )
+        self.objective, self.blocks, self.recipe, self.data = objective, blocks, recipe, data
+        self.torch_device = device = objective.device.torch_device
         self.label, self.done = label, 0
         self.trace: list[dict[str, Any]] = []
-        start = np.concatenate(
-            [start_images(block, recipe.seed, data.resolution) for block in blocks]
-        )
-        self.images = torch.from_numpy(start).to(device, dtype).requires_grad_()
+        start = [start_images(block, recipe.seed, data.resolution) for block in blocks]
+        images = torch.from_numpy(np.concatenate(start)).to(device, dtype)
+        self.images = images.requires_grad_()
         own = range(data.classes) if outputs is None else outputs
-        self.labels = torch.tensor(
-            [own[label] for b in blocks for label in range(b.first, b.last)], device=device
-        )
+        labels = [own[label] for block in blocks for label in range(block.first, block.last)]
+        self.labels = torch.tensor(labels, device=device)
         self.mean, self.std = (
             torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
             for values in (data.mean, data.std)
         )
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = unwrapped(torch.optim.Adam)(
             [self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True
         )
         self._last: tuple[Tensor, Tensor] | None = None
 
     def step(self) -> None:
-        """One iteration; raises ArtifactError if a block's loss is no longer a number."""
+        """One iteration; raises ArtifactError if a block's loss is no longer finite."""
         recipe, step = self.recipe, self.done
         drawn = [step_views(block, recipe, step, self.data.resolution) for block in self.blocks]
         views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
@@ -186,9 +88,8 @@ class Recovery:
         (entropy + recipe.alpha_bn * distance).sum().backward()
         self.optimizer.step()
         with torch.no_grad():
-            self.images.copy_(
-                self.images.maximum(-self.mean / self.std).minimum((1 - self.mean) / self.std)
-            )
+            low, high = -self.mean / self.std, (1 - self.mean) / self.std
+            self.images.copy_(self.images.maximum(low).minimum(high))
         self.done += 1
         self._last = (entropy.detach(), distance.detach())
         if self.done in (1, recipe.iterations) or self.done % max(1, recipe.iterations // 20) == 0:
@@ -198,36 +99,43 @@ class Recovery:
     def losses(self) -> tuple[list[float], list[float]]:
         """Cross-entropy and BN distance of each block at the last step.
 
-        Raises ArtifactError if one is no number.
+        Raises ArtifactError if a loss is not finite.
         """
         assert self._last is not None
         entropy, distance = (part.tolist() for part in self._last)
         for block, ce, bn in zip(self.blocks, entropy, distance, strict=True):
             if not (math.isfinite(ce) and math.isfinite(bn)):
-                where = (
-                    f"shard {block.shard}, classes {block.first} to {block.last - 1}, "
-                    f"step {self.done}"
-                )
                 raise ArtifactError(
-                    f"{self.label}: the loss is no number at {where}; lower recover.lr or use "
+                    f"{self.label}: the loss is no number at shard {block.shard}, classes "
+                    f"{block.first} to {block.last - 1}, step {self.done}; lower recover.lr or use "
                     "precision fp32"
                 )
         return entropy, distance
 
     def summary(self) -> str:
-        """The last noted losses, mean over the blocks, for people."""
+        """The losses last recorded in the trace, mean over the blocks, for the progress line."""
         ce, bn = (float(np.mean(self.trace[-1][key])) for key in ("ce", "bn"))
         return f"loss {ce:.3f} + α·{bn:.2f}"
 
-    def pixels(self) -> NDArray[np.uint8]:
-        """The images as uint8 [K · B, R, R, 3], truncated as the authors' code does (fidelity 9)."""
+    def pixels(self) -> Pixels:
+        """The images as uint8 [K · B, R, R, 3], truncated as in the authors' code (fidelity 9)."""
         unit = (self.images.detach() * self.std + self.mean).clamp(0, 1)
         return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def state(self) -> dict[str, Any]:
-        """Everything the remaining iterations depend on.
+    def by_block(self) -> Iterator[tuple[Block, Pixels, list[dict[str, Any]]]]:
+        """Every block with its images [B, R, R, 3] and its own losses at the noted steps."""
+        pixels = np.split(self.pixels(), len(self.blocks))
+        for index, (block, own) in enumerate(zip(self.blocks, pixels, strict=True)):
+            trace = [
+                {"step": row["step"], "ce": row["ce"][index], "bn": row["bn"][index]}
+                for row in self.trace
+            ]
+            yield block, own, trace
 
-        Raises ArtifactError rather than keep what has diverged.
+    def state(self) -> dict[str, Any]:
+        """Everything that the remaining iterations depend on.
+
+        Raises ArtifactError if a loss is not finite: a diverged state must not replace a good one.
         """
         if self._last is not None:
             self.losses()
@@ -239,8 +147,146 @@ class Recovery:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self.done, self.trace = state["done"], state["trace"]
         with torch.no_grad():
             self.images.copy_(state["images"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Results(Protocol):
+    """Storage of images; it also knows which blocks an earlier start finished."""
+
+    def has(self, block: Block) -> bool:
+        """Whether the block is finished."""
+        ...
+
+    def finish(self, block: Block, pixels: Pixels, trace: list[dict[str, Any]]) -> None:
+        """Store a block's finished images [B, R, R, 3] and its losses, a row per noted step."""
+        ...
+
+    def snapshot(self, block: Block, step: int, pixels: Pixels) -> None:
+        """Store a block's images [B, R, R, 3] after `step` iterations; called for shard 0 alone."""
+        ...
+
+
+@dataclass
+class RecoverJob:
+    """What the blocks of one part have in common."""
+
+    run: Run
+    model: nn.Module  # the frozen recovery model, on the device
+    outputs: Sequence[int]  # the model's output for each class of the run's data set
+    device: Device
+    work: Path  # folder of the checkpoint and of the number of packed blocks
+    checkpoint_seconds: float
+    stop: Stop
+    results: Results
+
+    @property
+    def label(self) -> str:
+        """The job's name in messages."""
+        return f"recover {self.run.id}"
+
+
+def recover_blocks(job: RecoverJob, blocks: Sequence[Block]) -> None:
+    """Recover every block that `job.results` does not have yet, as many at a time as memory holds.
+
+    A job that was killed or stopped continues from its checkpoint. Raises ArtifactError if a loss
+    is not finite, ConfigError if a single block does not fit into memory, and Interrupted, with the
+    state saved, after a signal.
+    """
+    recipe, runtime = job.run.recipe.recover, job.device.runtime
+    left = [block for block in blocks if not job.results.has(block)]
+    done = len(blocks) - len(left)
+    total = len(blocks) * recipe.iterations
+    progress = Progress(total, job.label, "block-steps", done * recipe.iterations)
+    if done:
+        log(f"{job.label}: {done} of {len(blocks)} class blocks are done already")
+    objectives = _Objectives(job, len(blocks))
+    packing = Packing(
+        job.work, job.label, runtime.blocks, len(blocks), recipe.block_size,
+        job.device.torch_device.type,
+    )  # fmt: skip
+    count = packing.choose(lambda: objectives.measure(left[0])) if left else 0
+    count = min(count, len(left))
+    while left:
+        group = next(group_blocks(left, count))
+        if _recover_if_it_fits(job, objectives, group, progress):
+            left = [block for block in left if block not in group]
+        else:  # the failed attempt has released its memory only now
+            objectives.close()
+            count = packing.halve(count)
+    objectives.close()
+    progress.close()
+
+
+class _Objectives:
+    """The objective of the present number of blocks, compiled once for all groups of that size."""
+
+    def __init__(self, job: RecoverJob, blocks: int) -> None:
+        self.job, self.blocks = job, blocks
+        self._open: Objective | None = None
+
+    def of(self, count: int) -> Objective:
+        """The objective of `count` blocks; closes the one of another number."""
+        if self._open is None or self._open.blocks != count:
+            self.close()
+            recipe = self.job.run.recipe.recover
+            steps = recipe.iterations * -(-self.blocks // count)
+            self._open = Objective(self.job.model, count, recipe, self.job.device, steps)
+        return self._open
+
+    def measure(self, block: Block) -> Memory:
+        """Memory that `block` needs."""
+        run = self.job.run
+        return measure_memory(
+            lambda: Recovery(self.of(1), [block], run.recipe.recover, run.data).step
+        )
+
+    def close(self) -> None:
+        """Remove hooks and kernels from the model."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+
+def _recover_if_it_fits(
+    job: RecoverJob, objectives: _Objectives, group: list[Block], progress: Progress
+) -> bool:
+    """Recover the group; False if memory does not suffice."""
+    try:
+        _recover_group(job, objectives.of(len(group)), group, progress)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _recover_group(
+    job: RecoverJob, objective: Objective, group: list[Block], progress: Progress
+) -> None:
+    """Take one group of blocks to its last step, from its checkpoint if there is one."""
+    run, recipe = job.run, job.run.recipe.recover
+    key = f"{run.id} {[(block.shard, block.first) for block in group]}"
+    checkpoint = Checkpoint(job.work / "state.safetensors", key, job.checkpoint_seconds)
+    recovery = Recovery(objective, group, recipe, run.data, label=job.label, outputs=job.outputs)
+    if (state := checkpoint.load()) is not None:
+        recovery.restore(state)
+        log(f"{job.label}: going on from step {recovery.done} of {recipe.iterations}")
+        progress.update(recovery.done * len(group))
+    while recovery.done < recipe.iterations:
+        recovery.step()
+        if recovery.done in recipe.snapshots and any(block.shard == 0 for block in group):
+            for block, pixels, _ in recovery.by_block():
+                if block.shard == 0:
+                    job.results.snapshot(block, recovery.done, pixels)
+        if job.stop.signal or checkpoint.due():
+            checkpoint.save(recovery.state())
+            job.stop.check()
+        progress.note = recovery.summary()
+        progress.update(len(group))
+    for block, pixels, trace in recovery.by_block():
+        job.results.finish(block, pixels, trace)
+    checkpoint.clear()

@@ -1,7 +1,4 @@
-"""Signals that stop a long stage cleanly.
-
-It saves where it is, and the next start goes on from there.
-"""
+"""Signals that stop a long stage cleanly: it saves its state, and the next start continues."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from cda.errors import Interrupted
 
 
 class Stop:
-    """Turns SIGTERM, SIGINT and SIGUSR1 into a question a loop asks between steps.
+    """Records SIGTERM, SIGINT or SIGUSR1 in `signal`, which a loop reads between its steps.
 
     A second Ctrl-C stops at once.
     """
@@ -23,18 +20,18 @@ class Stop:
     def __init__(self) -> None:
         self.signal = 0
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Listen for the signals within; outside the main thread, signals are left alone."""
+        """Listen for signals within the context; outside the main thread it does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         before = {
-            number: signal.signal(number, self._ask)
+            number: signal.signal(number, self._record)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         }
         try:
@@ -44,7 +41,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came; call it where everything is saved."""
+        """Raise Interrupted if a signal came; call it where everything is saved."""
         if self.signal:
             name = signal.Signals(self.signal).name
             raise Interrupted(

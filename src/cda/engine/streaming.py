@@ -1,9 +1,8 @@
-"""Training images decoded when their turn comes, by processes of their own, from files too many to
-be held.
+"""Training images that worker processes decode batch by batch, for sets too large for memory.
 
-An image is cropped as it lies on the disk, before it is made small: of a large photograph even a
-small crop is sharp. How image i looks in epoch e is a pure function of (seed, e, i), so a resumed
-epoch sees the same images and decodes none of those that it skips.
+An image is cropped from the file's full resolution before it is resized, so that even a small crop
+of a large photograph is sharp. The augmentation of image i in epoch e is a pure function of
+(seed, e, i): a resumed epoch has the same images and decodes none of those that it skips.
 """
 
 from __future__ import annotations
@@ -31,15 +30,14 @@ from cda.method.augment import draw_cutouts
 from cda.rng import generator
 
 MAGNITUDE = 9  # of RandAugment's operations, of 31
-Sample = (
-    tuple[Tensor, int] | DataError
-)  # an error is carried, since a worker's exception would arrive as a traceback
+# a worker returns an error instead of raising it, which would print a traceback
+Sample = tuple[Tensor, int] | DataError
 
 
 class StreamedBatches:
-    """A training split that stays on the disk, augmented and shuffled.
+    """A training split on the disk, augmented and shuffled.
 
-    Every epoch a pure function of (seed, epoch).
+    An epoch is a pure function of (seed, epoch).
     """
 
     def __init__(self, source: Folders, recipe: Squeeze, device: Device) -> None:
@@ -58,10 +56,10 @@ class StreamedBatches:
             self.files,
             batch_sampler=self._samples(epoch, first_step),
             num_workers=self.device.runtime.workers,
-            collate_fn=_together,
+            collate_fn=_collate,
             pin_memory=cuda,
             worker_init_fn=_ignore_signals,
-            # the loader draws from it, and must not from the training's own
+            # without one of its own the loader would draw from the training's generator
             generator=torch.Generator(),
         )
         for batch in loader:
@@ -88,7 +86,7 @@ class StreamedBatches:
 
 
 class _Lazy(Sequence[Any]):
-    """A sequence of `length` items, made when they are asked for."""
+    """A sequence of `length` items, each made when it is indexed."""
 
     def __init__(self, item: Callable[[int], Any], length: int) -> None:
         self.item, self.length = item, length
@@ -103,8 +101,9 @@ class _Lazy(Sequence[Any]):
 
 
 class _Files(Dataset[Sample]):
-    """The images of a training split by (epoch, index), as bytes that worker processes share
-    instead of copying.
+    """The images of a training split by (epoch, index).
+
+    File names are one array of bytes, which worker processes share instead of copying.
     """
 
     def __init__(self, source: Folders, recipe: Squeeze) -> None:
@@ -114,7 +113,7 @@ class _Files(Dataset[Sample]):
             [os.fsencode(path)[len(self.folder) + 1 :] for path in paths]
         )
         self.source, self.recipe = source, recipe
-        self.seen = StreamViews(recipe, source)
+        self.views = StreamViews(recipe, source)
 
     def __getitem__(self, sample: tuple[int, int]) -> Sample:
         epoch, index = sample
@@ -126,7 +125,7 @@ class _Files(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             draws = generator("squeeze", self.recipe.seed, epoch, "image", index)
             torch.default_generator.manual_seed(int(draws.integers(2**63)))
-            return v2.functional.pil_to_tensor(self.seen(image, draws)), int(self.labels[index])
+            return v2.functional.pil_to_tensor(self.views(image, draws)), int(self.labels[index])
 
 
 class StreamViews:
@@ -149,16 +148,16 @@ class StreamViews:
         )
 
     def __call__(self, image: Image.Image, draws: np.random.Generator) -> Image.Image:
-        """One image as one epoch sees it."""
+        """One image as one epoch's draws augment it."""
         if self.recipe.augment != "random_resized_crop":
             image = Image.fromarray(fit(image, self.dataset))
         image = self.flip(self.crop(image))
         if self.recipe.cutout:
-            image = _covered(image, draws, self.recipe.cutout)
+            image = _cover(image, draws, self.recipe.cutout)
         return self.random(image) if self.recipe.randaugment else image
 
 
-def _covered(image: Image.Image, draws: np.random.Generator, share: float) -> Image.Image:
+def _cover(image: Image.Image, draws: np.random.Generator, share: float) -> Image.Image:
     """An R × R image under a square of one colour (`augment.draw_cutouts`)."""
     cutouts = draw_cutouts(draws, 1, image.width, share)
     top, bottom, left, right = cutouts.boxes[0].tolist()
@@ -167,18 +166,15 @@ def _covered(image: Image.Image, draws: np.random.Generator, share: float) -> Im
     return image
 
 
-def _together(samples: list[Sample]) -> tuple[Tensor, Tensor] | DataError:
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor] | DataError:
     """A batch: images uint8 [B, 3, R, R] and labels [B], or the first error among its samples."""
-    whole = [sample for sample in samples if not isinstance(sample, DataError)]
-    if len(whole) < len(samples):
+    good = [sample for sample in samples if not isinstance(sample, DataError)]
+    if len(good) < len(samples):
         return next(sample for sample in samples if isinstance(sample, DataError))
-    return torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole])
+    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good])
 
 
 def _ignore_signals(_worker: int) -> None:
-    """Signals that ask a job to stop reach its workers too.
-
-    They end when the job does, which saves first.
-    """
+    """Ignore signals that stop the job: it saves first, and then ends its workers."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

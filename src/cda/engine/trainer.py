@@ -1,15 +1,13 @@
-"""The one training loop: squeeze and validate differ in their batches and their loss, and in
-nothing else.
+"""The one training loop; squeeze, validate and continual differ in batches and loss alone.
 
-Several processes (`runtime.Machine`) take their shares of the same batches; the gradient is the
-mean over the whole batch. Batch statistics are of a rank's share, as in torch's
-DistributedDataParallel without SyncBatchNorm; the running ones that are tested and saved are rank
-0's.
+The ranks of a job (`cda.engine.device`) share every batch, and the gradient is the mean over the
+complete batch. As in torch's DistributedDataParallel without SyncBatchNorm, a rank's batch
+statistics come from its share; the running statistics that are tested and saved are rank 0's.
 
-Where a job is long enough (`runtime.compile`), forward pass, loss and backward pass of a whole
-batch are compiled, on a GPU to one launch each: the same mathematics in other kernels, so that a
-step differs in rounding alone, and the same bits again after a resume on a CPU. The last, smaller
-batch of an epoch runs uncompiled.
+Where a job is long enough (`runtime.compile`), the forward pass, loss and backward pass of a full
+batch are compiled, on a GPU to one launch each. A compiled step differs in rounding alone, and on a
+CPU a resumed job has the same bits as an undisturbed one. The last, smaller batch of an epoch runs
+uncompiled.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from cda.config.recipe import Optimisation
 from cda.engine.checkpoint import Checkpoint, load_state
 from cda.engine.device import Device, enough_memory, seed_everything
+from cda.engine.optimizers import build_optimizer, lr_at
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.progress import Progress, log
@@ -36,8 +35,9 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
 class Batches(Protocol):
-    """Training images; `epoch` is a pure function of its arguments, so that a resumed epoch sees
-    the same batches.
+    """Training images.
+
+    `epoch` is a pure function of its arguments, so that a resumed epoch has the same batches.
     """
 
     steps: int
@@ -48,49 +48,9 @@ class Batches(Protocol):
         ...
 
 
-def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
-    """Learning rate of `step` (of `steps`) in `epoch`, both from 0: linear warm-up, then the
-    schedule.
-
-    Per epoch it moves between epochs (as torch's LinearLR, then CosineAnnealingLR or StepLR); per
-    step it moves at every step.
-    """
-    now = epoch + (step / steps if values.schedule_per == "step" else 0.0)
-    if now < values.warmup_epochs:
-        return values.lr * (
-            values.warmup_factor + (1 - values.warmup_factor) * now / values.warmup_epochs
-        )
-    now -= values.warmup_epochs
-    if values.schedule == "cosine":
-        return (
-            values.lr * (1 + math.cos(math.pi * now / (values.epochs - values.warmup_epochs))) / 2
-        )
-    if values.schedule == "step":
-        return values.lr * values.step_factor ** int(now // values.step_epochs)
-    return values.lr
-
-
-def build_optimizer(model: nn.Module, values: Optimisation) -> torch.optim.Optimizer:
-    """The recipe's optimiser; without `decay_vectors`, 1-D parameters (biases, normalisation) are
-    not decayed.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if values.decay_vectors or p.ndim > 1]
-    free = [p for p in trained if not (values.decay_vectors or p.ndim > 1)]
-    groups = [
-        {"params": decayed, "weight_decay": values.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if values.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=values.lr, momentum=values.momentum, fused=True)
-    kind = torch.optim.AdamW if values.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=values.lr, fused=True)
-
-
 @dataclass
 class History:
-    """What a training left: a row per evaluation, and the wall seconds of all its parts."""
+    """A row per evaluation, and the wall seconds of the training, over all starts."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -107,7 +67,7 @@ class History:
 
 
 class Trainer:
-    """One model's training: where it is, how to save that, how to go on."""
+    """One model in training: its optimiser and position, which `state` saves."""
 
     def __init__(
         self, model: nn.Module, values: Optimisation, device: Device, seed: tuple[object, ...]
@@ -117,15 +77,12 @@ class Trainer:
         self.optimizer = build_optimizer(model, values)
         self.history = History()
         self.at = (0, 0)  # the next epoch and the next step in it
-        self.job = (
-            values.epochs,
-            values.batch_size,
-        )  # at least so many steps, and the images of a whole batch
+        self.job = (values.epochs, values.batch_size)  # steps (at least) and images of a batch
         self._objective: tuple[Loss, Objective] | None = None
         self.loss_sum = torch.zeros((), device=device.torch_device)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the training depends on."""
+        """Everything that the remaining steps depend on."""
         cuda = self.device.torch_device.type == "cuda"
         return {
             "model": self.model.state_dict(),
@@ -138,16 +95,14 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         load_state(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for (
-            parameter,
-            kept,
-        ) in self.optimizer.state.items():  # fused steps pair elements as they lie in memory
-            for name, value in kept.items():
+        # fused steps pair elements by their place in memory: states need the parameters' layout
+        for parameter, own in self.optimizer.state.items():
+            for name, value in own.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    kept[name] = torch.empty_like(parameter).copy_(value)
+                    own[name] = torch.empty_like(parameter).copy_(value)
         self.history = History(**state["history"])
         self.at = (state["at"][0], state["at"][1])
         self.loss_sum = state["loss_sum"].to(self.device.torch_device)
@@ -156,19 +111,19 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"])
 
     def seed_epoch(self, epoch: int) -> None:
-        """Seed torch's own draws (dropout) at the start of an epoch."""
+        """Seed torch's own generators (dropout) at the start of an epoch."""
         seed_everything(*self.seed, "epoch", epoch)
 
     def seed_step(self, epoch: int, step: int) -> None:
-        """Seed them at every step where there are ranks.
+        """Seed torch's own generators at every step if there are ranks.
 
-        Each has its own, and a checkpoint holds rank 0's alone.
+        Each rank has a generator of its own, and a checkpoint has the state of rank 0's alone.
         """
         if self.device.world > 1:
             seed_everything(*self.seed, "epoch", epoch, "step", step, "rank", self.device.rank)
 
     def step(self, images: Tensor, target: Any, loss: Loss, lr: float, weight: float = 1.0) -> None:
-        """One optimiser step; the loss counts `weight` in the mean over the ranks."""
+        """One optimiser step; `weight` is the loss's in the mean over the ranks."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,7 +135,7 @@ class Trainer:
         self.loss_sum += value.detach()
 
     def objective(self, loss: Loss) -> Objective:
-        """(images, target) to the loss, compiled where that pays in this `job`."""
+        """The function from (images, target) to the loss, compiled if that pays in this `job`."""
         if self._objective is None or self._objective[0] is not loss:
 
             def forward(images: Tensor, target: Any) -> Tensor:
@@ -203,9 +158,10 @@ def fit(
     stop: Stop,
     label: str,
 ) -> History:
-    """Train to the last epoch, from the checkpoint if any.
+    """Train to the last epoch, from the checkpoint if there is one.
 
-    Raises Interrupted (all saved), ArtifactError (diverged), ConfigError (no memory left).
+    Raises Interrupted after a signal, with the state saved; ArtifactError if the loss is not
+    finite; ConfigError if memory runs out.
     """
     state = checkpoint.load()
     if state is not None:
@@ -241,12 +197,9 @@ def _train(
     stop: Stop,
     label: str,
 ) -> None:
-    """Every step and evaluation from where the trainer is."""
-    values, device, began = (
-        trainer.values,
-        trainer.device,
-        time.monotonic() - trainer.history.seconds,
-    )
+    """Make every step and evaluation that remains."""
+    values, device = trainer.values, trainer.device
+    began = time.monotonic() - trainer.history.seconds
     sizes = batch_sizes(batches.images, batches.steps, values.batch_size)
     progress = _Progress(values.epochs, sizes, trainer.at, label, device.leads)
     for epoch in range(trainer.at[0], values.epochs):
@@ -260,19 +213,17 @@ def _train(
             lr = lr_at(values, epoch, step, batches.steps)
             trainer.step(images, target, loss, lr, device.weight(sizes[step]))
             trainer.at = (epoch, step + 1)
-            asked = device.agree(
-                2 * stop.signal + checkpoint.due()
-            )  # a signal to any rank is one to all
-            if asked:
+            # a signal to any rank stops all of them
+            request = device.agree(2 * stop.signal + checkpoint.due())
+            if request:
                 mean_loss(trainer, step + 1, label)
                 trainer.history.seconds = time.monotonic() - began
-                trainer.loss_sum = (
-                    device.total(trainer.loss_sum) / device.world
-                )  # every rank goes on from the mean
+                # every rank continues from the mean
+                trainer.loss_sum = device.total(trainer.loss_sum) / device.world
                 checkpoint.save(trainer.state())
-            if asked > 1:
-                device.agree(0)  # a rank that ended would take the one that still writes with it
-                stop.signal = asked // 2
+            if request > 1:
+                device.agree(0)  # torchrun kills the rank that still writes if another has ended
+                stop.signal = request // 2
                 stop.check()
             progress.update(sizes[step])
         _close_epoch(trainer, epoch, batches.steps, evaluate, progress)
@@ -281,36 +232,36 @@ def _train(
 
 
 def batch_sizes(images: int, steps: int, batch_size: int) -> list[int]:
-    """How many images each step of an epoch has, over all ranks."""
+    """Number of images of each step of an epoch, over all ranks."""
     return [max(0, min(batch_size, images - step * batch_size)) for step in range(steps)]
 
 
 class _Progress(Progress):
-    """Counts images; only the process that leads shows it."""
+    """Counts images; prints nothing unless `visible`."""
 
     def __init__(
-        self, epochs: int, sizes: list[int], at: tuple[int, int], label: str, shown: bool
+        self, epochs: int, sizes: list[int], at: tuple[int, int], label: str, visible: bool
     ) -> None:
-        if shown:
+        if visible:
             done = at[0] * sum(sizes) + sum(sizes[: at[1]])
             super().__init__(epochs * sum(sizes), label, "images", done)
-        self.label, self.note, self.shown = label, "", shown
+        self.label, self.note, self.visible = label, "", visible
 
     def update(self, count: int = 1) -> None:
         """Count `count` more images."""
-        if self.shown:
+        if self.visible:
             super().update(count)
 
     def close(self) -> None:
-        """Take the bar off."""
-        if self.shown:
+        """Remove the bar."""
+        if self.visible:
             super().close()
 
 
 def mean_loss(trainer: Trainer, steps: int, label: str) -> float:
     """Mean loss of an epoch's first `steps`.
 
-    Raises ArtifactError if it is no number: no checkpoint may hold that.
+    Raises ArtifactError if it is not finite: a diverged state must not replace a good checkpoint.
     """
     device = trainer.device
     mean = float(device.total(trainer.loss_sum.clone())) / device.world / steps
@@ -326,7 +277,7 @@ def mean_loss(trainer: Trainer, steps: int, label: str) -> float:
 def _close_epoch(
     trainer: Trainer, epoch: int, steps: int, evaluate: Evaluate, progress: Progress
 ) -> None:
-    """Evaluate where the recipe says so, and move on to the next epoch."""
+    """Evaluate if the epoch is due for it, and move on to the next."""
     loss = mean_loss(trainer, steps, progress.label)
     last = epoch + 1 == trainer.values.epochs
     if last or (epoch + 1) % trainer.values.evaluate_every == 0:

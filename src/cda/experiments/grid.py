@@ -1,13 +1,54 @@
-"""From a declared group to its points, its controls, and the table that one's own data set gets."""
+"""Declared tables and figures, and from a declared group to its points and its controls.
+
+A control is what the field compares a distilled set with: random real images of the same IPC under
+the same relabelling and post-training, and either set with hard labels.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
-from cda.config.experiment import Experiment, Group, Layout2D
+from cda.config.experiment import Experiment, Figure, Group, Layout2D
 from cda.config.settings import Dataset
+from cda.config.types import parse
+from cda.config.yaml_source import places, read_layer, read_plain
+from cda.errors import ConfigError
 from cda.experiments.resolver import Point
+
+
+def read_experiments(
+    config: Path, *, scale: str, datasets: Iterable[Dataset]
+) -> dict[str, Experiment | Figure]:
+    """The tables and figures of `config/experiments/` that exist at `scale`, by name.
+
+    After them stand the comparison tables of those `datasets` that set `compare_ipc`. Raises
+    ConfigError for a file that does not parse, or whose name a shell could misread.
+    """
+    found: dict[str, Experiment | Figure] = {}
+    for path in sorted((config / "experiments").glob("*.yaml"), key=_natural):
+        if not re.fullmatch(r"\w[\w-]*", path.stem):  # the workflow's rules pass it to a shell
+            raise ConfigError(
+                f"{path}: a table or figure is named by letters, digits, _ and -; rename the file"
+            )
+        values, written = read_plain(path), places(read_layer(path))
+        kind: Any = Figure if isinstance(values, dict) and "kind" in values else Experiment
+        experiment = parse(kind, values, str(path), written)
+        if scale in experiment.scales:
+            found[path.stem] = experiment
+    for data in datasets:
+        if data.compare_ipc:
+            found.setdefault(data.name, comparison_table(data))
+    return found
+
+
+def _natural(path: Path) -> tuple[str, int]:
+    """Sort key that puts table2 before table10."""
+    stem = path.stem.rstrip("0123456789")
+    return stem, int(path.stem[len(stem) :] or 0)
 
 
 def points(group: Group) -> Iterator[Point]:
@@ -20,18 +61,16 @@ def points(group: Group) -> Iterator[Point]:
 
 
 def controls_of(group: Group) -> Iterator[Group]:
-    """Random real images under a group's relabelling and post-training, and its own images with
-    hard labels.
-    """
+    """A group with random real images in place of its own, and its own images with hard labels."""
     if group.control or group.quoted or group.stage == "score":
         return
     recovered = any(key.startswith("recover.") for key in group.vary)
-    kept = _without(group.setting, "min_crop", "max_crop", "milestone", "beta_l")
+    setting = _without(group.setting, "min_crop", "max_crop", "milestone", "beta_l")
     yield group.model_copy(
         update={
             "methods": ("random",),
             "control": True,
-            "setting": kept,
+            "setting": setting,
             "vary": {} if recovered else group.vary,
         }
     )
@@ -47,12 +86,12 @@ def controls_of(group: Group) -> Iterator[Group]:
 
 
 def _without(setting: str, *names: str) -> str:
-    """A setting without what plays no part."""
+    """A setting without its parts of these names."""
     return ";".join(part for part in setting.split(";") if part.partition("=")[0] not in names)
 
 
 def comparison_table(data: Dataset) -> Experiment:
-    """The table of one's own data set: CDA, SRe²L and random real images."""
+    """The table of a user's own data set: CDA, SRe²L and random real images."""
     group = Group(
         dataset=data.name,
         methods=("cda", "sre2l", "random"),

@@ -1,4 +1,4 @@
-"""Where everything lies: the one place that knows folder names."""
+"""Paths of every artifact and result; no other module writes folder names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Layout:
         return self._top("results")
 
     def run_folder(self, run: Run) -> str:
-        """Folder of everything a squeeze, recover or relabel run leaves."""
+        """Folder of a squeeze, recover or relabel run's outputs."""
         return f"{self.artifacts}/{run.stage}/{run.dataset}/{run.id}"
 
     def model(self, run: Run) -> str:
@@ -41,14 +41,11 @@ class Layout:
         return f"{self.run_folder(run)}/model.safetensors"
 
     def fetched(self, run: Run) -> str:
-        """The mark that the published weights a squeeze run starts from are at hand."""
+        """The record that the published weights of a squeeze run's start have been fetched."""
         return f"{self.artifacts}/squeeze/weights/{run.recipe.squeeze.init}/{run.model}.json"
 
     def decoded(self, run: Run) -> str:
-        """The validation images of a decode run.
-
-        `val.json` (classes, labels, digest) lies beside them.
-        """
+        """Validation images of a decode run; beside them `val.json`: classes, labels, digest."""
         return f"{self.run_folder(run)}/val.npy"
 
     def part(self, run: Run, part: int) -> str:
@@ -64,9 +61,9 @@ class Layout:
         return f"{self.results}/runs/{run.dataset}/{run.id}/seed-{seed}.json"
 
     def work(self, run: Run, name: str) -> str:
-        """Folder of an unfinished output's checkpoints.
+        """Folder of an unfinished job's checkpoints.
 
-        No output of any rule, so nobody deletes it with one.
+        No rule names it as output, so that Snakemake never deletes it.
         """
         return f"{self.artifacts}/work/{run.stage}/{run.dataset}/{run.id}/{name}"
 

@@ -1,4 +1,4 @@
-"""What the paper's tables report, by key: `config/reported.csv`."""
+"""What the paper's tables report, by key (`config/reported.csv`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ QUOTED = "quoted"  # the setting of a number that the paper quotes from another
 
 
 class Reported:
-    """The reported numbers, read when one is first asked for.
-
-    Raises ConfigError where they cannot be.
-    """
+    """The reported numbers, read at first use; raises ConfigError if the file cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

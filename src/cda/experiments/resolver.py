@@ -1,9 +1,8 @@
-"""From a cell's names to its runs: the layers of values laid over each other, and what a scale runs
-instead.
+"""From a cell's names to its runs, through layers of recipe values.
 
-A later layer wins: recipe, recovery model's own values, method, variants, scale, and last what the
-table itself sets or varies. A table's own values are what it is about, so a scale shrinks them only
-by naming what is run `instead`.
+A later layer wins: recipe, the recovery model's own values, method, variants, scale, and last what
+the table itself sets or varies. A table is about its own values, so a scale replaces them only
+where its `instead` names the value that runs.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from cda.experiments.runs import (
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of a group's lists, in the table's own words; `value` is the varied one."""
+    """One combination of a group's lists, as the table declares it; `value` is the varied one."""
 
     method: str
     recovery_model: str
@@ -49,9 +48,8 @@ class Resolver:
     def __init__(self, config: Path, scale: str) -> None:
         self.config, self.scale = config, scale
         self._datasets: dict[str, Dataset] = {}
-        self._recipes: dict[
-            str, tuple[Recipe, Layer]
-        ] = {}  # many cells share one, and parsing takes a millisecond
+        # Many cells share a recipe, and parsing one takes a millisecond.
+        self._recipes: dict[str, tuple[Recipe, Layer]] = {}
 
     def dataset(self, name: str) -> Dataset:
         """The declared data set `name`; raises ConfigError."""
@@ -66,28 +64,27 @@ class Resolver:
             raise ConfigError(f"{file}: name must be {name}, as the file's (found {data.name!r})")
         return data
 
-    def images(self, table: str, group: Group, point: Point, shrunk: DatasetScale) -> Run:
+    def images(self, table: str, group: Group, point: Point, scaling: DatasetScale) -> Run:
         """The recover run of a point."""
-        data = self.dataset(shrunk.stand_in or group.dataset)
-        network = self._model(shrunk, point.recovery_model)
-        recipe, layer = self._recipe(table, group, point, shrunk, network)
+        data = self.dataset(scaling.stand_in or group.dataset)
+        network = self._model(scaling, point.recovery_model)
+        recipe, layer = self._recipe(table, group, point, scaling, network)
         if recipe.recover.synthetic:
             require_bn(network)
         return recover_run(data, recipe, squeeze_run(data, recipe, network, layer), layer)
 
-    def runs(self, table: str, group: Group, point: Point, shrunk: DatasetScale) -> tuple[Run, ...]:
-        """The runs that measure a point: one, or of several relabel models one each.
-
-        Raises ConfigError.
-        """
-        data = self.dataset(shrunk.stand_in or group.dataset)
-        network = self._model(shrunk, point.recovery_model)
-        trained = self._model(shrunk, point.validation_model)
-        recipe, layer = self._recipe(table, group, point, shrunk, network)
-        ipc = self._ipc(group, point.ipc, shrunk)
+    def runs(
+        self, table: str, group: Group, point: Point, scaling: DatasetScale
+    ) -> tuple[Run, ...]:
+        """The runs that measure a point, one for each relabel model; raises ConfigError."""
+        data = self.dataset(scaling.stand_in or group.dataset)
+        network = self._model(scaling, point.recovery_model)
+        trained = self._model(scaling, point.validation_model)
+        recipe, layer = self._recipe(table, group, point, scaling, network)
+        ipc = self._ipc(group, point.ipc, scaling)
 
         def squeezed(name: str) -> Run:
-            own, values = self._recipe(table, group, point, shrunk, name)
+            own, values = self._recipe(table, group, point, scaling, name)
             return squeeze_run(data, own, name, values)
 
         if data.class_names and group.stage != "score":
@@ -97,11 +94,11 @@ class Resolver:
                 "figures do without"
             )
         if group.stage == "score":
-            images = self.images(table, group, point, shrunk) if ipc else None
+            images = self.images(table, group, point, scaling) if ipc else None
             return (score_run(data, recipe, squeezed(trained), images, ipc, layer),)
-        images = self.images(table, group, point, shrunk)
+        images = self.images(table, group, point, scaling)
         teachers = [
-            squeezed(self._model(shrunk, name))
+            squeezed(self._model(scaling, name))
             for name in group.relabel_models or (point.recovery_model,)
         ]
         if group.stage == "continual":
@@ -115,26 +112,22 @@ class Resolver:
             )
         labels = [relabel_run(data, recipe, images, teacher, ipc, layer) for teacher in teachers]
         trainings = [validate_run(data, recipe, own, trained, layer) for own in labels]
-        return tuple(
-            {run.id: run for run in trainings}.values()
-        )  # hard labels know no relabel model
+        # Under hard labels, runs of several relabel models are the same run.
+        return tuple({run.id: run for run in trainings}.values())
 
-    def _model(self, shrunk: DatasetScale, name: str) -> str:
-        """The network that is run for the table's `name`.
+    def _model(self, scaling: DatasetScale, name: str) -> str:
+        """The network that runs in place of the table's `name`; callers skip names without one."""
+        return scaling.models.get(name, name) or ""
 
-        The caller has left out those that none stands for.
-        """
-        return shrunk.models.get(name, name) or ""
-
-    def _ipc(self, group: Group, asked: int | None, shrunk: DatasetScale) -> int:
-        """The IPC that is run; 0 where real validation images are looked at."""
-        count = asked or group.sample or 0
-        if count and shrunk.ipc and count not in shrunk.ipc:
+    def _ipc(self, group: Group, declared: int | None, scaling: DatasetScale) -> int:
+        """The IPC that runs; 0 for scores of the real validation images."""
+        count = declared or group.sample or 0
+        if count and scaling.ipc and count not in scaling.ipc:
             raise ConfigError(
                 f"{self._scale_file()}: datasets.{group.dataset}.ipc has no entry for "
                 f"{count}; add it"
             )
-        return shrunk.ipc.get(count, count)
+        return scaling.ipc.get(count, count)
 
     def _scale_file(self) -> Path:
         return scale_file(self.config, self.scale)
@@ -143,27 +136,24 @@ class Resolver:
         return self.config / "recipes" / f"{data.recipe or data.name}.yaml"
 
     def _recipe(
-        self, table: str, group: Group, point: Point, shrunk: DatasetScale, network: str
+        self, table: str, group: Group, point: Point, scaling: DatasetScale, network: str
     ) -> tuple[Recipe, Layer]:
-        """The recipe of a point, and the layer it was made from.
-
-        `network` is squeezed, or recovered from.
-        """
+        """The recipe of a point, and its layer; `network` is squeezed or recovered from."""
         own = self._own(
-            table, group, {**group.set, **dict.fromkeys(group.vary, point.value)}, shrunk
+            table, group, {**group.set, **dict.fromkeys(group.vary, point.value)}, scaling
         )
-        data = self.dataset(shrunk.stand_in or group.dataset)
-        key = repr((group.dataset, shrunk, network, point.method, group.variants, own))
+        data = self.dataset(scaling.stand_in or group.dataset)
+        key = repr((group.dataset, scaling, network, point.method, group.variants, own))
         if key not in self._recipes:
-            layer = self._layers(data, group, point, shrunk, network) | own
+            layer = self._layers(data, group, point, scaling, network) | own
             recipe = parse(Recipe, nested(layer), str(self._file(data)), places(layer))
             self._recipes[key] = (recipe, layer)
         return self._recipes[key]
 
     def _layers(
-        self, data: Dataset, group: Group, point: Point, shrunk: DatasetScale, network: str
+        self, data: Dataset, group: Group, point: Point, scaling: DatasetScale, network: str
     ) -> Layer:
-        """Everything below the table's own values."""
+        """All layers but the table's own values."""
         file = self._file(data)
         recipe = read_layer(file)
         layer = {
@@ -175,14 +165,14 @@ class Resolver:
         layer |= named(recipe, "methods", point.method, file)
         for variant in group.variants:
             layer |= named(recipe, "variants", variant, file)
-        if shrunk.recipe:
+        if scaling.recipe:
             layer |= below(read_layer(self._scale_file()), f"datasets.{group.dataset}.recipe")
         return layer
 
     def _own(
-        self, table: str, group: Group, values: Mapping[str, Any], shrunk: DatasetScale
+        self, table: str, group: Group, values: Mapping[str, Any], scaling: DatasetScale
     ) -> Layer:
-        """The table's own values, or what the scale runs instead of them."""
+        """The table's own values, each replaced by what the scale's `instead` names for it."""
         file = f"{self.config / 'experiments' / table}.yaml"
         layer: Layer = {}
         for key, value in values.items():
@@ -192,7 +182,7 @@ class Resolver:
                     "validate.epochs: 800"
                 )
             layer[key] = Sourced(value, file, "the table's own setting")
-            if (others := shrunk.instead.get(key)) is not None:
+            if (others := scaling.instead.get(key)) is not None:
                 where = f"{self._scale_file()}: datasets.{group.dataset}.instead.{key}"
                 if value not in others:
                     raise ConfigError(f"{where} has no entry for {value}; add it")
@@ -205,10 +195,7 @@ class Resolver:
 
 
 def named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:
-    """The values under `kind` and `name` of a recipe.
-
-    Raises ConfigError that lists the names there are.
-    """
+    """A recipe's values under `kind` and `name`; raises ConfigError that lists known names."""
     layer = below(recipe, f"{kind}.{name}")
     if not layer and f"{kind}.{name}" not in recipe:
         known = sorted({key.split(".")[1] for key in recipe if key.startswith(f"{kind}.")})

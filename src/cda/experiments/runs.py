@@ -2,7 +2,7 @@
 
 The id is `<slug>-<8 hex>`; the hex is a SHA-256 of the canonical JSON of the run's `spec`: the
 stage and its version, the data set's identity, the stage's own relevant values, and the ids of the
-runs it builds on. The slug is read by people only.
+runs it builds on. The slug is for people; no program parses it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from cda.config.recipe import Recipe, Relabel, record
+from cda.config.label_rows import row_parts
+from cda.config.recipe import Recipe, Relabel
 from cda.config.settings import Dataset
 from cda.config.yaml_source import Layer
 from cda.errors import ConfigError
@@ -35,10 +36,7 @@ MEASURING = ("validate", "score", "continual")  # stages that leave the run JSON
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One stage, resolved. `upstream` names the runs it reads.
-
-    `model` is the network it builds or trains.
-    """
+    """One stage, resolved: `upstream` are the runs it reads, `model` the network it trains."""
 
     stage: str
     slug: str
@@ -62,7 +60,7 @@ class Run:
         return f"{self.slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     def chain(self) -> Iterator[Run]:
-        """It and every run below it, upstream first; a run may come twice."""
+        """Every run below it, upstream first, and itself last; a run may come twice."""
         for run in self.upstream.values():
             yield from run.chain()
         yield self
@@ -94,7 +92,7 @@ def squeeze_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run
 
 
 def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run:
-    """Images of every class; `model` is not looked at when they are real or imported."""
+    """Images of every class; real or imported ones need no `model`, which is ignored then."""
     recover = recipe.recover
     upstream = {"model": model} if recover.synthetic else {}
     kind = f"{recover.mode}-{recover.scheduler}" if recover.mode == "curriculum" else recover.mode
@@ -108,34 +106,38 @@ def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run
 def relabel_run(
     data: Dataset, recipe: Recipe, images: Run, model: Run, ipc: int, values: Layer
 ) -> Run:
-    """Soft labels of the first `ipc` shards for every epoch; hard labels need no model."""
+    """Labels of the first `ipc` shards for every epoch; hard ones need no `model`.
+
+    Raises ConfigError if `relabel.top_k` is not smaller than the number of classes.
+    """
     relabel, soft = recipe.relabel, recipe.relabel.labels != "hard"
     upstream = {"images": images} | ({"model": model} if soft else {})
     epochs = relabel.epochs or recipe.validate_.epochs
     further = {}
     if soft and relabel.top_k:
         _require_rest(data, relabel, values)
-        further["temperature"] = recipe.validate_.temperature  # at which the rest's share is exact
+        # The share of the classes that are not stored is exact at one temperature only.
+        further["temperature"] = recipe.validate_.temperature
     spec = _spec(
         "relabel", data, upstream, recipe=relabel.identity(), ipc=ipc, epochs=epochs, **further
     )
-    slug = f"{images.slug}-ipc{ipc}" + ("" if soft else "-hard") + _kept(relabel)
+    slug = f"{images.slug}-ipc{ipc}" + ("" if soft else "-hard") + _codec_slug(relabel)
     return Run("relabel", slug, spec, data, recipe, ipc=ipc, upstream=upstream, values=values)
 
 
 def _require_rest(data: Dataset, relabel: Relabel, values: Layer) -> None:
-    """Raise ConfigError where `top_k` leaves no class over."""
+    """Raise ConfigError if `top_k` leaves no class whose logit is not stored."""
     if relabel.top_k >= data.classes:
         where = values["relabel.top_k"].where if "relabel.top_k" in values else "the recipe"
         raise ConfigError(
             f"{where}: relabel.top_k ({relabel.top_k}) must be smaller than the "
             f"{data.classes} classes of {data.name}; "
-            "take a smaller one, or 0 to keep all"
+            "take a smaller one, or 0 to store all"
         )
 
 
-def _kept(relabel: Relabel) -> str:
-    """How labels are kept, for a slug; empty where every logit of every epoch is, as fp16."""
+def _codec_slug(relabel: Relabel) -> str:
+    """A slug's part for the label codec; empty for fp16 logits of every class and epoch."""
     soft = relabel.labels != "hard"
     parts = [f"-top{relabel.top_k}"] if relabel.top_k and soft else []
     parts += [f"-q{relabel.bits}"] if relabel.bits != 16 and soft else []
@@ -143,7 +145,7 @@ def _kept(relabel: Relabel) -> str:
 
 
 def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values: Layer) -> Run:
-    """A fresh `model` trained on the distilled images; its seed is in the file's name."""
+    """A fresh `model` trained on the distilled images; its JSON's name holds the seed."""
     upstream = {"labels": labels}
     architecture = recipe.architecture.model_dump()
     spec = _spec(
@@ -170,8 +172,9 @@ def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values:
 def score_run(
     data: Dataset, recipe: Recipe, model: Run, images: Run | None, ipc: int, values: Layer
 ) -> Run:
-    """A squeezed `model` classifies the first `ipc` shards of `images`, or the real validation
-    images (None).
+    """A squeezed `model` classifies the first `ipc` shards of `images`.
+
+    Without `images` it classifies the real validation images.
     """
     upstream = {"model": model} | ({"images": images} if images else {})
     spec = _spec("score", data, upstream, recipe=recipe.score.identity() if images else {}, ipc=ipc)
@@ -192,8 +195,9 @@ def score_run(
 def continual_run(
     data: Dataset, recipe: Recipe, images: Run, teacher: Run, model: str, ipc: int, values: Layer
 ) -> Run:
-    """Class-incremental training of fresh `model`s on the first `ipc` shards, labelled by `teacher`
-    as they train.
+    """Class-incremental training of fresh `model`s on the first `ipc` shards.
+
+    `teacher` labels the images during training.
     """
     assert recipe.continual is not None
     upstream = {"images": images, "model": teacher}
@@ -216,21 +220,33 @@ def continual_run(
 
 
 def decode_run(data: Dataset, recipe: Recipe) -> Run:
-    """The real validation images, decoded and resized once: only of streamed data sets."""
+    """The real validation images of a streamed data set, decoded and resized once."""
     return Run("decode", "val", _spec("decode", data, {}), data, recipe)
 
 
+def with_upstream(runs: Iterable[Run]) -> dict[str, Run]:
+    """Some runs and every run below them, upstream first, by id.
+
+    Decode runs of streamed data sets are among them, which no run names as upstream.
+    """
+    found: dict[str, Run] = {}
+    for run in runs:
+        for one in run.chain():
+            if one.data.stream and one.id not in found:
+                decode = decode_run(one.data, one.recipe)
+                found.setdefault(decode.id, decode)
+            found.setdefault(one.id, one)
+    return found
+
+
 def recover_run_of(run: Run) -> Run | None:
-    """The recover run whose images a run reads, if any."""
+    """The recover run whose images a run reads (or the run itself); None if there is none."""
     images = run.upstream.get("labels", run).upstream.get("images")
     return run if run.stage == "recover" else images
 
 
 def seeds_of(run: Run, seeds: int) -> int:
-    """How many JSONs a measuring run leaves: one a validation seed.
-
-    A score trains nothing and has one.
-    """
+    """How many JSONs a measuring run writes: one a seed; of a score, which trains nothing, one."""
     return 1 if run.stage == "score" else seeds
 
 
@@ -244,14 +260,14 @@ def served_epochs(relabel: Run) -> int:
     return int(relabel.spec["epochs"])
 
 
-def label_bytes(relabel: Run, kept: Relabel | None = None) -> int:
+def label_bytes(relabel: Run, codec: Relabel | None = None) -> int:
     """Size of its stored logits: images × epochs of labels × bytes a row.
 
-    Or if they were kept as `kept` says.
+    `codec` replaces the run's own bits, top_k and reuse.
     """
-    kept, classes = kept or relabel.recipe.relabel, relabel.data.classes
-    rows = relabel.ipc * classes * kept.label_epochs(served_epochs(relabel))
-    return rows * record(classes, kept.bits, kept.top_k).bytes
+    codec, classes = codec or relabel.recipe.relabel, relabel.data.classes
+    rows = relabel.ipc * classes * codec.label_epochs(served_epochs(relabel))
+    return rows * row_parts(classes, codec.bits, codec.top_k).bytes
 
 
 def fp16_bytes(relabel: Run) -> int:
@@ -265,9 +281,9 @@ def label_gigabytes(relabel: Run) -> float:
 
 
 def label_mode(relabel: Run, max_gb: float) -> str:
-    """How a relabel run's labels are kept.
+    """How a relabel run's labels reach validation: `hard`, `stored` or `online`.
 
-    `hard`, `stored`, or `online` (asked for, or a store would be too large).
+    They are online by recipe, or because a store would be larger than `max_gb`.
     """
     mode = relabel.recipe.relabel.labels
     return "online" if mode == "stored" and label_gigabytes(relabel) > max_gb else mode

@@ -1,1 +1,1 @@
-"""The method as pure tensor functions: no files, no config."""
+"""The method as pure tensor functions and networks: no files, no settings."""

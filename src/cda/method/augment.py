@@ -1,15 +1,15 @@
-"""Crop, flip and roll as two small matrices an image, and where their draws come from.
+"""Crop, flip and roll as two small matrices per image, and the draws behind them.
 
 Resizing a crop bilinearly is linear in rows and in columns: `out = Y · image · Xᵀ`, where a row of
 Y holds the two weights of an output row's source rows. A flip reverses the rows of X, a roll
 rotates the rows of both, a padded crop has rows of zeros. So any of them, and any chain of them, is
 one pair of R×R matrices, batched, exact, deterministic in its gradient too, and fast on any device.
 The gradient through it is the paper's ReverseRandomResizedCrop (fidelity 8). A crop of an R×R image
-resized to R×R only ever enlarges, so torchvision's antialiasing would change nothing; `packed`
+resized to R×R always enlarges, so torchvision's antialiasing would change nothing; `stack_views`
 asserts that.
 
-Draws are made on the CPU by counter-based generators, so that they depend on what they are for and
-on nothing that ran before.
+Draws are made on the CPU by counter-based generators (`cda.rng`), so that they depend on their
+purpose and on nothing that ran before.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
-TRIES = 10  # torchvision's RandomResizedCrop gives up after ten boxes and takes the whole image
+TRIES = 10  # torchvision's RandomResizedCrop takes the full image after ten boxes that do not fit
 LOG_RATIO = (float(np.log(3 / 4)), float(np.log(4 / 3)))
 DRAWS_PER_IMAGE = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
 
 
 class Views(NamedTuple):
-    """How N images are seen: boxes [N, 4] (top, left, height, width), flips [N], rolls [N, 2]
-    (down, right), pixels.
+    """Crops, flips and rolls of N images, in pixels.
+
+    Boxes [N, 4] (top, left, height, width), flips [N], rolls [N, 2] (down, right).
     """
 
     boxes: NDArray[np.int64]
@@ -42,9 +43,9 @@ class Views(NamedTuple):
 
 
 class Cutouts(NamedTuple):
-    """Squares that cover N images.
+    """Squares that cover N images: boxes [N, 4] (top, bottom, left, right), colours [N, 3].
 
-    Boxes [N, 4] (top, bottom, left, right) and colours [N, 3] in [0, 1].
+    Colours are in [0, 1].
     """
 
     boxes: NDArray[np.int64]
@@ -56,12 +57,11 @@ class Cutouts(NamedTuple):
 
 
 def crop_boxes(uniform: Floats, size: int, low: float, high: float) -> NDArray[np.int64]:
-    """RandomResizedCrop's boxes [N, 4] from uniform draws [N, >= 22] in [0, 1), by torchvision's
-    rules.
+    """RandomResizedCrop's boxes [N, 4] by torchvision's rules, from uniform draws [N, >= 22].
 
-    A box has an area ratio in [low, high] and a log-uniform aspect ratio in 3/4 to 4/3; the first
-    of ten that fits is taken, else the whole image (of a square image, torchvision's fall-back is
-    all of it).
+    Draws are in [0, 1). A box has an area ratio in [low, high] and a log-uniform aspect ratio in
+    3/4 to 4/3. The first of ten boxes that fits is taken, else the full image, which is
+    torchvision's fall-back for square images.
     """
     area = size * size * (low + (high - low) * uniform[:, :TRIES])
     ratio = np.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * uniform[:, TRIES : 2 * TRIES])
@@ -79,14 +79,21 @@ def crop_boxes(uniform: Floats, size: int, low: float, high: float) -> NDArray[n
 
 
 def draw_views(
-    draws: np.random.Generator, count: int, size: int, *, crop: str, scale: tuple[float, float] = (0.08, 1.0),
-    padding: int = 0, flip: float = 0.5, jitter: int = 0,
-) -> Views:  # fmt: skip
-    """How `count` images of `size` pixels are seen; image i's draws depend on the generator and i,
-    not on `count`.
+    draws: np.random.Generator,
+    count: int,
+    size: int,
+    *,
+    crop: str,
+    scale: tuple[float, float] = (0.08, 1.0),
+    padding: int = 0,
+    flip: float = 0.5,
+    jitter: int = 0,
+) -> Views:
+    """Random views of `count` images of `size` pixels.
 
     `crop` is random_resized_crop (area ratio in `scale`), pad_crop (a window of the zero-padded
-    image) or none.
+    image) or none; ValueError for another. Image i's draws depend on the generator and i, not on
+    `count`.
     """
     uniform = draws.random((count, DRAWS_PER_IMAGE + 2))
     boxes = np.tile(np.array([0, 0, size, size], dtype=np.int64), (count, 1))
@@ -102,8 +109,7 @@ def draw_views(
 
 
 def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Resampling matrices [N, R, R] of one axis, whose rows are the output pixels `out` [N, R] of
-    the resized crop.
+    """Resampling matrices [N, R, R] of one axis, for the pixels `out` [N, R] of the resized crop.
 
     Output pixel o reads source coordinate `start + (o + ½) · length/size − ½`. torchvision crops
     first and resizes then, so the coordinate is clamped to the crop and not to the image.
@@ -114,29 +120,23 @@ def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Ten
     floor = source.floor()
     weight = (source - floor)[..., None]
     distance = torch.arange(size, device=out.device) - (floor.long() + start[:, None])[..., None]
-    return (distance == 0) * (1 - weight) + (
-        distance == 1
-    ) * weight  # the last pixel of a crop has weight 0 here
+    # The last source pixel of a crop has no right neighbour; its `weight` is 0.
+    return (distance == 0) * (1 - weight) + (distance == 1) * weight
 
 
 def stack_views(views: Views, size: int) -> NDArray[np.int64]:
-    """Views as one array [N, 5] (box, flip), or [N, 7] if any of them rolls.
-
-    A device takes it in one copy.
-    """
-    assert (views.boxes[:, 2:] <= size).all(), (
-        "a crop larger than the image would need antialiasing"
-    )
+    """Views as one array [N, 5] (box, flip), or [N, 7] if any rolls: one copy to a device."""
+    fits = (views.boxes[:, 2:] <= size).all()
+    assert fits, "a crop larger than the image would need antialiasing"
     parts = [views.boxes, views.flips[:, None], *([views.rolls] if views.rolls.any() else [])]
     return np.concatenate(parts, axis=1, dtype=np.int64)
 
 
 def matrices(views: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """The pair of matrices (rows [N, R, R], columns [N, R, R]) that crops, then flips, then rolls
-    as `packed` views.
+    """Matrices (rows [N, R, R], columns [N, R, R]) that crop, then flip, then roll.
 
-    Flip and roll only say which pixel of the resized crop an output pixel is, so they cost no pass
-    over the matrices.
+    `views` are those of `stack_views`. Flip and roll only permute the pixels of the resized crop,
+    so they cost no pass over the matrices.
     """
     down = across = torch.arange(size, device=views.device)[None]
     if views.shape[1] > 5:
@@ -149,28 +149,25 @@ def matrices(views: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tu
 def resampling(
     views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """`matrices` of views that are drawn and not yet on the device."""
+    """`matrices` on `device` of drawn views."""
     return matrices(torch.from_numpy(stack_views(views, size)).to(device), size, dtype)
 
 
 def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-    """Images [N, C, R, R] through `resampling` matrices of N views, or of N/B views each shared by
-    B images.
-    """
+    """Images [N, C, R, R] through the `matrices` of N views, or of N/B views for B images each."""
     rows, columns = matrices
     views, size = len(rows), images.shape[-1]
     with torch.autocast(images.device.type, enabled=False):
-        wide = (
-            images.reshape(views, -1, size) @ columns.mT
-        )  # one product a view: [B·C·R, R] @ [R, R]
+        # One product per view: [B·C·R, R] @ [R, R].
+        wide = images.reshape(views, -1, size) @ columns.mT
         tall = wide.view(views, -1, size, size).mT.reshape(views, -1, size) @ rows.mT
     return tall.view(views, -1, size, size).mT.reshape(images.shape)
 
 
 def mixing_boxes(ratio: Floats, centre: Floats, size: int) -> NDArray[np.int64]:
-    """CutMix boxes [N, 4] (top, bottom, left, right) for mixing ratios [N] and centres [N, 2] in
-    [0, 1).
+    """CutMix boxes [N, 4] (top, bottom, left, right) for mixing ratios [N] and centres [N, 2].
 
+    Centres are in [0, 1), as shares of the image's side.
     The patch covers a share 1 − ratio of the image before it is clipped at the borders (Yun et al.
     2019, as in the authors' relabelling).
     """
@@ -182,8 +179,9 @@ def mixing_boxes(ratio: Floats, centre: Floats, size: int) -> NDArray[np.int64]:
 
 
 def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> Tensor:
-    """Images [N, C, R, R] with each one's box [N, 4] (top, bottom, left, right) filled from its
-    partner.
+    """Images [N, C, R, R], each with its box [N, 4] filled from its partner.
+
+    Boxes are (top, bottom, left, right).
     """
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
@@ -195,12 +193,10 @@ def cutmix(images: Tensor, partners: Tensor, boxes: Tensor) -> Tensor:
 
 
 def draw_cutouts(draws: np.random.Generator, count: int, size: int, share: float) -> Cutouts:
-    """A square of side `share` · `size` pixels on each of `count` images, clipped where it crosses
-    the border.
+    """A square of side `share` · `size` pixels on each of `count` images, clipped at the border.
 
-    Its centre and its colour, one for the whole square, are uniform (CutoutPIL of Ridnik et al.
-    2021, whose side is a pixel more). Image i's draws depend on the generator and i, not on
-    `count`.
+    Its centre and its single colour are uniform (CutoutPIL of Ridnik et al. 2021, whose side is a
+    pixel longer). Image i's draws depend on the generator and i, not on `count`.
     """
     uniform, side = draws.random((count, 5)), round(share * size)
     low = np.floor(uniform[:, :2] * size).astype(np.int64) - side // 2
@@ -216,16 +212,16 @@ def cutout(images: Tensor, cutouts: Cutouts) -> Tensor:
 
 
 def stack_cutouts(cutouts: Cutouts) -> NDArray[np.float32]:
-    """Squares as one array [N, 7] (box, colour): a device takes it in one copy."""
+    """Squares as one array [N, 7] (box, colour): one copy to a device."""
     return np.concatenate([cutouts.boxes, cutouts.colours], axis=1, dtype=np.float32)
 
 
 def cover(images: Tensor, squares: Tensor) -> Tensor:
-    """Images [N, C, R, R] of values in [0, 1], each under its square of `packed_cutouts` [N, 7]."""
+    """Images [N, C, R, R] of values in [0, 1], each under its square of `stack_cutouts` [N, 7]."""
     return cutmix(images, squares[:, 4:, None, None], squares[:, :4])
 
 
 def mixup(images: Tensor, partners: Tensor, ratio: Tensor) -> Tensor:
-    """Ratio · image + (1 − ratio) · partner, a ratio [N] each."""
+    """Ratio · image + (1 − ratio) · partner, with one ratio [N] per image."""
     ratio = ratio.view(-1, 1, 1, 1)
     return ratio * images + (1 - ratio) * partners

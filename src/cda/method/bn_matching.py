@@ -1,11 +1,11 @@
-"""The regulariser of recovery: batch statistics as the recovery model's BN layers remember the real
-data's.
+"""The regulariser of recovery: BN statistics of the images match those of the real data.
 
-Paper Eq. 7 sums, over BN layers, the L2 distances of channel means and variances to the running
-ones. As in the authors' code the statistics are of the layer's INPUT, the variance is biased, and
-the first layer counts ten times (fidelity 5). They are taken per class block: a batch may hold
-several blocks in a row, each matched by itself. On a CPU in float32, kernels that the caller passes
-compute them with the layer's output in one pass; hooks and torch are the reference.
+Paper Eq. 7 sums, over the recovery model's BN layers, the L2 distances of channel means and
+variances to the running ones. As in the authors' code the statistics are of the layer's INPUT, the
+variance is biased, and the first layer counts ten times (fidelity 5). They are taken per class
+block: a batch may hold several blocks in a row, each matched by itself. On a CPU in float32,
+kernels that the caller passes compute the statistics and the layer's output in one pass; hooks and
+torch are the reference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """Its BN layers with running statistics, in module order.
+    """The model's BN layers with running statistics, in module order.
 
     Raises ConfigError if there is none.
     """
@@ -41,8 +41,9 @@ def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
 
 
 def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Tensor:
-    """‖var − RV‖₂ + ‖mean − RM‖₂ of each block [blocks] for features [blocks·B, C, …], in float32
-    or better.
+    """‖var − RV‖₂ + ‖mean − RM‖₂ of each block [blocks] for features [blocks·B, C, …].
+
+    Computed in float32 or better; `mean` and `var` [C] are the running statistics RM and RV.
     """
     precise = features if features.dtype == torch.float64 else features.float()
     grouped = precise.reshape(blocks, -1, *features.shape[1:])
@@ -52,15 +53,12 @@ def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Ten
 
 
 def _distance(block_mean: Tensor, block_var: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(block_var - var, dim=1) + torch.linalg.vector_norm(
-        block_mean - mean, dim=1
-    )
+    norm = torch.linalg.vector_norm
+    return norm(block_var - var, dim=1) + norm(block_mean - mean, dim=1)
 
 
 class Kernels(Protocol):
-    """Frozen BN layers computed together with the mean and the biased variance [blocks, C] of their
-    input.
-    """
+    """Compute a frozen BN layer with its input's mean and biased variance [blocks, C]."""
 
     def suits(self, module: nn.Module) -> bool:
         """Whether the kernels take a layer of this shape and dtype."""
@@ -77,11 +75,10 @@ class Kernels(Protocol):
 
 
 class BNMatching:
-    """Watches a model's BN layers: after a forward pass over `blocks` class blocks, `loss` sums
-    their distances.
+    """Observes a model's BN layers: after a forward pass, `loss` sums their distances per block.
 
-    `kernels` (`cda.engine.kernels.batch_norm`) stand in for the layers that they suit; None: torch
-    computes all.
+    A batch holds `blocks` class blocks in a row. `kernels` (`cda.engine.kernels.batch_norm`)
+    replace the layers that they suit; with None torch computes all.
     """
 
     def __init__(
@@ -105,44 +102,40 @@ class BNMatching:
                 self._undo.append(layer.register_forward_pre_hook(self._hook(index)).remove)
 
     def _forward(self, index: int, kernels: Kernels, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-        return self._kept(index, layer, kernels.normalised(x, layer, self.blocks))
+        return self._record(index, layer, kernels.normalised(x, layer, self.blocks))
 
     def _rectified(
         self, index: int, kernels: Kernels, layer: nn.BatchNorm2d, x: Tensor, plus: Tensor | None
     ) -> Tensor:
-        return self._kept(index, layer, kernels.rectified(x, plus, layer, self.blocks))
+        return self._record(index, layer, kernels.rectified(x, plus, layer, self.blocks))
 
-    def _kept(
-        self, index: int, layer: nn.BatchNorm2d, made: tuple[Tensor, Tensor, Tensor]
+    def _record(
+        self, index: int, layer: nn.BatchNorm2d, computed: tuple[Tensor, Tensor, Tensor]
     ) -> Tensor:
-        y, mean, var = made
+        y, mean, var = computed
         assert layer.running_mean is not None
         assert layer.running_var is not None
         self._distances[index] = _distance(mean, var, layer.running_mean, layer.running_var)
         return y
 
     def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             mean, var = layer.running_mean, layer.running_var
             assert isinstance(mean, Tensor)
             assert isinstance(var, Tensor)
             with torch.autocast(inputs[0].device.type, enabled=False):
                 self._distances[index] = bn_distance(inputs[0], mean, var, self.blocks)
 
-        return keep
+        return record
 
     def loss(self) -> Tensor:
-        """Σ_k m_k (…) of each block [blocks], over the layers of the last forward pass in their
-        order.
-        """
-        total = torch.stack(
-            [self.multipliers[k] * self._distances[k] for k in sorted(self._distances)]
-        ).sum(dim=0)
+        """Σ_k m_k · distance_k of each block [blocks], over the layers of the last forward pass."""
+        terms = [self.multipliers[k] * self._distances[k] for k in sorted(self._distances)]
         self._distances.clear()
-        return total
+        return torch.stack(terms).sum(dim=0)
 
     def remove(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         for undo in self._undo:
             undo()
         self._undo.clear()

@@ -1,9 +1,9 @@
 """How hard each recovery step is: the crop schedule of curriculum data augmentation.
 
 A step optimises a random crop whose area ratio lies between `min_crop` and β_u. With a curriculum
-early steps see nearly the whole image; the lower bound then falls to β_l and small crops appear
-(paper Section 2.3, Algorithm 1). The paper's decay γ = 0.92 is β_u − β_l at its defaults, and is
-taken as that for every β (fidelity 6); a step s is early while s < milestone · S.
+early steps see nearly the full image; the lower bound then falls to β_l and small crops appear
+(paper Section 2.3, Algorithm 1). The paper's decay γ = 0.92 equals β_u − β_l at its defaults; here
+γ is β_u − β_l for every β (fidelity 6). Step s of S is early while s < milestone · S.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def min_crop(
 
 
 def _share(scheduler: str, progress: float) -> float:
-    """How much of the easy start is left after `progress` in [0, 1) of the curriculum."""
+    """The remaining share of the easy start after `progress` in [0, 1) of the curriculum."""
     if scheduler == "step":
         return 1.0
     if scheduler == "linear":
@@ -57,8 +57,5 @@ def _share(scheduler: str, progress: float) -> float:
 
 
 def image_lr(step: int, steps: int, lr: float) -> float:
-    """Learning rate of the images at `step`.
-
-    A cosine from `lr` to 0 over all steps, without warm-up (fidelity 7).
-    """
+    """Learning rate of the images at `step`: a cosine from `lr` to 0, no warm-up (fidelity 7)."""
     return lr * (1.0 + math.cos(math.pi * step / steps)) / 2

@@ -1,9 +1,9 @@
 """Continual learning's augmentation: Differentiable Siamese Augmentation (Zhao and Bilen 2021).
 
 One of color, crop, cutout, flip, scale and rotate is drawn for a batch, and every image then has
-its own draw: the authors' continual-learning code leaves the Siamese sharing of draws off. Images
-are normalised, so the zeros that crop, cutout, scale and rotate bring in are the data set's mean
-colour. All of it is differentiable in the images.
+its own parameters: the authors' continual-learning code turns the Siamese sharing of draws off.
+Images are normalised, so the zeros that crop, cutout, scale and rotate bring in are the data set's
+mean colour. All operations are differentiable in the images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SCALE, ROTATE = 1.2, 15.0  # largest ratio, largest angle in degrees
 
 
 def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Add `brightness`, then scale each pixel's distance to its grey, then to the image's mean.
+    """Add `brightness` [N], then scale each pixel's distance to its grey by `saturation` [N].
 
-    [N] each.
+    Last, scale each pixel's distance to the image's mean by `contrast` [N].
     """
     add, saturate, stretch = (
         value.view(-1, 1, 1, 1) for value in (brightness, saturation, contrast)
@@ -40,19 +40,19 @@ def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 
 def cutout(images: Tensor, start: Tensor, side: int) -> Tensor:
-    """Zeros in a square of `side` pixels that begins at row and column `start` [N, 2] and may reach
-    over the border.
+    """Images with zeros in a square of `side` pixels that begins at row and column `start` [N, 2].
+
+    The square may cross the border.
     """
     top, left = start.unbind(dim=1)
-    return cutmix(
-        images, torch.zeros_like(images), torch.stack([top, top + side, left, left + side], dim=1)
-    )
+    boxes = torch.stack([top, top + side, left, left + side], dim=1)
+    return cutmix(images, torch.zeros_like(images), boxes)
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """What is at (x, y), both in [-1, 1], comes from matrix · (x, y), bilinear, zero outside.
+    """Images whose pixel at (x, y) is the source's at matrix · (x, y): bilinear, zero outside.
 
-    Matrices [N, 2, 2].
+    Coordinates are in [-1, 1], matrices [N, 2, 2].
     """
     affine = F.pad(matrices.to(images), (0, 1))
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
@@ -103,9 +103,8 @@ def _scale(images: Tensor, draws: np.random.Generator) -> Tensor:
 def _rotate(images: Tensor, draws: np.random.Generator) -> Tensor:
     angles: Floats = np.deg2rad((draws.random(len(images)) - 0.5) * 2 * ROTATE)
     cosine, sine = np.cos(angles), np.sin(angles)
-    return warp(
-        images, _on(images, np.stack([cosine, -sine, sine, cosine], axis=1).reshape(-1, 2, 2))
-    )
+    matrices = np.stack([cosine, -sine, sine, cosine], axis=1).reshape(-1, 2, 2)
+    return warp(images, _on(images, matrices))
 
 
 OPERATIONS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
@@ -119,10 +118,10 @@ OPERATIONS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 
 def augment(images: Tensor, draws: np.random.Generator) -> Tensor:
-    """Normalised images [N, 3, R, R] under one operation that `draws` chooses, each with its own
-    parameters.
+    """Normalised images [N, 3, R, R] under one randomly drawn operation, with parameters per image.
 
     The result is a pure function of images and draws; draws are made on the CPU, so they are the
     same on any device.
     """
-    return list(OPERATIONS.values())[int(draws.integers(len(OPERATIONS)))](images, draws)
+    operation = list(OPERATIONS.values())[int(draws.integers(len(OPERATIONS)))]
+    return operation(images, draws)

@@ -1,7 +1,4 @@
-"""Losses of post-training: how a validation model learns from soft labels (FKD.
-
-Fidelity 11, 13, 15).
-"""
+"""Losses of post-training, for soft labels (FKD; fidelity 11, 13, 15) and for hard labels."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ def kd_loss(
     squared: bool = False,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, for logits [N, C]; times T²
-    where `squared`.
+    """KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, for logits [N, C].
 
-    `smoothing` spreads that share of the teacher's softmax over all classes (fidelity 16).
+    `squared` multiplies it by T². `smoothing` spreads that share of the teacher's softmax over all
+    classes (fidelity 16).
     """
     target = F.log_softmax(teacher.float() / temperature, dim=1)
     if smoothing:
@@ -37,9 +34,9 @@ def kd_loss(
 def mixed_ce(
     student: Tensor, own: Tensor, partner: Tensor, share: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy with hard labels of mixed images.
+    """Cross-entropy of mixed images with hard labels, mean over the batch, for logits [N, C].
 
-    `share` [N] of the own class [N], the rest of the partner's.
+    An image has the share [N] of its `own` class [N], the rest is its `partner`'s class [N].
     """
     student = student.float()
     first = F.cross_entropy(student, own, reduction="none", label_smoothing=smoothing)

@@ -1,9 +1,8 @@
-"""Networks by name: ResNets (small stems, narrow widths), the field's ConvNets, and all of
-torchvision and timm.
+"""Networks by name: ResNets, the field's ConvNets, and all networks of torchvision and timm.
 
-The ResNets' tensors are named and shaped as torchvision's, so published weights load; they are
-written out here because narrow ones exist nowhere else and because importing torchvision costs
-every small job some seconds.
+ResNets may have small stems and narrow widths. Their tensors have torchvision's names and shapes,
+so published weights load. They are defined here because narrow ones exist nowhere else and because
+the import of torchvision costs every small job some seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +18,15 @@ from cda.config.names import NETWORKS, Network, find
 from cda.config.recipe import Architecture
 from cda.errors import ConfigError
 
-RESNETS = {"resnet18": (False, (2, 2, 2, 2)), "resnet34": (False, (3, 4, 6, 3)), "resnet50": (True, (3, 4, 6, 3)),
-           "resnet101": (True, (3, 4, 23, 3)), "resnet152": (True, (3, 8, 36, 3))}  # fmt: skip
-_SIZED = re.compile(r"vit|deit|swin|resmlp|mixer")  # timm's, whose tensors depend on the resolution
+RESNETS = {  # name: (bottleneck blocks or basic ones, blocks per layer)
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
+}
+# timm's families whose tensors depend on the resolution
+_SIZED = re.compile(r"vit|deit|swin|resmlp|mixer")
 
 
 def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -31,35 +36,32 @@ def _conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 def rectified(norm: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """relu(norm(x) + plus), in place.
 
-    By the `rectified` that a kernel of `cda.engine.kernels` gave the layer, if one did.
+    A layer with an attribute `rectified` (from `BNMatching` with kernels) does it in one pass.
     """
     fused = getattr(norm, "rectified", None)
     if fused is not None:
-        made: Tensor = fused(x, plus)
-        return made
+        result: Tensor = fused(x, plus)
+        return result
     y = norm(x)
     return torch.relu_(y if plus is None else y.add_(plus))
 
 
 class Residual(nn.Module):
-    """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 to fourfold) block; He et al.
+    """A basic (two 3×3) or bottleneck (1×1, 3×3, 1×1 to fourfold) block of He et al. 2016.
 
-    2016, with the stride on the 3×3.
+    The stride is on the 3×3, as in torchvision.
     """
 
     def __init__(self, ins: int, planes: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         outs = planes * 4 if bottleneck else planes
-        self.conv1, self.bn1 = (
-            (_conv(ins, planes, 1) if bottleneck else _conv(ins, planes, 3, stride)),
-            nn.BatchNorm2d(planes),
-        )
-        self.conv2, self.bn2 = (
-            _conv(planes, planes, 3, stride if bottleneck else 1),
-            nn.BatchNorm2d(planes),
-        )
+        self.conv1 = _conv(ins, planes, 1) if bottleneck else _conv(ins, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = _conv(planes, planes, 3, stride if bottleneck else 1)
+        self.bn2 = nn.BatchNorm2d(planes)
         if bottleneck:
-            self.conv3, self.bn3 = _conv(planes, outs, 1), nn.BatchNorm2d(outs)
+            self.conv3 = _conv(planes, outs, 1)
+            self.bn3 = nn.BatchNorm2d(outs)
         self.bottleneck = bottleneck
         fits = stride == 1 and ins == outs
         self.downsample = (
@@ -106,9 +108,9 @@ class ResNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """The ConvNet of the distillation literature.
+    """The distillation literature's ConvNet: 3×3 convolution, InstanceNorm, ReLU, average pool.
 
-    Blocks of 3×3 convolution, InstanceNorm, ReLU and average pool.
+    `depth` such blocks, then a linear classifier.
     """
 
     def __init__(
@@ -118,13 +120,8 @@ class ConvNet(nn.Module):
         width = max(8, round(128 * architecture.width))
         layers: list[nn.Module] = []
         for index in range(depth):
-            norm = nn.GroupNorm(width, width)
-            layers += [
-                nn.Conv2d(width if index else 3, width, 3, padding=1),
-                norm,
-                nn.ReLU(),
-                nn.AvgPool2d(2),
-            ]
+            convolution = nn.Conv2d(width if index else 3, width, 3, padding=1)
+            layers += [convolution, nn.GroupNorm(width, width), nn.ReLU(), nn.AvgPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (resolution // 2**depth) ** 2, classes)
 
@@ -134,10 +131,9 @@ class ConvNet(nn.Module):
 
 
 def build(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:
-    """A fresh network; raises ConfigError for a name that nobody knows. Weights come from torch's
-    global generator.
+    """A fresh network with weights from torch's global generator; ConfigError for unknown names.
 
-    `name` is the catalogue's (`cda.config.names`), torchvision's or timm's, in this order.
+    `name` is looked up in `cda.config.names`, then torchvision, then timm.
     """
     network = find(name) or Network("torchvision" if _torchvision_has(name) else "timm", name, name)
     if network.library == "own":

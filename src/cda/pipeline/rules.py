@@ -182,20 +182,20 @@ class Plan:
         job = self._job(wildcards)
         squeeze = job.run.recipe.squeeze
         fetched = squeeze.init and not squeeze.weights
-        return [self.layout.fetched(job.run)] if fetched and self._is_open(job) else []
+        return [self.layout.fetched(job.run)] if fetched and self._must_run(job) else []
 
     def _inputs(self, wildcards: Wildcards, stage: str) -> list[str]:
         """What a job reads of `stage`; if its output exists, only what exists."""
         job = self._job(wildcards)
         jobs = [one for one in self._graph.inputs(job) if one.run.stage == stage]
-        is_open = self._is_open(job)
-        return [one.output for one in jobs if is_open or one.is_done()]
+        must_run = self._must_run(job)
+        return [one.output for one in jobs if must_run or one.is_done()]
 
     def _job(self, wildcards: Wildcards) -> Job:
         index = getattr(wildcards, "part", getattr(wildcards, "seed", 0))
         return self._graph.job(self._run(wildcards), int(index))
 
-    def _is_open(self, job: Job) -> bool:
+    def _must_run(self, job: Job) -> bool:
         """Whether a job is to be done: its output is missing, or the call forces it."""
         forced = self._workflow.dag_settings
         if not job.is_done() or forced is None or forced.forceall:

@@ -1,15 +1,12 @@
 """Differences between cells of a table, each with its confidence interval over seeds.
 
-What a claim is judged by.
+A claim of the paper is judged by such a difference and not by two means.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Sequence
-
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from cda.config.experiment import KEYS
 from cda.errors import ConfigError
@@ -19,43 +16,42 @@ from cda.results.measured import measurements
 
 HEAD = ["", "data set", "ipc", "difference", "95 % interval", "seeds"]
 HEADING = "Differences in points, with Welch's 95 % confidence interval over the validation seeds:"
-SHARED = tuple(key for key in KEYS if key != "recovery_iterations")  # real images know none
+# Cells are compared by all keys but this one, which real images do not have.
+COMPARED = tuple(key for key in KEYS if key != "recovery_iterations")
 
 
-def interval(
-    ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
-) -> tuple[float, float] | None:
-    """Welch's confidence interval of mean(ours) − mean(theirs); None if either has fewer than two
-    values.
+def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:
+    """Welch's 95 % confidence interval of mean(first) − mean(second).
+
+    None if either has fewer than two values; the difference itself if neither varies.
 
     >>> [round(end, 2) for end in interval([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])]
     [-0.27, 4.27]
     """
-    if min(len(ours), len(theirs)) < 2:
+    from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # half a second
+
+    if min(len(first), len(second)) < 2:
         return None
-    parts = [statistics.variance(values) / len(values) for values in (ours, theirs)]
-    difference, error = statistics.fmean(ours) - statistics.fmean(theirs), math.sqrt(sum(parts))
-    if error == 0:
-        return difference, difference
-    freedom = sum(parts) ** 2 / sum(
-        p**2 / (len(v) - 1) for p, v in zip(parts, (ours, theirs), strict=True)
-    )
-    reach = float(stdtrit(freedom, (1 + level) / 2)) * error
-    return difference - reach, difference + reach
+    if len(set(first)) == len(set(second)) == 1:
+        return (first[0] - second[0],) * 2
+    found = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def pairs(experiments: ExperimentSet, name: str) -> Iterator[tuple[str, Cell, Cell]]:
-    """A table's declared contrasts: what is claimed, a cell, and the cell that it is held against.
+    """A table's declared contrasts: the claim, a cell, and the cell that it is compared with.
 
-    Raises ConfigError for a contrast that finds no two cells; controls that nobody asked for may be
-    what is missing.
+    Raises ConfigError for a contrast that finds no two cells, unless `controls=none` may have
+    removed them.
     """
-    cells = {tuple(str(cell.key[key]) for key in SHARED): cell for cell in experiments.cells(name)}
+    cells = {
+        tuple(str(cell.key[key]) for key in COMPARED): cell for cell in experiments.cells(name)
+    }
     for contrast in experiments.tables[name].contrasts:
         found = 0
         for key, cell in cells.items():
-            named = dict(zip(SHARED, key, strict=True))
-            other = cells.get(tuple((named | contrast.against)[key] for key in SHARED))
+            named = dict(zip(COMPARED, key, strict=True))
+            other = cells.get(tuple((named | contrast.against)[key] for key in COMPARED))
             if contrast.of.items() <= named.items() and other is not None:
                 yield contrast.claim, cell, other
                 found += 1
@@ -68,20 +64,20 @@ def pairs(experiments: ExperimentSet, name: str) -> Iterator[tuple[str, Cell, Ce
 
 
 def contrast_rows(experiments: ExperimentSet, name: str) -> list[list[str]]:
-    """The contrasts of which both cells are measured, for people, under their heading.
-
-    Nothing if there are none.
-    """
-    found = []
+    """A heading and a row for each contrast whose cells are both measured; nothing if none is."""
+    rows = []
     for claim, cell, other in pairs(experiments, name):
-        ours, theirs = (
-            measurements(experiments, cell).values,
-            measurements(experiments, other).values,
-        )
-        if ours and theirs:
-            ends = interval(ours, theirs)
-            told = f"{ends[0]:+.2f} to {ends[1]:+.2f}" if ends else "too few seeds"
-            difference = f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}"
-            where = [str(cell.key["dataset"]), str(cell.key["ipc"])]
-            found.append([claim, *where, difference, told, f"{len(ours)} against {len(theirs)}"])
-    return [HEAD, *found] if found else []
+        first, second = (measurements(experiments, one).values for one in (cell, other))
+        if first and second:
+            ends = interval(first, second)
+            rows.append(
+                [
+                    claim,
+                    str(cell.key["dataset"]),
+                    str(cell.key["ipc"]),
+                    f"{statistics.fmean(first) - statistics.fmean(second):+.2f}",
+                    f"{ends[0]:+.2f} to {ends[1]:+.2f}" if ends else "too few seeds",
+                    f"{len(first)} against {len(second)}",
+                ]
+            )
+    return [HEAD, *rows] if rows else []

@@ -1,8 +1,8 @@
 """The figures of `config/experiments/`: a PNG each and, of plots, an SVG beside it.
 
-How a kind is drawn is told in `plots` (of tables and of the method) and in `pictures` (of distilled
-images). The same inputs give the same bytes: no dates, no names drawn from memory addresses, and
-nobody's own matplotlib settings.
+`plots` draws tables, `method_plots` the method, and `pictures` distilled images. The same inputs
+give the same bytes: files hold no dates and no random names, and a user's own matplotlib settings
+are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.files import atomic_write
-from cda.results import pictures, plots
+from cda.results import method_plots, pictures, plots
 from cda.results.tables import table
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ OF_TABLES = {
     "continual": plots.continual,
     "bounds": plots.bounds,
 }
-OF_METHOD = {"crops": plots.crops, "schedulers": plots.schedulers}
+OF_METHOD = {"crops": method_plots.crops, "schedulers": method_plots.schedulers}
 OF_IMAGES = {"grid": pictures.grid, "progress": pictures.progress}
 STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -58,8 +58,7 @@ def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
     """Draw the declared figure `name` at `out` (PNG) and, if it is a plot, beside it as SVG.
 
     Raises ConfigError for an unknown figure, or one whose tables or classes do not fit its kind,
-    and ArtifactError for images that are missing, which `cells=present` shows as panels that were
-    not run.
+    and ArtifactError for missing images, in whose place `cells=present` draws empty panels.
     """
     if name not in experiments.figures:
         there = ", ".join(experiments.figures) or "none"
@@ -69,30 +68,30 @@ def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        figure = _drawn(experiments, name)
+        figure = _draw_kind(experiments, name)
         _save(figure, out, "png")
         if experiments.figures[name].plot:
             _save(figure, out.with_suffix(".svg"), "svg")
 
 
-def _drawn(experiments: ExperimentSet, name: str) -> Figure:
+def _draw_kind(experiments: ExperimentSet, name: str) -> Figure:
     declared = experiments.figures[name]
     if declared.kind in OF_METHOD:
-        figure = OF_METHOD[declared.kind]()  # of no run, so of no scale
+        figure = OF_METHOD[declared.kind]()
         figure.suptitle(declared.title)
-        return figure
+        return figure  # without the scale's note: it draws no run
     if declared.kind in OF_TABLES:
         if not declared.tables:
             raise ConfigError(
                 f"figure {name}: tables is missing; name the tables whose cells it draws"
             )
-        for own in declared.tables:
-            if own in experiments.tables and experiments.tables[own].sizes_of:
+        for one in declared.tables:
+            if one in experiments.tables and experiments.tables[one].sizes_of:
                 raise ConfigError(
-                    f"figure {name}: table {own} holds sizes and no accuracies; name another "
+                    f"figure {name}: table {one} holds sizes and no accuracies; name another "
                     "under tables"
                 )
-        figure = OF_TABLES[declared.kind]({own: table(experiments, own) for own in declared.tables})
+        figure = OF_TABLES[declared.kind]({one: table(experiments, one) for one in declared.tables})
     else:
         figure = OF_IMAGES[declared.kind](experiments, name)
     figure.suptitle(declared.title)
@@ -102,7 +101,7 @@ def _drawn(experiments: ExperimentSet, name: str) -> Figure:
 
 
 def _note(figure: Figure, text: str) -> None:
-    """Small print below the panels: above the legend, which has no room below it, or alone."""
+    """Small print below the panels: as the legend's title, or alone where there is no legend."""
     for legend in figure.legends:
         legend.set_title(text)
         legend.get_title().set_color("0.35")
@@ -111,6 +110,6 @@ def _note(figure: Figure, text: str) -> None:
 
 
 def _save(figure: Figure, out: Path, kind: str) -> None:
-    unsaid = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
-    with atomic_write(out) as aside:
-        figure.savefig(aside, format=kind, dpi=DPI, metadata=unsaid)
+    without = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    with atomic_write(out) as temporary:
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=without)

@@ -1,7 +1,7 @@
-"""What label stores take on a disk, beside the cells of a table and for every store of a scale:
-arithmetic alone.
+"""Sizes of label stores on disk, beside a table's cells and for every store of a scale.
 
-A size is that of the logits; numpy's 128 bytes and the header file are left out.
+Nothing is run: a size is images × epochs of labels × bytes a row. It counts the stored logits and
+neither numpy's 128 bytes nor the header file.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from typing import Any
 import pandas as pd
 
 from cda.config.experiment import Experiment
-from cda.config.recipe import Relabel, record
+from cda.config.label_rows import row_parts
+from cda.config.recipe import Relabel
 from cda.config.types import parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.grid import points
 from cda.experiments.runs import Run, fp16_bytes, label_bytes, served_epochs
+from cda.text import human_bytes
 
 SIZE_COLUMNS = ("label store", "times smaller")  # columns of the Markdown
 
 
 def of_cell(run: Run | None) -> tuple[int | None, float | None]:
-    """Bytes of the label store that a validate run reads, and fp16's over them.
+    """Bytes of a validate run's label store, and how many times larger fp16 would be.
 
-    Nothing where none is stored.
+    None and None where no soft labels are stored.
     """
     labels = run.upstream.get("labels") if run else None
     if labels is None or labels.recipe.relabel.labels == "hard":
@@ -33,48 +35,37 @@ def of_cell(run: Run | None) -> tuple[int | None, float | None]:
     return label_bytes(labels), round(fp16_bytes(labels) / label_bytes(labels), 2)
 
 
-def human(size: float) -> str:
-    """A size in three digits.
-
-    >>> human(1.31e12), human(20_000_000), human(104)
-    ('1.31 TB', '20 MB', '104 B')
-    """
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size:g} B"
-
-
 def with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table with the columns that its Markdown shows of the sizes."""
-    store = [human(size) if pd.notna(size) else "–" for size in frame["label_bytes"]]
+    """A table with SIZE_COLUMNS for its Markdown."""
+    store = [human_bytes(size) if pd.notna(size) else "–" for size in frame["label_bytes"]]
     smaller = [f"{ratio:.1f}×" if pd.notna(ratio) else "–" for ratio in frame["label_ratio"]]
     return frame.assign(**dict(zip(SIZE_COLUMNS, (store, smaller), strict=True)))
 
 
 def sizes(experiments: ExperimentSet, name: str) -> pd.DataFrame:
-    """Every label store of the scale's tables under every codec of the table that `name` says, a
-    row each.
+    """A row for every label store of the scale's tables under every codec.
+
+    The codecs are those that the table in `sizes_of` of table `name` compares.
     """
     codecs = list(_codecs(experiments, str(experiments.tables[name].sizes_of)))
     rows = [
-        _row(name, run, setting, kept) for run in _stores(experiments) for setting, kept in codecs
+        _row(name, run, setting, codec) for run in _stores(experiments) for setting, codec in codecs
     ]
     return pd.DataFrame(rows)
 
 
-def _row(name: str, run: Run, setting: str, kept: Relabel) -> dict[str, Any]:
-    size = label_bytes(run, kept)
+def _row(name: str, run: Run, setting: str, codec: Relabel) -> dict[str, Any]:
+    size = label_bytes(run, codec)
     return {
         "table": name,
         "dataset": run.dataset,
         "ipc": run.ipc,
         "epochs": served_epochs(run),
         "setting": setting,
-        "bits": kept.bits,
-        "top_k": kept.top_k,
-        "reuse": kept.reuse,
-        "row_bytes": record(run.data.classes, kept.bits, kept.top_k).bytes,
+        "bits": codec.bits,
+        "top_k": codec.top_k,
+        "reuse": codec.reuse,
+        "row_bytes": row_parts(run.data.classes, codec.bits, codec.top_k).bytes,
         "label_bytes": size,
         "label_ratio": round(fp16_bytes(run) / size, 2),
         "status": "computed",
@@ -84,7 +75,7 @@ def _row(name: str, run: Run, setting: str, kept: Relabel) -> dict[str, Any]:
 def _codecs(experiments: ExperimentSet, table: str) -> Iterator[tuple[str, Relabel]]:
     """The codecs that a table compares, with the setting that names each.
 
-    It may be of another scale.
+    The table is read from its file, since it may belong to another scale.
     """
     path = experiments.config / "experiments" / f"{table}.yaml"
     declared = parse(Experiment, read_plain(path), str(path), places(read_layer(path)))
@@ -101,9 +92,9 @@ def _codecs(experiments: ExperimentSet, table: str) -> Iterator[tuple[str, Relab
 
 
 def _stores(experiments: ExperimentSet) -> list[Run]:
-    """The scale's soft labels, however its tables are narrowed.
+    """A relabel run with soft labels for each data set, IPC and number of epochs of the scale.
 
-    One run for each data set, IPC and number of epochs.
+    The settings' `datasets` do not narrow them.
     """
     found: dict[tuple[str, int, int], Run] = {}
     for run in (
@@ -120,13 +111,13 @@ def _stores(experiments: ExperimentSet) -> list[Run]:
 
 
 def sections(frame: pd.DataFrame) -> Iterator[tuple[str, list[list[str]]]]:
-    """A data set's name, and its codecs down and its stores across."""
+    """Each data set's name, and its table: codecs down, label stores across."""
     for dataset, part in frame.groupby("dataset", sort=False):
         stores = list(dict.fromkeys(zip(part["ipc"], part["epochs"], strict=True)))
         head = ["codec", "bytes a row", *(f"IPC {ipc}, {epochs} epochs" for ipc, epochs in stores)]
         lines = []
         for (setting, row_bytes), own in part.groupby(["setting", "row_bytes"], sort=False):
             pairs = zip(own["label_bytes"], own["label_ratio"], strict=True)
-            texts = [f"{human(size)} ({ratio:.1f}×)" for size, ratio in pairs]
+            texts = [f"{human_bytes(size)} ({ratio:.1f}×)" for size, ratio in pairs]
             lines.append([str(setting), str(row_bytes), *texts])
         yield str(dataset), [head, *lines]

@@ -1,4 +1,4 @@
-"""What the run JSONs say of a cell: its metric for every seed that has been run."""
+"""From run JSONs to a cell's numbers: its metric for every seed that has been run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from cda.files import read_json
 
 
 class Measured(NamedTuple):
-    """Of a cell: the run that counts, its metric for every seed that was run, and the devices that
-    these ran on.
-    """
+    """A cell's run, its metric in percent for every seed that was run, and their devices."""
 
     run: Run | None
     values: list[float]
@@ -24,10 +22,9 @@ class Measured(NamedTuple):
 
 
 def measurements(experiments: ExperimentSet, cell: Cell) -> Measured:
-    """What the cell's run JSONs say; of several runs, the one with the best mean, once all are
-    measured.
+    """A cell's measurements; of several runs those with the best mean, once all are measured.
 
-    Raises ArtifactError for a JSON of another run.
+    Raises ArtifactError for a JSON of another run, or without the cell's metric.
     """
     found = [_of_run(experiments, run, str(cell.key["metric"]), cell.entry) for run in cell.runs]
     measured = [one for one in found if one.values]
@@ -46,28 +43,28 @@ def _of_run(experiments: ExperimentSet, run: Run, metric: str, entry: str) -> Me
         path = Path(experiments.layout.run_json(run, seed))
         if not path.is_file():
             continue
-        told = read_json(path, "a run's measurements")
-        value = told.get(metric)
+        record = read_json(path, "a run's measurements")
+        value = record.get(metric)
         if entry:
             value = value.get(entry) if isinstance(value, dict) else None
-        own = (told.get("run"), told.get("seed")) == (run.id, seed)
+        own = (record.get("run"), record.get("seed")) == (run.id, seed)
         percent = _percent(value)
         if not own or percent is None:
             what = f"{metric}{f' of {entry} classes' if entry else ''} of run {run.id}, seed {seed}"
             raise ArtifactError(f"{path}: does not hold {what}; delete it and run the cell again")
         found.append(percent)
-        devices.add(_device(told))
+        devices.add(_device(record))
     return Measured(run, found, sorted(devices - {""}))
 
 
-def _device(told: dict[str, Any]) -> str:
-    """What a run JSON says of its device; nothing where it says nothing that one could read."""
-    provenance = told.get("provenance")
+def _device(record: dict[str, Any]) -> str:
+    """The device of a run JSON; empty if it holds none as text."""
+    provenance = record.get("provenance")
     device = provenance.get("device") if isinstance(provenance, dict) else None
     return device if isinstance(device, str) else ""
 
 
 def _percent(value: Any) -> float | None:
-    """A number from 0 to 100; None for anything else that a JSON may hold."""
+    """A JSON value as a number from 0 to 100; None for anything else."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
     return float(value) if fits else None

@@ -1,7 +1,4 @@
-"""Pictures of distilled images.
-
-Many of them by class (Figures 9 to 11), and how they emerge (Figures 6 and 8).
-"""
+"""Pictures of distilled images: by class (Figures 9 to 11), and emerging (Figures 6 and 8)."""
 
 from __future__ import annotations
 
@@ -24,19 +21,20 @@ from cda.experiments.runs import Run
 from cda.results.style import FAINT, LETTER, WIDTH, network_name, style_of
 
 Pixels = NDArray[np.uint8]
-Shown = tuple[Pixels, list[str]]  # images [classes, R, R, 3] and what their classes are called
-MOST = 10  # classes or shards shown side by side
+Labelled = tuple[Pixels, list[str]]  # images [classes, R, R, 3] and their classes' labels
+MOST = 10  # classes or shards side by side
 LONGEST = 40  # letters of a class's name
 PANEL = 3.6  # inches of one of several panels
-LEAST = 4.5  # inches that a title takes
+LEAST = 4.5  # inches that a title needs
 PAGE = 9.0  # inches of a page
 
 
 @dataclass(frozen=True)
 class Source:
-    """A recover run of a figure: what it is called there, and its images.
+    """A recover run of a figure, its label there, and its images.
 
-    `classes` are the names of those to show, with what to call each; none: the first ones.
+    `classes` maps the names of the classes to draw to their labels; if empty, the first `count` are
+    drawn. `present` allows missing images.
     """
 
     figure: str
@@ -53,7 +51,7 @@ class Source:
         return self.run.data.resolution
 
     def chosen(self, names: list[str]) -> tuple[list[int], list[str]]:
-        """Which of all classes `names` are shown, and what each is called; raises ConfigError."""
+        """Indices and labels of the classes to draw among all `names`; raises ConfigError."""
         if not self.classes:
             return list(range(self.count)), [_drawable(name) for name in names[: self.count]]
         for name in self.classes:
@@ -65,8 +63,11 @@ class Source:
                 )
         return [names.index(name) for name in self.classes], list(self.classes.values())
 
-    def images(self, file: str) -> Shown | None:
-        """The images of a shard that are shown; None if it is not there and need not be."""
+    def images(self, file: str) -> Labelled | None:
+        """The images of a shard to draw and their labels; None if it may be missing and is.
+
+        Raises ArtifactError for a shard of another run.
+        """
         path = self.part / file
         if self.present and not path.is_file():
             return None
@@ -79,8 +80,8 @@ class Source:
         indices, labels = self.chosen(meta["classes"])
         return images[indices], labels
 
-    def kept(self) -> set[int]:
-        """The recovery steps whose images there are: its snapshots, and the last."""
+    def steps(self) -> set[int]:
+        """The recovery steps with stored images: the snapshots, and the last."""
         recipe = self.run.recipe.recover
         return {step for step in recipe.snapshots if step <= recipe.iterations} | {
             recipe.iterations
@@ -94,30 +95,29 @@ class Source:
 
 def _sources(experiments: ExperimentSet, name: str) -> list[Source]:
     """The recover runs of a figure in declared order; raises ConfigError if there is none."""
-    figure, shown = experiments.figures[name], experiments.pictured(name)
+    figure, runs = experiments.figures[name], experiments.pictured(name)
     if figure.kind == "progress":
-        shown = [(key, run) for key, run in shown if run.recipe.recover.synthetic]
-    if not shown:
+        runs = [(key, run) for key, run in runs if run.recipe.recover.synthetic]
+    if not runs:
         raise ConfigError(
-            f"figure {name}: groups give no run whose images it could show; name data sets "
-            "that are there"
+            f"figure {name}: groups give no run whose images it could draw; name data sets "
+            "of the scale"
         )
-    asked = {
+    classes = {
         name: label or name for name, _, label in (one.partition("=") for one in figure.classes)
     }
     present = experiments.settings.cells == "present"
     found = []
-    for (key, run), label in zip(shown, _labels([key for key, _ in shown]), strict=True):
-        own = asked if key["dataset"] == run.dataset else {}  # a stand-in has other classes
-        count = min(len(asked) or MOST, run.data.classes)
-        found.append(
-            Source(name, label, run, Path(experiments.layout.part(run, 0)), own, count, present)
-        )
+    for (key, run), label in zip(runs, _labels([key for key, _ in runs]), strict=True):
+        own = classes if key["dataset"] == run.dataset else {}  # a stand-in has other classes
+        count = min(len(classes) or MOST, run.data.classes)
+        part = Path(experiments.layout.part(run, 0))
+        found.append(Source(name, label, run, part, own, count, present))
     return found
 
 
 def _labels(keys: list[dict[str, Any]]) -> list[str]:
-    """What tells the runs apart: the method, and the recovery model and data set if they differ."""
+    """Labels of runs: the method, and the recovery model and data set if these differ."""
     differ = [
         name for name in ("recovery_model", "dataset") if len({key[name] for key in keys}) > 1
     ]
@@ -128,7 +128,7 @@ def _labels(keys: list[dict[str, Any]]) -> list[str]:
 
 
 def _drawable(name: str) -> str:
-    """A class's name, which may be anything, so that it fits below its images."""
+    """A class's name, cut and without unprintable letters, so that it fits below its images."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:LONGEST])
 
 
@@ -138,10 +138,7 @@ def _gap(resolution: int) -> int:
 
 
 def _mosaic(images: Pixels, across: int) -> Pixels:
-    """Images [N, R, R, 3] in rows of `across` with white gaps.
-
-    A last row that is not full is filled with white.
-    """
+    """Images [N, R, R, 3] in rows of `across` with white gaps; white fills the last row."""
     gap, missing = _gap(images.shape[1]), -len(images) % across
     padded = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     padded = np.concatenate([padded, np.full((missing, *padded.shape[1:]), 255, np.uint8)])
@@ -160,31 +157,21 @@ def _show(axis: Axes, images: Pixels | None, across: int, count: int, resolution
     axis.spines[:].set_visible(images is None)
     axis.spines[:].set_color("0.7")
     if images is None:
-        axis.text(
-            0.5,
-            0.5,
-            "not run",
-            transform=axis.transAxes,
-            ha="center",
-            va="center",
-            color=FAINT,
-            style="italic",
-        )
+        middle: dict[str, Any] = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        axis.text(0.5, 0.5, "not run", color=FAINT, style="italic", **middle)
 
 
 def grid(experiments: ExperimentSet, name: str) -> Figure:
-    """About a hundred images by class: a panel a run, a column a class, a row a shard (Figures 9 to
-    11).
+    """About a hundred images: a panel a run, a column a class, a row a shard (Figures 9 to 11).
 
-    Classes that do not fit beside each other with their names take several bands, each with fewer
-    shards.
+    Classes whose names do not fit side by side take several bands, each with fewer shards.
     """
     sources = _sources(experiments, name)
     albums = [[source.images(shard_name(0))] for source in sources]
     labels = [
         label
         for source, album in zip(sources, albums, strict=True)
-        for label in _told(source, album)
+        for label in _class_labels(source, album)
     ]
     panel, most = PANEL if len(sources) > 1 else WIDTH, max(source.count for source in sources)
     word = max((len(word) for label in labels for word in label.split()), default=1)
@@ -207,9 +194,9 @@ def grid(experiments: ExperimentSet, name: str) -> Figure:
     for source, album, column in zip(sources, albums, axes.T, strict=True):
         album += [source.images(shard_name(index)) for index in range(1, shards)]
         for band, axis in enumerate(column):
-            images, told = _band(album, slice(band * across, (band + 1) * across), across)
+            images, names = _band(album, slice(band * across, (band + 1) * across), across)
             _show(axis, images, across, shards * across, source.resolution)
-            _name_columns(axis, [textwrap.fill(label, fits) for label in told], source.resolution)
+            _name_columns(axis, [textwrap.fill(label, fits) for label in names], source.resolution)
         column[0].set_title(source.label if len(sources) > 1 else "")
         column[-1].set_xlabel("" if source.classes else "class")
     if bands == 1 and shards * cell > 2.2:  # the label has room
@@ -217,27 +204,24 @@ def grid(experiments: ExperimentSet, name: str) -> Figure:
     return figure
 
 
-def _told(source: Source, read: Iterable[Shown | None]) -> list[str]:
-    """What a run's classes are called: as declared, or as its images say.
-
-    Nothing if there are none.
-    """
+def _class_labels(source: Source, read: Iterable[Labelled | None]) -> list[str]:
+    """Labels of a run's classes: as declared, else as its images name them; may be empty."""
     return list(source.classes.values()) or next((labels for _, labels in filter(None, read)), [])
 
 
 def _band(
-    album: Sequence[Shown | None], part: slice, across: int
+    album: Sequence[Labelled | None], part: slice, across: int
 ) -> tuple[Pixels | None, list[str]]:
-    """Some classes of every shard, filled with white to `across` a shard, and what they are called."""
-    there = [(images[part], labels[part]) for images, labels in filter(None, album)]
-    if len(there) < len(album):
+    """Some classes of every shard, with white up to `across` a shard, and their labels."""
+    found = [(images[part], labels[part]) for images, labels in filter(None, album)]
+    if len(found) < len(album):
         return None, []
-    missing = across - len(there[0][0])
+    missing = across - len(found[0][0])
     filled = [
         np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
-        for images, _ in there
+        for images, _ in found
     ]
-    return np.concatenate(filled), there[0][1]
+    return np.concatenate(filled), found[0][1]
 
 
 def _name_columns(axis: Axes, labels: Sequence[str], resolution: int) -> None:
@@ -249,11 +233,10 @@ def _name_columns(axis: Axes, labels: Sequence[str], resolution: int) -> None:
 
 
 def progress(experiments: ExperimentSet, name: str) -> Figure:
-    """How images emerge: a row a method, a column a recovery step, all from the same noise (Figures
-    6 and 8).
+    """How images emerge: a row a method, a column a recovery step (Figures 6 and 8).
 
-    Named classes have a block each; else one block shows the first ten. Raises ConfigError if the
-    runs share no step.
+    All start from the same noise. Named classes have a block each; without names, one block has the
+    first ten. Raises ConfigError if the runs share no step.
     """
     sources = _sources(experiments, name)
     steps, most = _steps(experiments, name, sources), min(source.count for source in sources)
@@ -273,7 +256,8 @@ def progress(experiments: ExperimentSet, name: str) -> Figure:
     size = ((wide * len(steps) + 0.25) * across, (tall * len(sources) + room) * down + 0.4)
     figure = Figure(figsize=(max(size[0], LEAST), size[1]), layout="constrained")
     titles = next(
-        (told for source in sources if (told := _told(source, read.values()))), [""] * most
+        (names for source in sources if (names := _class_labels(source, read.values()))),
+        [""] * most,
     )
     for block, title, own in zip(
         blocks, titles, figure.subfigures(down, across, squeeze=False).flat, strict=False
@@ -298,13 +282,13 @@ def progress(experiments: ExperimentSet, name: str) -> Figure:
 
 
 def _steps(experiments: ExperimentSet, name: str, sources: list[Source]) -> list[int]:
-    """The asked steps that every run kept.
+    """The figure's steps that every run stored.
 
-    All that every run kept where that leaves no two, as at another scale.
+    If these are fewer than two, as at another scale, all steps that every run stored.
     """
-    kept = set.intersection(*(source.kept() for source in sources))
-    steps = [step for step in experiments.figures[name].steps if step in kept]
-    steps = steps if len(steps) > 1 else sorted(kept)
+    stored = set.intersection(*(source.steps() for source in sources))
+    steps = [step for step in experiments.figures[name].steps if step in stored]
+    steps = steps if len(steps) > 1 else sorted(stored)
     if not steps:
         raise ConfigError(
             f"figure {name}: its methods share no recover.snapshots; set the same steps in "

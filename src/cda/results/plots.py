@@ -1,12 +1,11 @@
-"""Plots: of tables (Figures 1, 5, 7, and Table 11 as one), and of the method alone (Figures 2, 4).
+"""Plots of tables: Figures 1, 5 and 7, and Table 11 over β_l.
 
-What was measured is solid and filled, with error bars over seeds; what the paper reported is
-hollow, dashed and lighter. A method has one colour in every figure.
+Measured numbers are solid and filled, with error bars over seeds; the paper's are hollow, dashed
+and lighter. A method has one colour in every figure.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,22 +15,13 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from cda.errors import ConfigError
-from cda.method.curriculum import min_crop
-from cda.results.style import FAINT, LETTER, STYLES, WIDTH, Style, lighten, network_name, style_of
+from cda.results.style import FAINT, WIDTH, Style, add_legend, lighten, network_name, style_of
 
 ACCURACY = "Top-1 accuracy (%)"
 MEASURED, REPORTED, NEITHER = "measured", "reported in the paper", "not measured yet"
-# Area ratios of Figure 2, hard to easy: β_l = 0.08 with rising β_u, then β_u = 1 with rising β_l.
-CROPS = ((0.08, 0.2), (0.08, 0.5), (0.08, 1.0), (0.4, 1.0), (0.8, 1.0))
-ITERATIONS, MILESTONE, LOW, HIGH = (
-    1000,
-    0.7,
-    0.08,
-    1.0,
-)  # Figure 4; β_l and β_u are the paper's defaults
 
 
 def settings(text: str) -> dict[str, str]:
@@ -44,9 +34,9 @@ def settings(text: str) -> dict[str, str]:
 
 
 def bars(frames: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy by validation model, a bar a method and its recovery iterations.
+    """Accuracy by validation model, a bar for each method and number of iterations (Figure 1).
 
-    A panel a table (Figure 1).
+    Each table has a panel of its own.
     """
     tidy = {
         name: _tidy(name, frame, ["method", "recovery_iterations", "validation_model"])
@@ -61,7 +51,7 @@ def bars(frames: Mapping[str, pd.DataFrame]) -> Figure:
         axis.grid(axis="y")
         _title(axis, frame, name if len(tidy) > 1 else "")
     seen = pd.concat(tidy.values())
-    _legend(
+    add_legend(
         figure,
         [*handles.values(), *_kinds(seen, Patch(fc=FAINT), Patch(fc="none", ec="0.6", ls="--"))],
     )
@@ -69,7 +59,7 @@ def bars(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def _bars(axis: Axes, frame: pd.DataFrame) -> dict[str, Artist]:
-    """The bars of one table; returns what its legend shows, by label."""
+    """Draw the bars of one table; returns the legend's entries by label."""
     models = list(dict.fromkeys(frame["validation_model"]))
     pairs = list(dict.fromkeys(zip(frame["method"], frame["recovery_iterations"], strict=True)))
     slot = 0.84 / max(1, len(pairs))
@@ -107,8 +97,9 @@ def _bars(axis: Axes, frame: pd.DataFrame) -> dict[str, Artist]:
 def _bar(
     axis: Axes, x: float, slot: float, cell: Any, label: str, body: Any, hollow: Mapping[str, Any]
 ) -> None:
-    """What was reported as a hollow bar, what was measured as a narrower filled one in it, and the
-    number on top.
+    """Draw a hollow bar of the reported number and, in it, a filled one of the measured number.
+
+    The number on top is the measured one, if there is one.
     """
     if pd.notna(cell.reported):
         alone = {"hatch": None} if pd.notna(cell.measured) else {}
@@ -124,10 +115,10 @@ def _bar(
     if pd.notna(value):
         spread = cell.measured_std if known and pd.notna(cell.measured_std) else 0.0
         top = float(np.nanmax([value + spread, cell.reported]))
-        axis.annotate(
-            f"{value:.1f}", (x, top), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
-            color="0.15" if known else FAINT, style="normal" if known else "italic",
-        )  # fmt: skip
+        text: dict[str, Any] = {"ha": "center", "va": "bottom"}
+        text |= {"color": "0.15"} if known else {"color": FAINT, "style": "italic"}
+        place: dict[str, Any] = {"xy": (x, top), "xytext": (0, 1.5), "textcoords": "offset points"}
+        axis.annotate(f"{value:.1f}", **place, **text)
 
 
 def _number(iterations: Any) -> int:
@@ -137,8 +128,8 @@ def _number(iterations: Any) -> int:
 def _budgeted(method: str, iterations: Any) -> str:
     """A method with its recovery iterations, as the paper writes them: CDA (4K)."""
     count = _number(iterations)
-    shown = f"{count // 1000}K" if count and count % 1000 == 0 else f"{count:,}"
-    return f"{style_of(method).label} ({shown})" if count else style_of(method).label
+    budget = f"{count // 1000}K" if count and count % 1000 == 0 else f"{count:,}"
+    return f"{style_of(method).label} ({budget})" if count else style_of(method).label
 
 
 def lines(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -149,9 +140,9 @@ def lines(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def continual(frames: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy over the classes seen so far, a line a method.
+    """Accuracy over the classes seen so far, a line a method (Figure 7).
 
-    A panel a table, by its number of steps (Figure 7).
+    Each table has a panel, whose title is its number of steps.
     """
     steps = [
         frame.loc[frame["role"] != "control", "setting"].nunique() for frame in frames.values()
@@ -163,9 +154,9 @@ def continual(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def bounds(frames: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy over β_l, a line a method.
+    """Accuracy over β_l, a line a method (Table 11).
 
-    A panel a table, and one a setting of its controls that vary β_l too.
+    Each table has a panel, and so has each setting of its controls that vary β_l too.
     """
     panels: dict[str, pd.DataFrame] = {}
     titles = []
@@ -198,9 +189,8 @@ def _curves(
         ticks = sorted(set(frame["x"]))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if len(ticks) > 1:
-            room = (
-                ticks[-1] - ticks[0]
-            ) / 22  # matplotlib's own margins, for panels without a value too
+            # matplotlib's own margins, for panels without a value too
+            room = (ticks[-1] - ticks[0]) / 22
             axis.set_xlim(ticks[0] - room, ticks[-1] + room)
         axis.set_xlabel(label)
         axis.grid()
@@ -210,14 +200,14 @@ def _curves(
         Line2D([], [], color=FAINT, marker="o"),
         Line2D([], [], color="0.6", marker="o", mfc="white", ls="--"),
     )
-    _legend(figure, [*handles.values(), *_kinds(pd.concat(tidy.values()), *kinds)])
+    add_legend(figure, [*handles.values(), *_kinds(pd.concat(tidy.values()), *kinds)])
     return figure
 
 
 def _over(name: str, frame: pd.DataFrame, key: str) -> pd.DataFrame:
-    """The cells with the number that `key` has in their setting as column x.
+    """The cells with the number of `key` in their setting as column x.
 
-    Raises ConfigError if one has none.
+    Raises ConfigError for a cell whose setting holds no such number.
     """
     found = []
     for setting in frame["setting"]:
@@ -231,141 +221,57 @@ def _over(name: str, frame: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def _curve(axis: Axes, frame: pd.DataFrame, drawn: Style) -> dict[str, Artist]:
-    """One method's line of what was reported and line of what was measured.
+    """Draw one method's lines of reported and of measured numbers.
 
-    Returns what the legend shows.
+    Returns the legend's entries by label.
     """
-    theirs, ours = frame[frame["reported"].notna()], frame[frame["measured"].notna()]
+    reported, measured = frame[frame["reported"].notna()], frame[frame["measured"].notna()]
     handles: dict[str, Artist] = {}
-    if len(theirs):
-        style: dict[str, Any] = {
-            "color": lighten(drawn.colour),
-            "marker": drawn.marker,
-            "ls": "--",
-            "mfc": "white",
-            "lw": 1.1,
-        }
-        axis.plot(theirs["x"], theirs["reported"], label=f"{drawn.label} {REPORTED}", **style)
+    if len(reported):
+        style: dict[str, Any] = {"color": lighten(drawn.colour), "marker": drawn.marker}
+        style |= {"ls": "--", "mfc": "white", "lw": 1.1}
+        axis.plot(reported["x"], reported["reported"], label=f"{drawn.label} {REPORTED}", **style)
         handles[drawn.label] = Line2D([], [], label=drawn.label, **style)
-    if len(ours):
+    if len(measured):
         style = {"color": drawn.colour, "marker": drawn.marker, "ls": "-"}
-        axis.plot(ours["x"], ours["measured"], label=f"{drawn.label} {MEASURED}", zorder=3, **style)
+        axis.plot(
+            measured["x"],
+            measured["measured"],
+            label=f"{drawn.label} {MEASURED}",
+            zorder=3,
+            **style,
+        )
         handles[drawn.label] = Line2D([], [], label=drawn.label, **style)
-        several = ours[ours["measured_std"].notna()]
-        spread: dict[str, Any] = {
-            "fmt": "none",
-            "ecolor": drawn.colour,
-            "elinewidth": 1,
-            "capsize": 2,
-            "zorder": 3,
-        }
+        several = measured[measured["measured_std"].notna()]
+        spread: dict[str, Any] = {"fmt": "none", "ecolor": drawn.colour, "elinewidth": 1}
+        spread |= {"capsize": 2, "zorder": 3}
         if len(several):
             axis.errorbar(several["x"], several["measured"], several["measured_std"], **spread)
     return handles
 
 
-def crops() -> Figure:
-    """Where RandomResizedCrop's boxes lie under bounds from hard to easy.
-
-    Centres, 30 and 10 boxes (Figure 2).
-    """
-    from cda.method.augment import crop_boxes
-    from cda.rng import generator
-
-    size, many = 224, 2000
-    uniform = generator("figure", "crops").random((many, 22))  # the same draws for all bounds
-    figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
-    axes = figure.subplots(3, len(CROPS), squeeze=False)
-    for column, (low, high) in zip(axes.T, CROPS, strict=True):
-        boxes = crop_boxes(uniform, size, low, high)
-        centres = boxes[:, 1] + boxes[:, 3] / 2, boxes[:, 0] + boxes[:, 2] / 2
-        column[0].scatter(
-            *centres, s=2, lw=0, alpha=0.35, color=STYLES["cda"].colour, rasterized=True
-        )
-        for axis, count in zip(column[1:], (30, 10), strict=True):
-            for top, left, height, width in boxes[:count]:
-                axis.add_patch(
-                    Rectangle(
-                        (left, top),
-                        width,
-                        height,
-                        fill=False,
-                        lw=0.7,
-                        ec=STYLES["sre2l"].colour,
-                        alpha=0.7,
-                    )
-                )
-        for axis in column:
-            axis.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
-            axis.spines[:].set_visible(True)
-            axis.spines[:].set_color("0.6")
-        column[0].set_title(f"{low:g} to {high:g}", fontsize=8)
-    for axis, label in zip(axes[:, 0], (f"{many:,} centres", "30 boxes", "10 boxes"), strict=True):
-        axis.set_ylabel(label, fontsize=8)
-    figure.supxlabel(
-        "Area ratio of the crop, lower to upper bound: from hard (left) to easy (right)", fontsize=9
-    )
-    return figure
-
-
-def schedulers() -> Figure:
-    """The minimum crop ratio over the recovery iterations under each scheduler, with its milestone
-    (Figure 4).
-    """
-    figure = Figure(figsize=(WIDTH * 0.75, 2.9), layout="constrained")
-    axis = figure.subplots()
-    for scheduler in ("step", "linear", "cosine"):
-        told = [
-            min_crop(s, ITERATIONS, scheduler=scheduler, milestone=MILESTONE, low=LOW, high=HIGH)
-            for s in range(ITERATIONS)
-        ]
-        drawn = style_of(f"cl-{scheduler}")
-        axis.plot(range(ITERATIONS), told, color=drawn.colour, label=drawn.label)
-    axis.axvline(MILESTONE * ITERATIONS, color=FAINT, ls=":", lw=1)
-    place = (MILESTONE * ITERATIONS, 0.53)
-    axis.annotate(
-        f"milestone = {MILESTONE:g}", place, (4, 0), textcoords="offset points", color="0.3"
-    )
-    axis.set(
-        xlim=(0, ITERATIONS),
-        ylim=(0, 1.05),
-        xlabel="Recovery iteration",
-        ylabel="Minimum crop ratio",
-    )
-    axis.set_yticks(
-        [LOW, 0.25, 0.5, 0.75, HIGH],
-        [rf"$\beta_l$ = {LOW:g}", "0.25", "0.5", "0.75", rf"$\beta_u$ = {HIGH:g}"],
-    )
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.grid()
-    _legend(figure, axis.lines[:3])
-    return figure
-
-
 def _tidy(name: str, frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The cells of a table without controls, with their numbers as numbers.
+    """The cells of a table without controls, with numeric columns.
 
-    Raises ConfigError if `keys` name two.
+    Raises ConfigError if two cells have equal `keys`.
     """
-    kept = frame[frame["role"] != "control"]
+    cells = frame[frame["role"] != "control"]
     numbers = {
-        column: pd.to_numeric(kept[column], errors="coerce")
+        column: pd.to_numeric(cells[column], errors="coerce")
         for column in ("reported", "measured", "measured_std")
     }
-    for twice in kept.loc[kept.duplicated(keys), keys].itertuples(index=False, name=None):
+    for twice in cells.loc[cells.duplicated(keys), keys].itertuples(index=False, name=None):
         raise ConfigError(
-            f"table {name}: two cells are {', '.join(map(str, twice))}; a figure cannot tell "
-            "them apart"
+            f"table {name}: two cells are {', '.join(map(str, twice))}; a figure cannot "
+            "distinguish them"
         )
-    return kept.assign(**numbers)
+    return cells.assign(**numbers)
 
 
 def _panels(
     count: int, width: float, height: float, stacked: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of `height` inches below or beside each other, with the same
-    accuracies.
-    """
+    """A figure of `count` panels, each `height` inches high, that share the axis of accuracies."""
     shape = (count, 1) if stacked else (1, count)
     figure = Figure(figsize=(width, height * shape[0]), layout="constrained")
     return figure, list(figure.subplots(*shape, squeeze=False, sharey=True).flat)
@@ -378,7 +284,7 @@ def _title(axis: Axes, frame: pd.DataFrame, title: str) -> None:
 
 
 def _kinds(frame: pd.DataFrame, solid: Artist, hollow: Artist) -> list[Artist]:
-    """The legend's entries that tell measured from reported, of those that are there."""
+    """The legend's entries for measured and for reported numbers, if there are any."""
     spread = " ± s.d." if frame["measured_std"].notna().any() else ""
     solid.set_label(MEASURED + spread)
     hollow.set_label(REPORTED)
@@ -387,15 +293,3 @@ def _kinds(frame: pd.DataFrame, solid: Artist, hollow: Artist) -> list[Artist]:
         for kind, column in ((solid, "measured"), (hollow, "reported"))
         if frame[column].notna().any()
     ]
-
-
-def _legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Below all panels, in two rows if one would be wider than the figure."""
-    if handles:
-        wide = (
-            sum(LETTER * len(str(handle.get_label())) + 0.4 for handle in handles)
-            > figure.get_figwidth()
-        )
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / (1 + wide))
-        )

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from cda.config import names
 
 
 class Style(NamedTuple):
-    """What a method is called and how it is drawn."""
+    """A method's label, colour and marker."""
 
     label: str
     colour: str
     marker: str = "o"
 
 
-# Colours of Okabe and Ito, told apart with any colour vision. CDA is the cosine curriculum, hence
-# their one colour.
+# Colours of Okabe and Ito, distinct to any colour vision. CDA is the cosine curriculum, so they
+# share a colour.
 STYLES = {
     method: Style(names.method_label(method), colour, marker)
     for method, colour, marker in (
@@ -38,7 +42,7 @@ FAINT = "0.45"
 
 
 def style_of(method: str) -> Style:
-    """How a method is drawn in every figure; one that is not listed has a colour of its name's.
+    """A method's style in every figure; the colour of an unlisted one follows from its name.
 
     >>> style_of("cda").label, style_of("mine").label, style_of("mine") == style_of("mine")
     ('CDA', 'mine', True)
@@ -48,16 +52,28 @@ def style_of(method: str) -> Style:
 
 
 def network_name(name: str) -> str:
-    r"""A network as people write it; what a scale runs in another's place says so on a second line.
+    r"""A network's label; a stand-in names the replaced network on a second line.
 
     >>> network_name("convnet3 (for resnet50)")
     'ConvNet-3\n(for ResNet-50)'
     """
-    ran, _, asked = name.removesuffix(")").partition(" (for ")
-    return f"{names.label(ran)}\n(for {names.label(asked)})" if asked else names.label(ran)
+    ran, _, declared = name.removesuffix(")").partition(" (for ")
+    return f"{names.label(ran)}\n(for {names.label(declared)})" if declared else names.label(ran)
 
 
 def lighten(colour: str, share: float = 0.45) -> tuple[float, float, float]:
     """A colour mixed with as much white as `share`."""
     red, green, blue = (1 - (1 - part) * (1 - share) for part in to_rgb(colour))
     return red, green, blue
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Add a legend below all panels, in two rows if one would be wider than the figure."""
+    if handles:
+        wide = (
+            sum(LETTER * len(str(handle.get_label())) + 0.4 for handle in handles)
+            > figure.get_figwidth()
+        )
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / (1 + wide))
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ COLUMNS = (
     "note",
     "device",
 )
-UNTOLD = ("varied", "common")
-SIZES = ("label_bytes", "label_ratio")  # of tables that ask for label_sizes
+MARKDOWN_ONLY = ("varied", "common")  # columns that the CSV does not have
+SIZES = ("label_bytes", "label_ratio")  # columns of tables that set label_sizes
 
 
 def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
@@ -60,49 +59,45 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "note": cell.note,
         "device": "; ".join(devices),
         **dict(zip(SIZES, label_sizes.of_cell(run), strict=True)),
-        **{key: getattr(cell, key) for key in UNTOLD},
+        **{key: getattr(cell, key) for key in MARKDOWN_ONLY},
     }
 
 
 def table(experiments: ExperimentSet, name: str) -> pd.DataFrame:
-    """The tidy table `name`, cells in declared order.
-
-    What is UNTOLD is for the Markdown and no column of the CSV.
-    """
-    cells = experiments.cells(name)  # refuses a name that there is not
+    """The tidy table `name`, a row a cell in declared order, with the columns MARKDOWN_ONLY."""
+    cells = experiments.cells(name)  # raises ConfigError for an unknown name
     if experiments.tables[name].sizes_of:
         return label_sizes.sizes(experiments, name)
     rows = [row_of(experiments, cell) for cell in cells]
     further = SIZES if experiments.tables[name].label_sizes else ()
-    return pd.DataFrame(rows, columns=[*COLUMNS, *further, *UNTOLD])
+    return pd.DataFrame(rows, columns=[*COLUMNS, *further, *MARKDOWN_ONLY])
 
 
-def _shown(row: pd.Series[Any]) -> str:
-    """A cell as people read it: measured ± std, and in parentheses what the paper reported."""
+def _cell_text(row: pd.Series[Any]) -> str:
+    """A cell for people: measured ± std, and in parentheses the paper's number."""
     spread = f" ± {row['measured_std']:.2f}" if pd.notna(row["measured_std"]) else ""
-    ours = f"{row['measured']:.2f}{spread}" if pd.notna(row["measured"]) else "–"
-    theirs = " ± ".join(part for part in (row["reported"], row["reported_std"]) if part)
-    return f"{ours} ({theirs})" if theirs else ours
+    measured = f"{row['measured']:.2f}{spread}" if pd.notna(row["measured"]) else "–"
+    reported = " ± ".join(part for part in (row["reported"], row["reported_std"]) if part)
+    return f"{measured} ({reported})" if reported else measured
 
 
 def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[list[str]]:
     """Header and body of a Markdown table with the keys `rows` down and `columns` across."""
-    text = frame.assign(shown=frame.apply(_shown, axis=1)).astype(
-        dict.fromkeys(rows + columns, str)
-    )
+    text = frame.assign(text=frame.apply(_cell_text, axis=1))
+    text = text.astype(dict.fromkeys(rows + columns, str))
     for key in ("recovery_model", "validation_model"):
         text[key] = text[key].map(_network)
     text["method"] = text["method"].map(method_label)
     row_keys = _ordered(list(dict.fromkeys(text[rows].itertuples(index=False, name=None))))
     column_keys = list(dict.fromkeys(text[columns].itertuples(index=False, name=None)))
     cells = {
-        (tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["shown"]
+        (tuple(r[k] for k in rows), tuple(r[k] for k in columns)): r["text"]
         for _, r in text.iterrows()
     }
     if len(cells) < len(text):
-        shown = f"rows {', '.join(rows)} and columns {', '.join(columns)}"
+        keys = f"rows {', '.join(rows)} and columns {', '.join(columns)}"
         raise ConfigError(
-            f"layout: {shown} do not tell all cells apart; add a key such as setting to the "
+            f"layout: {keys} do not distinguish all cells; add a key such as setting to the "
             "table's layout"
         )
     head = ["" if row == "varied" else row for row in rows] + [
@@ -115,26 +110,26 @@ def _pivot(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> list[lis
 
 
 def _network(name: str) -> str:
-    """A network as the paper calls it; of a stand-in, both."""
-    ran, stands, asked = name.partition(" (for ")
-    return f"{label(ran)} (for {label(asked[:-1])})" if stands else label(name)
+    """A network's label; a stand-in names the replaced network too."""
+    ran, _, declared = name.removesuffix(")").partition(" (for ")
+    return f"{label(ran)} (for {label(declared)})" if declared else label(name)
 
 
 def _ordered(keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Row keys with numbers ascending and names as they came."""
-    came = [list(dict.fromkeys(parts)) for parts in zip(*keys, strict=True)]
+    """Row keys with numbers ascending and names in order of appearance."""
+    orders = [list(dict.fromkeys(parts)) for parts in zip(*keys, strict=True)]
 
     def rank(key: tuple[str, ...]) -> list[float]:
         return [
             float(part) if part.isdigit() else seen.index(part)
-            for part, seen in zip(key, came, strict=True)
+            for part, seen in zip(key, orders, strict=True)
         ]
 
     return sorted(keys, key=rank)
 
 
 def aligned(lines: list[list[str]]) -> str:
-    """Rows of cells, the first one the heading, as a Markdown table."""
+    """A Markdown table with aligned columns; the first line is the heading."""
     lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = [
@@ -147,8 +142,8 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join(drawn)
 
 
-def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str) -> bool:
-    """Whether `key` sets controls apart from each other or from the table's own cells."""
+def _distinguishes(frame: pd.DataFrame, controls: pd.Series[bool], key: str) -> bool:
+    """Whether `key` differs between controls, or between them and the table's own cells."""
     values = frame[key][controls]
     return values.nunique() > 1 or set(values) != set(
         frame[key][~controls & (frame["status"] != "quoted")]
@@ -156,27 +151,12 @@ def _tells(frame: pd.DataFrame, controls: pd.Series[bool], key: str) -> bool:
 
 
 def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
-    """The table for people: title, what was run, the paper's layout, the caption."""
+    """The table for people: title, cells in the paper's layout, controls, contrasts, caption."""
     experiment = experiments.tables[name]
     if experiment.sizes_of:
-        return _computed(experiment, frame)
-    counts = frame["status"].value_counts()
-    told = ", ".join(
-        f"{counts[status]} {status}"
-        for status in ("measured", "quoted", "not_run")
-        if status in counts
-    )
-    scaled = f" **{experiments.scaled_down}**" if experiments.scaled_down else ""
-    if scaled and (frame["setting"] != "").any():
-        named = "as in the paper" if experiment.reported else "as declared"
-        scaled += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
-    scaled += experiments.replaced_ipc(name)
-    notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
-    if scaled and (able := (frame["run"] != "") | (frame["status"] == "quoted")).any():
-        frame = frame[able]  # what the scale has no place for is in the notes, and in the CSV
-    reported = (
-        " In parentheses: what the paper reported." if (frame["reported"] != "").any() else ""
-    )
+        return _sizes_markdown(experiment, frame)
+    every = frame
+    frame, scale_note = _at_scale(experiments, name, frame)
     controls = frame["role"] == "control"
     rows: list[str] = [*experiment.layout.rows]
     if experiment.label_sizes:
@@ -184,29 +164,59 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
-        if "varied" in (*rows, *columns):
-            frame = frame.assign(setting=frame["common"])  # what varies is shown as it is
-        further = [key for key in ("method", "setting", "metric") if key not in (*rows, *columns)]
-        apart = [key for key in further if _tells(frame, controls, key)]
-        down = [*rows, *(key for key in apart if key == "setting")]
-        across = [*columns, *(key for key in apart if key != "setting")]
-        lines += [
-            "",
-            "Controls, ours and not the paper's:",
-            "",
-            aligned(_pivot(frame[controls], down, across)),
-        ]
+        lines += ["", "Controls, ours and not the paper's:", ""]
+        lines += [aligned(_pivot_controls(frame, controls, rows, columns))]
     if differences := contrasts.contrast_rows(experiments, name):
         lines += ["", contrasts.HEADING, "", aligned(differences)]
-    once = " A measured number without ± is of one seed." if (frame["seeds"] == 1).any() else ""
-    lines += ["", f"{experiment.caption}{reported}{once}{scaled}"]
-    return (
-        "\n".join([*lines, "", f"Cells: {told}.", *(f"Not run: {note}." for note in notes)]) + "\n"
-    )
+    reported = (frame["reported"] != "").any()
+    caption = [
+        experiment.caption,
+        " In parentheses: what the paper reported." if reported else "",
+        " A measured number without ± is of one seed." if (frame["seeds"] == 1).any() else "",
+        scale_note,
+    ]
+    return "\n".join([*lines, "", "".join(caption), "", *_counts(every)]) + "\n"
 
 
-def _computed(experiment: Experiment, frame: pd.DataFrame) -> str:
-    """Sizes for people: a table a data set."""
+def _at_scale(
+    experiments: ExperimentSet, name: str, frame: pd.DataFrame
+) -> tuple[pd.DataFrame, str]:
+    """The cells that the scale can run, and the sentences about the scale below the table."""
+    if not experiments.scaled_down:
+        return frame, ""
+    note = f" **{experiments.scaled_down}**"
+    if (frame["setting"] != "").any():
+        named = "as in the paper" if experiments.tables[name].reported else "as declared"
+        note += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
+    note += experiments.replaced_ipc(name)
+    runnable = (frame["run"] != "") | (frame["status"] == "quoted")
+    return (frame[runnable] if runnable.any() else frame), note
+
+
+def _pivot_controls(
+    frame: pd.DataFrame, controls: pd.Series[bool], rows: list[str], columns: list[str]
+) -> list[list[str]]:
+    """The controls in the table's layout, with the keys that distinguish them added to it."""
+    if "varied" in (*rows, *columns):
+        frame = frame.assign(setting=frame["common"])  # the layout has the varied part already
+    further = [key for key in ("method", "setting", "metric") if key not in (*rows, *columns)]
+    added = [key for key in further if _distinguishes(frame, controls, key)]
+    down = [*rows, *(key for key in added if key == "setting")]
+    across = [*columns, *(key for key in added if key != "setting")]
+    return _pivot(frame[controls], down, across)
+
+
+def _counts(frame: pd.DataFrame) -> list[str]:
+    """How many cells are measured, quoted and not run, and why some cannot run."""
+    counts = frame["status"].value_counts()
+    known = [status for status in ("measured", "quoted", "not_run") if status in counts]
+    notes = sorted({note for note in frame["note"] if note and not note.startswith("quoted")})
+    cells = ", ".join(f"{counts[status]} {status}" for status in known)
+    return [f"Cells: {cells}.", *(f"Not run: {note}." for note in notes)]
+
+
+def _sizes_markdown(experiment: Experiment, frame: pd.DataFrame) -> str:
+    """A table of label sizes for people, a section a data set."""
     lines = [f"# {experiment.title}", "", experiment.caption]
     for heading, text in label_sizes.sections(frame):
         lines += ["", f"## {heading}", "", aligned(text)]
@@ -217,26 +227,9 @@ def write(experiments: ExperimentSet, name: str, csv: Path) -> None:
     """Write the tidy table at `csv` and the Markdown table beside it."""
     frame = table(experiments, name)
     write_text(
-        csv, frame.drop(columns=[*UNTOLD], errors="ignore").to_csv(index=False, lineterminator="\n")
+        csv,
+        frame.drop(columns=[*MARKDOWN_ONLY], errors="ignore").to_csv(
+            index=False, lineterminator="\n"
+        ),
     )
     write_text(csv.with_suffix(".md"), markdown(experiments, name, frame))
-
-
-def describe(experiments: ExperimentSet, run_id: str) -> str:
-    """A resolved run for people: its upstream, and each value of its stage with its source."""
-    run = experiments.run(run_id)
-    values = run.recipe.model_dump(mode="json", by_alias=True)
-    lines = [f"{run.stage} {run.id}", f"  data set: {json.dumps(run.data.identity())}"]
-    lines += [f"  {name}: {other.id}" for name, other in run.upstream.items()]
-    if run.model:
-        lines.append(f"  model: {run.model}")
-    counted = set(run.spec.get("recipe", ()))  # decode has none
-    for part in ("architecture", run.stage) if run.model else (run.stage,):
-        for key, value in values.get(part, {}).items():
-            sourced = run.values.get(f"{part}.{key}")
-            source = (
-                f"{sourced.source or 'no source given'} ({sourced.where})" if sourced else "default"
-            )
-            unused = "" if part == "architecture" or key in counted else "  [changes nothing here]"
-            lines.append(f"  {part}.{key}: {json.dumps(value)}  # {source}{unused}")
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What every stage is given: its run, the settings, where its inputs lie and where its work may."""
+"""What every stage gets: its run, the settings, and the places of its inputs and its work."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Context:
     layout: Layout
 
     def open_device(self) -> Device:
-        """The device this job runs on; raises ConfigError if several processes do a job of one.
+        """The device of this job, on a machine with several GPUs one that no other job holds.
 
-        Where there are several GPUs, the job takes one that no other job holds.
+        Raises ConfigError if torchrun started several processes for another stage than squeeze.
         """
         if world_size() > 1 and self.run.stage != "squeeze":
             raise ConfigError(
@@ -46,7 +46,7 @@ class Context:
         return open_device(self.settings.runtime)
 
     def work(self, name: str) -> Path:
-        """The folder of this job's unfinished work."""
+        """Folder of this job's unfinished work."""
         return Path(self.layout.work(self.run, name))
 
     def real(self, split: Split) -> ImageSet:
@@ -66,8 +66,8 @@ class Context:
     def validation(self, device: Device, decoded: Path | None = None) -> Images:
         """The real validation images, ready for `Images.evaluate`.
 
-        They are on the device, those of a streamed data set in the memory map that its decode run
-        left, by default in its standard place. Raises DataError or ArtifactError.
+        A streamed data set's are the memory map that its decode run wrote (`decoded`, by default
+        its standard place), others are on the device. Raises DataError or ArtifactError.
         """
         data = self.run.data
         if not data.stream:
@@ -81,11 +81,11 @@ class Context:
         return list(sources.class_names(self.run.data, data_root(self.settings, self.run.dataset)))
 
     def released_folder(self) -> Path:
-        """Where an imported run's images lie."""
+        """Folder of the released images that an imported run takes."""
         return data_root(self.settings, "released") / self.run.recipe.recover.release
 
-    def described(self) -> dict[str, Any]:
-        """What the run is, for the files it leaves."""
+    def description(self) -> dict[str, Any]:
+        """The run's id and values, for the files that it writes."""
         return {
             "run": self.run.id,
             "stage": self.run.stage,

@@ -1,10 +1,10 @@
 """Continual (Tables 14, 15, Figure 7): class-incremental learning on distilled images.
 
-Classes come in equal steps; after each, a fresh model is trained on the first distilled images of
-every class seen so far and tested on the real validation images of those classes. Reads shards and
-a squeezed model, the teacher; writes one JSON. The teacher knows all classes, those of later steps
-too: that is the paper's protocol and stands beside its tables. Here it is in evaluation mode, in
-the authors' code it is not (fidelity 26).
+Classes come in equal steps. After each step a fresh model is trained on the first distilled images
+of every class seen so far and tested on the real validation images of those classes. Reads shards
+and a squeezed model, the teacher; writes one JSON. As in the paper, and as its tables state, the
+teacher knows all classes, those of later steps too. Here it is in evaluation mode, in the authors'
+code it is not (fidelity 26).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Curve = list[dict[str, float]]
 
 
 def class_order(seed: int, classes: int) -> Labels:
-    """Class indices in the order they come: numpy's legacy stream, which is the authors'.
+    """Class indices in the order in which they come, by numpy's legacy stream as the authors'.
 
     >>> class_order(0, 200)[:5].tolist()
     [18, 170, 107, 98, 177]
@@ -50,9 +50,9 @@ def class_order(seed: int, classes: int) -> Labels:
 
 
 def seen_classes(run: Run) -> list[Labels]:
-    """The classes seen after every step, in the order they came.
+    """The classes seen after every step, in the order in which they came.
 
-    Raises ConfigError if the steps cannot be equal.
+    Raises ConfigError if the steps cannot have equal numbers of classes.
     """
     recipe, classes = run.recipe.continual, run.data.classes
     assert recipe is not None
@@ -67,9 +67,7 @@ def seen_classes(run: Run) -> list[Labels]:
 
 
 class SeenBatches:
-    """The memory of the seen classes, shuffled and augmented, with the teacher's logits for the
-    very same inputs.
-    """
+    """The memory of the seen classes, shuffled and augmented, with the teacher's logits."""
 
     def __init__(
         self,
@@ -103,9 +101,9 @@ class SeenBatches:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, test: Images, seen: Labels, batch: int = 512) -> dict[str, float]:
-    """Percent of the test images of the classes `seen` that `model` gets right, unaugmented.
+    """Accuracy in percent of `model` on the test images of the classes `seen`, not augmented.
 
-    `top1` ranks all classes, as the paper does; `top1_masked` ranks the seen ones alone.
+    `top1` ranks all classes, as the paper does; `top1_masked` ranks the seen classes alone.
     """
     model.eval()
     classes = torch.from_numpy(seen).to(test.torch_device)
@@ -121,7 +119,7 @@ def accuracy(model: nn.Module, test: Images, seen: Labels, batch: int = 512) -> 
 
 @dataclass(frozen=True)
 class Learner:
-    """One seed of the run: what every step trains on, learns from and is tested on."""
+    """One seed of the run: the memory, the teacher and the test set of every step."""
 
     context: Context
     device: Device
@@ -129,21 +127,21 @@ class Learner:
     teacher: nn.Module
     test: Images
     seed: int
-    key: str  # tells work begun with these inputs from work begun with others
+    key: str  # differs for work that began with other inputs
 
     def learn(self, seen: Labels, stop: Stop) -> Curve:
         """Train a fresh model on the memory of the classes `seen`.
 
-        What an earlier start finished is read back.
+        A step that an earlier start finished is read from the work folder.
         """
         run, work = self.context.run, self.context.work(f"seed-{self.seed}")
         recipe = run.recipe.continual
         assert recipe is not None
         finished, key = work / f"seen-{len(seen)}.json", f"{self.key} {seen.tolist()}"
         if finished.is_file():
-            told = read_json(finished, "a finished step")
-            if told["key"] == key:
-                curve: Curve = told["curve"]
+            record = read_json(finished, "a finished step")
+            if record["key"] == key:
+                curve: Curve = record["curve"]
                 return curve
         purpose = ("continual", self.seed, "seen", len(seen))
         checkpoint = Checkpoint(
@@ -166,10 +164,10 @@ class Learner:
 
 
 def run(context: Context, images_folder: Path, model_path: Path, seed: int, out: Path) -> None:
-    """Train and test after every step with one seed; write the run's JSON at `out`.
+    """Train and test after every step with one seed; write the run's JSON to `out`.
 
-    Raises ConfigError, DataError or ArtifactError where the inputs do not fit together, Interrupted
-    after a signal: the next start goes on from there.
+    Raises ConfigError, DataError or ArtifactError if the inputs do not fit together, Interrupted
+    after a signal, with the state saved.
     """
     run = context.run
     if seed < 0:
@@ -218,11 +216,9 @@ def _load_teacher(
 def _record(
     context: Context, curves: dict[str, Curve], order: list[str], seed: int, device: Device
 ) -> dict[str, Any]:
-    """What the run's JSON says; everything outside `provenance` is the same on the same kind of
-    CPU.
-    """
+    """The run's JSON; all but `provenance` is the same on the same kind of CPU."""
     run = context.run
-    told = {"model": run.model, "ipc": run.ipc, "seed": seed, "class_order": order}
+    record = {"model": run.model, "ipc": run.ipc, "seed": seed, "class_order": order}
     for metric in ("top1", "top1_masked"):
-        told[metric] = {seen: curve[-1][metric] for seen, curve in curves.items()}
-    return context.described() | told | {"curve": curves, "provenance": device.provenance()}
+        record[metric] = {seen: curve[-1][metric] for seen, curve in curves.items()}
+    return context.description() | record | {"curve": curves, "provenance": device.provenance()}

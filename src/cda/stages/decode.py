@@ -1,9 +1,8 @@
-"""Decode: a large data set's validation images, decoded and resized once for all stages that test
-on them.
+"""Decode: a large data set's validation images, decoded and resized once for all later stages.
 
-Reads the real data set; writes `val.npy`, which is read through a memory map, and beside it
-`val.json`. Images are written as they are decoded, so memory does not grow with their number; a
-killed job goes on where it was.
+Reads the real data set; writes the memory map `val.npy` and beside it `val.json`. Images are
+written as they are decoded, so that memory does not grow with their number; a killed job continues
+where it was.
 """
 
 from __future__ import annotations
@@ -31,15 +30,13 @@ from cda.progress import Progress
 from cda.stages.context import Context
 
 Map = np.memmap[Any, np.dtype[np.uint8]]
-TOGETHER = 1024  # images between two looks at the clock
+CLOCK_IMAGES = 1024  # images between two looks at the clock
 
 
 def run(context: Context, out: Path) -> None:
-    """Write the validation images of the run's data set at `out` (val.npy), described in val.json
-    beside it.
+    """Write the validation images of the run's data set to `out` (val.npy), and val.json beside it.
 
-    Raises ConfigError for a data set that is not streamed, DataError for one that is missing or
-    damaged.
+    Raises ConfigError if the data set is not streamed, DataError if it is missing or damaged.
     """
     data, work = context.run.data, context.work("val")
     if not data.stream:
@@ -52,28 +49,26 @@ def run(context: Context, out: Path) -> None:
     paths, labels = source.listing("val")
     with work_folder(work) as stop:
         images = _decode(context, source, paths, work, stop)
-        told = described(images, labels, classes)
+        record = context.description() | described(images, labels, classes)
         del images
-        with atomic_write(out) as aside:
-            shutil.move(work / "val.npy", aside)
-        write_json(
-            description_of(out), context.described() | told | {"provenance": device.provenance()}
-        )
+        with atomic_write(out) as temporary:
+            shutil.move(work / "val.npy", temporary)
+        write_json(description_of(out), record | {"provenance": device.provenance()})
 
 
 def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path, stop: Stop) -> Map:
-    """Decode what an earlier start left, to `val.npy` in the work folder."""
+    """Decode the images that an earlier start left to do, to `val.npy` in the work folder."""
     size, every = context.run.data.resolution, context.settings.runtime.checkpoint_seconds
     mark, key = work / "decoded.json", _listing_digest(paths, source.root)
     done, shape = pieces_done(mark, work / "val.npy", key), (len(paths), size, size, 3)
     images = allocate(
-        work / "val.npy", shape, np.uint8, fresh=not done, mend="make room, then start again"
+        work / "val.npy", shape, np.uint8, fresh=not done, fix="make room, then start again"
     )
     saved = time.monotonic()
     progress = Progress(len(paths), f"decode {context.run.id}", "images", done)
     for index, image in enumerate(source.decoded(paths[done:]), start=done):
         images[index] = image
-        if stop.signal or ((index + 1) % TOGETHER == 0 and time.monotonic() - saved >= every):
+        if stop.signal or ((index + 1) % CLOCK_IMAGES == 0 and time.monotonic() - saved >= every):
             images.flush()
             write_json(mark, {"done": index + 1, "key": key})
             saved = time.monotonic()
@@ -85,7 +80,7 @@ def _decode(context: Context, source: Folders, paths: Sequence[str], work: Path,
 
 
 def _listing_digest(paths: Sequence[str], root: Path) -> str:
-    """SHA-256 of the images' places below `root`: images of two listings must not share a map."""
+    """SHA-256 of the images' paths below `root`: images of two listings must not share a map."""
     sha = hashlib.sha256()
     for path in paths:
         sha.update(os.fsencode(os.path.relpath(path, root)) + b"\0")

@@ -1,7 +1,4 @@
-"""The networks that stages build or read.
-
-Fresh ones with seeded weights, and squeezed ones from disk.
-"""
+"""The networks of stages: fresh ones with seeded weights, and squeezed ones from disk."""
 
 from __future__ import annotations
 
@@ -23,7 +20,10 @@ from cda.method import networks
 
 
 def fresh_model(run: Run, device: Device, purpose: tuple[object, ...]) -> nn.Module:
-    """The run's network with weights drawn for `purpose`, on the device."""
+    """The run's network on the device, with weights drawn for `purpose` (`cda.rng`).
+
+    Raises ConfigError if the network cannot take images of the data set's size.
+    """
     seed_everything(*purpose, "weights")
     model = device.place(
         networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
@@ -43,7 +43,7 @@ def fresh_model(run: Run, device: Device, purpose: tuple[object, ...]) -> nn.Mod
 def read_description(path: Path, run: Run) -> dict[str, Any]:
     """The `squeeze.json` beside a squeeze run's model.
 
-    Raises ArtifactError if it is another run's.
+    Raises ArtifactError if it is missing, damaged or another run's.
     """
     described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
     if described.get("run") != run.id:
@@ -60,10 +60,9 @@ def read_description(path: Path, run: Run) -> dict[str, Any]:
 
 
 def outputs_for(path: Path, described: dict[str, Any], data: Dataset) -> list[int]:
-    """Which output of the squeezed model at `path` each class of `data` is: its own, or some of the
-    published ones.
+    """For each class of `data`, the output of the squeezed model at `path`.
 
-    Raises ArtifactError if the model does not know them.
+    A published model may have more classes than `data`. Raises ArtifactError if a class is missing.
     """
     names: list[str] = described["classes"]
     if data.class_names:
@@ -81,9 +80,9 @@ def outputs_for(path: Path, described: dict[str, Any], data: Dataset) -> list[in
 
 
 def load_squeezed(path: Path, run: Run, device: Device) -> nn.Module:
-    """A squeeze run's model, frozen and in evaluation mode.
+    """A squeeze run's model on the device, frozen and in evaluation mode.
 
-    Raises ArtifactError if the file is another run's.
+    Raises ArtifactError if the file is missing, damaged or another run's.
     """
     described = read_description(path, run)
     classes = len(described["classes"])
@@ -100,9 +99,9 @@ def load_squeezed(path: Path, run: Run, device: Device) -> nn.Module:
 def accelerate(
     model: nn.Module, device: Device, steps: int, batch: int
 ) -> Callable[[Tensor], Tensor]:
-    """A frozen model as a function that is called `steps` times, with our kernels or compiled.
+    """A frozen model for `steps` calls with `batch` images, with our kernels or compiled.
 
-    Equal up to rounding.
+    The results are equal up to rounding.
     """
     if device.native:
         device.compiles |= bool(Convolutions(model).replaced)

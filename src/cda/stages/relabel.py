@@ -1,9 +1,8 @@
-"""Relabel: the relabel model's logits for every distilled image under every epoch's augmentation
-(FKD).
+"""Relabel: the relabel model's logits for distilled images in every epoch's augmentation (FKD).
 
-Reads the first shards of a recover run and a squeezed model; writes a label store (`header.json`,
-and `logits.npy` as the recipe's codec keeps them). Hard and online labels leave a header only: it
-is the augmentations' rule all the same.
+Reads the first shards of a recover run and a squeezed model; writes a label store: `header.json`,
+and `logits.npy` in the recipe's codec. For hard and online labels the store is the header alone,
+which is the rule of the augmentations.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from cda.progress import Progress, log
 from cda.stages.context import Context
 from cda.stages.models import accelerate, load_squeezed
 
-BATCH = 256  # images the relabel model sees at a time; changes nothing but speed and rounding
+BATCH = 256  # images a forward pass; changes speed and rounding alone
 
 
 def run(context: Context, images_folder: Path, model_path: Path | None, out: Path) -> None:
@@ -48,39 +47,38 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
         images_folder, run.ipc, data.name, run.upstream["images"].id, data.resolution
     )
     with work_folder(context.work("labels")) as stop:
-        out_aside = context.work("labels") / "out"
-        told: dict[str, Any] = {}
+        folder = context.work("labels") / "out"
+        record: dict[str, Any] = {"labels": mode, "classes": classes}
+        record["images_digest"] = images_digest
         if mode == "stored":
             assert model_path is not None
-            described = read_json(
-                model_path.with_name("squeeze.json"), "the squeezed model's description"
-            )
-            key = f"{images_digest} {described.get('sha256')}"
             images = Images(pixels, labels, data, device)
             batches = DistilledBatches(images, recipe_of(run), BATCH, label_epochs(run))
-            told = _write_logits(context, device, batches, model_path, out_aside, stop, key)
-        _write_header(
-            context,
-            device,
-            out_aside,
-            {"labels": mode, "classes": classes, "images_digest": images_digest, **told},
-        )
-        publish(out_aside, out)
+            record |= _write_logits(
+                context, device, batches, model_path, folder, stop, images_digest
+            )
+        _write_header(context, device, folder, record)
+        publish(folder, out)
 
 
 def recipe_of(run: Run) -> Relabel:
-    """A relabel run's own values, with the epochs of training that its labels serve."""
+    """A relabel run's values, with the number of training epochs that its labels serve."""
     return run.recipe.relabel.model_copy(update={"epochs": served_epochs(run)})
 
 
-def _write_header(context: Context, device: Device, folder: Path, told: dict[str, Any]) -> None:
+def _write_header(context: Context, device: Device, folder: Path, record: dict[str, Any]) -> None:
     run = context.run
-    header = {"format": FORMAT, **context.described(), "ipc": run.ipc, "epochs": served_epochs(run)}
+    header = {
+        "format": FORMAT,
+        **context.description(),
+        "ipc": run.ipc,
+        "epochs": served_epochs(run),
+    }
     header |= {
         "recipe": recipe_of(run).model_dump(mode="json"),
         "temperature": run.recipe.validate_.temperature,
     }
-    write_json(folder / "header.json", header | told | {"provenance": device.provenance()})
+    write_json(folder / "header.json", header | record | {"provenance": device.provenance()})
 
 
 @torch.inference_mode()
@@ -91,13 +89,12 @@ def _write_logits(
     model_path: Path,
     folder: Path,
     stop: Stop,
-    key: str,
+    images_digest: str,
 ) -> dict[str, Any]:
-    """Stream the logits of every label epoch to disk.
-
-    Epochs that an earlier start finished are kept.
-    """
+    """Stream the logits of every label epoch to disk, but for those that an earlier start wrote."""
     run, recipe = context.run, context.run.recipe
+    described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
+    key = f"{images_digest} {described.get('sha256')}"
     epochs = label_epochs(run)
     model = load_squeezed(model_path, run.upstream["model"], device)
     logits_of = accelerate(model, device, epochs * batches.steps, BATCH)

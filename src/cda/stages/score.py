@@ -1,11 +1,10 @@
-"""Score: classify images with a squeezed model that took no part in making them (paper Section 3.7,
-Table 9).
+"""Score: accuracy on distilled images of a squeezed model that took no part in making them.
 
-Reads a squeezed model and the first shards of a recover run, or the real validation images; writes
-one JSON, as validate does. The paper gives the "mean of random 10-crop and global images": here
-`top1_global` is the accuracy on whole images and `top1_10crop` the mean accuracy on `score.crops`
-random resized crops of each, not flipped. A crop is drawn for (seed, crop number, image), so that
-every method's images are cropped alike.
+It is paper Section 3.7, Table 9. Reads a squeezed model and the first shards of a recover run, or
+the real validation images; writes one JSON, as validate does. The paper reports the "mean of random
+10-crop and global images": here `top1_global` is the accuracy on complete images and `top1_10crop`
+the mean accuracy on `score.crops` random resized crops of each, without flips. A crop is drawn for
+(seed, crop number, image), so that every method's images have the same crops.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from cda.rng import generator
 from cda.stages.context import Context
 from cda.stages.models import load_squeezed, outputs_for, read_description
 
-BATCH = 256  # images the model sees at a time; changes nothing but speed and rounding
+BATCH = 256  # images a forward pass; changes speed and rounding alone
 
 
 def run(context: Context, images_folder: Path | None, model_path: Path, out: Path) -> None:
@@ -35,12 +34,13 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
 
     Args:
         context: The job; its run is a `cda.experiments.runs.score_run`.
-        images_folder: Folder of the recover run, None where the run looks at the real validation images.
-        model_path: The squeezed `model.safetensors`, its description beside it.
-        out: The JSON: accuracies in percent; of shards also `top1_global` and `top1_10crop`.
+        images_folder: Folder of the recover run; None for the real validation images.
+        model_path: The squeezed `model.safetensors`, with its description beside it.
+        out: The JSON: accuracies in percent; for shards also `top1_global` and `top1_10crop`.
 
     Raises:
-        ArtifactError: The model or a shard is missing, damaged, another run's, or of other classes.
+        ArtifactError: The model or a shard is missing, damaged, another run's, or has other
+            classes.
         DataError: The real validation images are missing or damaged.
     """
     run = context.run
@@ -52,34 +52,27 @@ def run(context: Context, images_folder: Path | None, model_path: Path, out: Pat
         pixels, labels, classes, _ = load_distilled(
             images_folder, run.ipc, run.dataset, source, run.data.resolution
         )
-        outputs = np.array(
-            outputs_for(model_path, read_description(model_path, run.upstream["model"]), run.data)
-        )
-        images, sampled = (
-            Images(pixels, outputs[labels], run.data, device, classes),
-            run.recipe.score,
-        )
+        described = read_description(model_path, run.upstream["model"])
+        outputs = np.array(outputs_for(model_path, described, run.data))
+        images = Images(pixels, outputs[labels], run.data, device, classes)
+        sampled = run.recipe.score
     else:
         images = context.validation(device)
     _check(context, model_path, images.classes)
     model = load_squeezed(model_path, run.upstream["model"], device)
-    log(f"score {run.id}: {len(images)} whole images")
+    log(f"score {run.id}: {len(images)} images")
     measured = images.evaluate(model)
     if sampled is not None:
         crops = crop_accuracies(model, images, sampled, f"score {run.id}")
         measured |= {"top1_global": measured["top1"], "top1_10crop": sum(crops) / len(crops)}
-    described = context.described() | {
-        "model": run.model,
-        "ipc": run.ipc,
-        "seed": 0,
-        "images": len(images),
-    }
-    write_json(out, described | measured | {"provenance": device.provenance()})
+    record = context.description() | {"model": run.model, "ipc": run.ipc, "seed": 0}
+    record["images"] = len(images)
+    write_json(out, record | measured | {"provenance": device.provenance()})
 
 
 @torch.inference_mode()
 def crop_accuracies(model: nn.Module, images: Images, values: Score, label: str) -> list[float]:
-    """Top-1 accuracy in percent on each of `values.crops` random resized crops an image."""
+    """Top-1 accuracy in percent for each of the `values.crops` random resized crops of an image."""
     model.eval()
     progress = Progress(values.crops * len(images), label, "crops")
     accuracies = []
@@ -113,9 +106,7 @@ def crop_accuracies(model: nn.Module, images: Images, values: Score, label: str)
 
 
 def _check(context: Context, path: Path, classes: list[str]) -> None:
-    """Raise ArtifactError unless the model knows the images' classes and was trained under their
-    normalisation.
-    """
+    """Raise ArtifactError unless the model has the images' classes and their normalisation."""
     data = context.run.data
     described = read_description(path, context.run.upstream["model"])
     if [described["classes"][output] for output in outputs_for(path, described, data)] != classes:

@@ -1,10 +1,9 @@
-"""Squeeze: train the recovery model on the real data, or take published weights (paper Section
-2.2).
+"""Squeeze: train the recovery model on the real data, or take published weights (paper Sec. 2.2).
 
 Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy,
-network, classes, normalisation). Weights that were trained here are kept in half precision, and the
-accuracy is that of the kept ones; published weights stay as they are. Under torchrun its processes
-share every batch, and rank 0 writes.
+network, classes, normalisation). Weights that are trained here are stored in half precision, and
+the accuracy is that of the stored ones; published weights are stored as they are. Under torchrun
+the processes share every batch, and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -44,26 +43,26 @@ def smoothed_ce(smoothing: float) -> Loss:
 
 
 def round_to_half(model: nn.Module) -> None:
-    """Round, in place, convolutions' and linear layers' weights to what half precision holds."""
+    """Round weights of convolutions and linear layers to half precision, in place."""
     with torch.no_grad():
         for weight in _matrices(model):
             weight.copy_(weight.half())
 
 
 def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
-    """What is kept in half precision.
+    """The weights that are stored in half precision.
 
-    Not biases, nor what BN layers hold, which is small and spans many magnitudes.
+    Biases and BN layers are small, and their values span many magnitudes: they stay in float32.
     """
     return (parameter for parameter in model.parameters() if parameter.ndim > 1)
 
 
 def write_model(
-    context: Context, model: nn.Module, classes: list[str], out: Path, told: dict[str, Any]
+    context: Context, model: nn.Module, classes: list[str], out: Path, record: dict[str, Any]
 ) -> None:
-    """Write the weights and their description, the description last.
+    """Write the weights and then their description, `record` included.
 
-    In half precision what that holds exactly.
+    Weights that half precision represents exactly are stored so.
     """
     halved = {
         id(weight)
@@ -75,23 +74,19 @@ def write_model(
         name: (t.half() if id(t) in halved else t).detach().cpu().contiguous()
         for name, t in state.items()
     }
-    with atomic_write(out) as aside:
-        write_tensors(tensors, aside)
+    with atomic_write(out) as temporary:
+        write_tensors(tensors, temporary)
     data = context.run.data
-    described = context.described() | {
-        "model": context.run.model,
-        "classes": classes,
-        "mean": data.mean,
-        "std": data.std,
-    }
-    write_json(out.with_name("squeeze.json"), described | {"sha256": file_digest(out)} | told)
+    described = context.description() | {"model": context.run.model, "classes": classes}
+    described |= {"mean": data.mean, "std": data.std, "sha256": file_digest(out)}
+    write_json(out.with_name("squeeze.json"), described | record)
 
 
 def run(context: Context, out: Path, recovered: bool = False) -> None:
-    """Train the run's model to `out` (model.safetensors), or fetch its published weights.
+    """Train the run's model and write it to `out` (model.safetensors), or its published weights.
 
-    Raises ConfigError before any work if the model is to be `recovered` from and has no BN layers,
-    or if the recipe asks for what the data set cannot have.
+    Raises ConfigError before any work if images are to be `recovered` from the model and it has no
+    BN layers, or if the recipe does not suit the data set.
     """
     recipe = context.run.recipe.squeeze
     if recovered:
@@ -105,11 +100,10 @@ def run(context: Context, out: Path, recovered: bool = False) -> None:
         _published(context, recipe.weights, out)
         return
     if recipe.randaugment and not context.run.data.stream:
-        problem = (
-            f"squeeze.randaugment: {recipe.randaugment}, but data set "
-            f"{context.run.dataset} is not streamed"
+        raise ConfigError(
+            f"squeeze.randaugment: {recipe.randaugment}, but data set {context.run.dataset} is "
+            "not streamed; set it to 0, or stream: true in the data set's file"
         )
-        raise ConfigError(f"{problem}; set it to 0, or stream: true in the data set's file")
     device = context.open_device()
     with work_folder(context.work("model"), device.leads) as stop:
         _train(context, device, stop, out)
@@ -122,7 +116,7 @@ def _network(context: Context) -> nn.Module:
 
 
 def _train(context: Context, device: Device, stop: Stop, out: Path) -> None:
-    """Train to the last epoch, from the checkpoint if any; rank 0 writes the model."""
+    """Train to the last epoch, from the checkpoint if there is one; rank 0 writes the model."""
     run, recipe = context.run, context.run.recipe.squeeze
     test, batches = context.validation(device), _batches(context, device)
     if test.classes != context.class_names():
@@ -130,15 +124,10 @@ def _train(context: Context, device: Device, stop: Stop, out: Path) -> None:
             f"{run.dataset}: not the classes of the decoded validation images; decode the "
             "data set at hand"
         )
-    path, every = (
-        context.work("model") / "state.safetensors",
-        context.settings.runtime.checkpoint_seconds,
-    )
-    checkpoint = Checkpoint(path, run.id, every, device.leads)
+    path, seconds = context.work("model"), context.settings.runtime.checkpoint_seconds
+    checkpoint = Checkpoint(path / "state.safetensors", run.id, seconds, device.leads)
     model = fresh_model(run, device, ("squeeze", recipe.seed))
-    if (
-        recipe.init and device.leads and checkpoint.load() is None
-    ):  # the other ranks get rank 0's weights
+    if recipe.init and device.leads and checkpoint.load() is None:  # others get rank 0's weights
         from cda.engine.pretrained import start_from
 
         start_from(model, recipe.init, run.model)
@@ -146,19 +135,15 @@ def _train(context: Context, device: Device, stop: Stop, out: Path) -> None:
     loss = smoothed_ce(recipe.label_smoothing)
     history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
     round_to_half(trainer.model)
-    told = {
-        **test.evaluate(trainer.model),
-        "best_top1": history.best["top1"],
-        "curve": history.curve,
-    }
+    record: dict[str, Any] = dict(test.evaluate(trainer.model))
+    record["best_top1"] = history.best["top1"]
     if device.leads:
-        write_model(
-            context, trainer.model, test.classes, out, told | {"provenance": device.provenance()}
-        )
+        record |= {"curve": history.curve, "provenance": device.provenance()}
+        write_model(context, trainer.model, test.classes, out, record)
 
 
 def _batches(context: Context, device: Device) -> Batches:
-    """The training images: on the device, or decoded when their turn comes."""
+    """The training images: on the device, or decoded batch by batch."""
     data, recipe = context.run.data, context.run.recipe.squeeze
     if not data.stream:
         return SqueezeBatches(place_images(context.real("train"), data, device), recipe)
@@ -170,10 +155,7 @@ def _batches(context: Context, device: Device) -> Batches:
 
 
 def _published(context: Context, weights: str, out: Path) -> None:
-    """Published weights as a squeeze run.
-
-    Their name, digest and the accuracy their publisher states.
-    """
+    """Write published weights, and their name and stated accuracy, as the run's model."""
     from cda.engine.pretrained import state_of
 
     run = context.run
@@ -187,5 +169,5 @@ def _published(context: Context, weights: str, out: Path) -> None:
             f"squeeze.weights: {weights} does not fit {run.model} with {len(classes)} classes "
             f"({reason})"
         ) from None
-    told = {"top1": stated, "weights": weights, "provenance": context.open_device().provenance()}
-    write_model(context, model, classes, out, told)
+    record = {"top1": stated, "weights": weights, "provenance": context.open_device().provenance()}
+    write_model(context, model, classes, out, record)

@@ -1,8 +1,7 @@
-"""Validate (post-train): train a fresh model on distilled images alone, test it on the real
-validation set.
+"""Validate (post-train): train a fresh model on distilled images, test it on real ones.
 
-Reads shards, a label store and, for online labels, the relabel model; writes one JSON, the only
-thing a table reads.
+The test images are the real validation set. Reads shards, a label store and, for online labels,
+the relabel model; writes one JSON, the only file that tables read.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from cda.method.losses import kd_loss, mixed_ce
 from cda.stages.context import Context
 from cda.stages.models import fresh_model, load_squeezed
 
-AHEAD = 2**28  # bytes of labels that are on the device at once
+LABEL_BYTES = 2**28  # of stored labels on the device at a time
 
 
 class LabelledBatches:
-    """Distilled batches with what the loss needs: soft labels, or hard labels of the mixture."""
+    """Distilled batches with their soft labels, or the hard labels of the mixture."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class LabelledBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(inputs, target) of every step.
 
-        A target is a store's encoded rows, the teacher's logits, or (own class, partner's class,
+        A target is the store's encoded rows, the teacher's logits, or (own class, partner's class,
         own share).
         """
         rows: Iterator[Tensor] | None = None
@@ -63,24 +62,20 @@ class LabelledBatches:
                 rows = rows or self._rows(epoch, placed.plan.order, first_step)
                 yield inputs, next(rows)
             else:
-                yield (
-                    inputs,
-                    self._online(inputs)
-                    if self.store.mode == "online"
-                    else self._hard(placed, index),
-                )
+                online = self.store.mode == "online"
+                yield inputs, self._online(inputs) if online else self._hard(placed, index)
 
     def _rows(self, epoch: int, order: NDArray[np.int64], first_step: int) -> Iterator[Tensor]:
-        """A store's rows [B, width] of every step; those of many steps go to the device at once."""
+        """The store's rows [B, width] of every step; many steps' go to the device at once."""
         size = self.inner.batch_size
         a_row = self.store.codec.width * np.dtype(self.store.codec.dtype).itemsize
-        at_once = max(1, AHEAD // (a_row * size)) * size
+        at_once = max(1, LABEL_BYTES // (a_row * size)) * size
         for start in range(first_step * size, self.images, at_once):
             rows = self.store.rows(epoch, order[start : start + at_once])
             yield from torch.from_numpy(rows).to(self.device.torch_device).split(size)
 
     def _online(self, inputs: Tensor) -> Tensor:
-        """The teacher's logits [B, C], as a store would give them."""
+        """The teacher's logits [B, C], encoded and decoded as in a store."""
         with torch.no_grad(), self.device.autocast():
             logits = self._teacher(inputs)
         return self.store.codec.decode(self.store.codec.encode(logits))
@@ -93,7 +88,7 @@ class LabelledBatches:
 def loss_of(recipe: Validate, store: LabelStore) -> Loss:
     """The recipe's loss for the store's kind of labels.
 
-    It decodes rows itself, so that a compiled step does.
+    The loss decodes rows, so that a compiled step includes decoding.
     """
     temperature, squared, smoothing = (
         recipe.temperature,
@@ -167,9 +162,7 @@ def run(
 
 
 def _record(context: Context, history: History, seed: int, device: Device) -> dict[str, Any]:
-    """What the run's JSON says; everything outside `provenance` is the same on the same kind of
-    CPU.
-    """
+    """The run's JSON; all but `provenance` is the same on the same kind of CPU."""
     run, last, best = context.run, history.last, history.best
     measured = {
         "top1": last["top1"],
@@ -177,5 +170,5 @@ def _record(context: Context, history: History, seed: int, device: Device) -> di
         "best_top1": best["top1"],
         "best_epoch": best["epoch"],
     }
-    described = context.described() | {"model": run.model, "ipc": run.ipc, "seed": seed}
+    described = context.description() | {"model": run.model, "ipc": run.ipc, "seed": seed}
     return described | measured | {"curve": history.curve, "provenance": device.provenance()}

@@ -1,4 +1,4 @@
-"""Codecs: what a row takes, how far decoded logits may be off, and what a softmax must not notice."""
+"""Codecs: a row's bytes, the error of decoded logits, and what leaves a softmax unchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cda.config.recipe import record
+from cda.config.label_rows import row_parts
 from cda.data.label_codec import Codec, pack_bits, unpack_bits
 
 torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def largest(logits: Tensor, count: int) -> Tensor:
 
 
 # What a row takes
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -78,15 +78,15 @@ def largest(logits: Tensor, count: int) -> Tensor:
     ],
 )
 def test_a_row_takes_what_its_parts_take(classes, bits, top_k, parts):
-    assert tuple(record(classes, bits, top_k)) == parts
-    assert record(classes, bits, top_k).bytes == parts[0] + sum(parts[2:])
+    assert tuple(row_parts(classes, bits, top_k)) == parts
+    assert row_parts(classes, bits, top_k).bytes == parts[0] + sum(parts[2:])
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=named)
-def test_rows_are_as_long_as_is_said(codec):
+def test_rows_are_as_long_as_computed(codec):
     rows = codec.encode(logits_of(codec.classes))
     assert rows.shape == (40, codec.width)
-    assert rows.element_size() * codec.width == codec.record.bytes
+    assert rows.element_size() * codec.width == codec.parts.bytes
     assert rows.numpy().dtype == codec.dtype
     decoded = codec.decode(rows)
     assert (decoded.shape, decoded.dtype) == ((40, codec.classes), torch.float32)
@@ -124,7 +124,7 @@ def test_a_row_is_its_own(codec):
 
 
 # How far decoded logits may be off
-# ------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_plain_rows_are_the_logits_in_fp16():
@@ -149,7 +149,7 @@ def test_quantised_logits_are_off_by_half_a_step_at_most(bits, classes):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("level", [2049.3, -2050.7])
-def test_logits_whose_smallest_fp16_cannot_tell_are_off_by_its_rounding(bits, level):
+def test_logits_whose_smallest_fp16_cannot_hold_are_off_by_its_rounding(bits, level):
     logits = level + torch.linspace(0, 0.4, 10)[None]
     decoded = Codec(10, bits).decode(Codec(10, bits).encode(logits))
     assert (decoded - logits).abs().max() <= abs(level) * HALF + 0.4 / (2**bits - 1)
@@ -159,37 +159,38 @@ def test_logits_whose_smallest_fp16_cannot_tell_are_off_by_its_rounding(bits, le
 @pytest.mark.parametrize(("classes", "top_k"), [shape for shape in SHAPES if shape[1]])
 def test_the_largest_logits_keep_their_distances(bits, classes, top_k):
     codec, logits = Codec(classes, bits, top_k, 20.0), logits_of(classes)
-    decoded, kept = codec.decode(codec.encode(logits)), largest(logits, top_k)
-    told, found = logits[kept].view(-1, top_k), decoded[kept].view(-1, top_k)
-    told, found = (values - values.amin(1, keepdim=True) for values in (told, found))
-    error = (found - told).abs().amax(1)
+    decoded, stored = codec.decode(codec.encode(logits)), largest(logits, top_k)
+    exact_top, found = logits[stored].view(-1, top_k), decoded[stored].view(-1, top_k)
+    exact_top, found = (values - values.amin(1, keepdim=True) for values in (exact_top, found))
+    error = (found - exact_top).abs().amax(1)
     if bits == 16:  # each excess over the others' logit was rounded to fp16
         assert bool((error <= 2 * HALF * decoded.amax(1) + 1e-6).all())
     else:  # of the smallest kept nothing is rounded here
-        step = told.amax(1) / (2**bits - 1) * (1 + 2**-10) * (1 + HALF)
+        step = exact_top.amax(1) / (2**bits - 1) * (1 + 2**-10) * (1 + HALF)
         assert bool((error <= step / 2 + 1e-5).all())
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize(("classes", "top_k"), [shape for shape in SHAPES if shape[1]])
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 30.0])
-def test_the_other_classes_share_exactly_what_was_theirs(bits, classes, top_k, temperature):
+def test_the_other_classes_share_exactly_their_total(bits, classes, top_k, temperature):
     codec, logits = Codec(classes, bits, top_k, temperature), logits_of(classes)
-    decoded, kept = codec.decode(codec.encode(logits)), largest(logits, top_k)
-    others = decoded[~kept].view(-1, classes - top_k)
+    decoded, stored = codec.decode(codec.encode(logits)), largest(logits, top_k)
+    others = decoded[~stored].view(-1, classes - top_k)
     assert bool((others == others[:, :1]).all())
-    exact, found = share(logits, kept, temperature), share(decoded, kept, temperature)
+    exact, found = share(logits, stored, temperature), share(decoded, stored, temperature)
     most = (
-        decoded[kept].view(-1, top_k).abs().amax(1)
+        decoded[stored].view(-1, top_k).abs().amax(1)
     )  # over the others, who are 0; rounded to fp16
     assert bool(((found - exact).abs() <= most * HALF / temperature + 2e-6).all())
 
 
 def test_the_share_is_exact_at_its_temperature_and_no_other():
-    logits, kept = logits_of(100), largest(logits_of(100), 10)
+    logits, stored = logits_of(100), largest(logits_of(100), 10)
     decoded = Codec(100, 8, 10, 4.0).decode(Codec(100, 8, 10, 4.0).encode(logits))
     off = [
-        (share(decoded, kept, t) - share(logits, kept, t)).abs().max().item() for t in (4.0, 1.0)
+        (share(decoded, stored, t) - share(logits, stored, t)).abs().max().item()
+        for t in (4.0, 1.0)
     ]
     assert off[0] < 0.01 < off[1]
 
@@ -247,7 +248,7 @@ def test_half_precision_logits_are_taken_as_they_are():
 
 
 # Bits
-# -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bits", "count"), [*itertools.product((1, 2, 4, 8), (1, 7, 8, 9))])

@@ -75,7 +75,7 @@ def test_epochs_and_seeds_are_seen_differently():
         assert not np.array_equal(plans[a].boxes, plans[b].boxes)
 
 
-def test_how_labels_are_kept_changes_no_plan():
+def test_the_codec_changes_no_plan():
     for labels in ("online", "hard"):
         assert_same(
             epoch_plan(Relabel(labels=labels), SIZE, COUNT, 2),
@@ -194,7 +194,8 @@ def distilled(recipe: Relabel, batch_size: int) -> DistilledBatches:
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
     data = Dataset(
-        name="toy", layout="digits", classes=3, resolution=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), get="x"
+        name="toy", layout="digits", classes=3, resolution=SIZE, get="x",
+        mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3),
     )  # fmt: skip
     device = Device(Runtime(device="cpu"), torch.device("cpu"), None)
     return DistilledBatches(Images(pixels, np.arange(COUNT) % 3, data, device), recipe, batch_size)
@@ -246,7 +247,7 @@ def test_an_epoch_goes_on_from_any_step():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=named)
-def test_images_are_what_the_plan_says_by_torchvision(kind):
+def test_images_follow_the_plan_by_torchvision(kind):
     batches = distilled(Relabel(**kind), 5)
     plan, pixels = batches.plan(2), batches.set.pixels.permute(0, 3, 1, 2).double() / 255
 
@@ -351,7 +352,7 @@ def test_a_store_of_another_shape_is_refused(store, shape):
 
 def test_a_store_of_another_precision_is_refused(store):
     np.save(store / "logits.npy", np.zeros((4, 6, 3), dtype=np.float32))
-    assert "holds float32 (4, 6, 3), its header says float16 (4, 6, 3)" in refusal(
+    assert "holds float32 (4, 6, 3), its header has float16 (4, 6, 3)" in refusal(
         store, "logits.npy"
     )
 
@@ -400,7 +401,7 @@ def test_an_unknown_kind_of_labels_is_refused(store):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"recipe": []}, "lacks recipe"),
         ({"recipe": {"bits": 5}}, "bits input should be 16, 8 or 4"),
@@ -419,17 +420,15 @@ def test_an_unknown_kind_of_labels_is_refused(store):
         ({"epochs": 0}, "epochs input should be greater than or equal to 1"),
     ],
 )
-def test_a_damaged_recipe_is_refused(store, values, told):
+def test_a_damaged_recipe_is_refused(store, values, message):
     change(store, **values)
-    assert told in refusal(store, "header.json")
+    assert message in refusal(store, "header.json")
 
 
 @pytest.mark.parametrize("recipe", [{"bits": 8}, {"bits": 4}, {"bits": 8, "top_k": 2}])
 def test_rows_of_another_codec_are_refused(store, recipe):
     change(store, recipe=recipe, temperature=4.0)
-    assert "holds float16 (4, 6, 3), its header says uint8 (4, 6, 3)" in refusal(
-        store, "logits.npy"
-    )
+    assert "holds float16 (4, 6, 3), its header has uint8 (4, 6, 3)" in refusal(store, "logits.npy")
 
 
 def test_labels_of_another_run_are_refused(store):
@@ -449,7 +448,7 @@ def test_logits_that_changed_are_refused(store):
 
 
 TEMPERATURE = 4.0
-KEPT = [
+CODECS = [
     {"bits": bits, "top_k": top_k, "reuse": reuse}
     for bits in (16, 8, 4)
     for top_k in (0, 3, 8)
@@ -457,22 +456,22 @@ KEPT = [
 ]
 
 
-def kept_as(kept: dict[str, Any]) -> str:
-    return "-".join(map(str, kept.values()))
+def codec_name(options: dict[str, Any]) -> str:
+    return "-".join(map(str, options.values()))
 
 
-def codec_of(kept: dict[str, Any], classes: int = 20) -> Codec:
-    return Codec(classes, kept["bits"], kept["top_k"], TEMPERATURE)
+def codec_of(options: dict[str, Any], classes: int = 20) -> Codec:
+    return Codec(classes, options["bits"], options["top_k"], TEMPERATURE)
 
 
 def logits_of(epoch: int, count: int = COUNT, classes: int = 20) -> torch.Tensor:
     return 4 * torch.randn(count, classes, generator=torch.Generator().manual_seed(epoch))
 
 
-def written(folder: Path, kept: dict[str, Any], epochs: int = 7) -> LabelStore:
+def written(folder: Path, options: dict[str, Any], epochs: int = 7) -> LabelStore:
     """A store for so many epochs of training, written through batches in an order of their own."""
-    recipe = Relabel(**kept, epochs=epochs)
-    writer = LabelWriter(folder, codec_of(kept), recipe.label_epochs(epochs), COUNT)
+    recipe = Relabel(**options, epochs=epochs)
+    writer = LabelWriter(folder, codec_of(options), recipe.label_epochs(epochs), COUNT)
     for epoch in range(writer.shape[0]):
         order = np.random.default_rng(epoch).permutation(COUNT)
         for chosen in np.array_split(order, 4):
@@ -489,13 +488,13 @@ def written(folder: Path, kept: dict[str, Any], epochs: int = 7) -> LabelStore:
     return LabelStore(folder)
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=kept_as)
-def test_what_is_written_is_read_by_epoch_and_image(tmp_path, kept):
-    store, codec = written(tmp_path / "store", kept), codec_of(kept)
+@pytest.mark.parametrize("options", CODECS, ids=codec_name)
+def test_what_is_written_is_read_by_epoch_and_image(tmp_path, options):
+    store, codec = written(tmp_path / "store", options), codec_of(options)
     store.verify()
     assert store.codec == codec
     for epoch in range(7):
-        own = epoch % -(-7 // kept["reuse"])
+        own = epoch % -(-7 // options["reuse"])
         expected = codec.decode(codec.encode(logits_of(own))).numpy()
         for chosen in (np.arange(COUNT), np.array([9, 0, 22, 9]), np.array([4])):
             np.testing.assert_array_equal(store.read(epoch, chosen), expected[chosen])
@@ -503,18 +502,18 @@ def test_what_is_written_is_read_by_epoch_and_image(tmp_path, kept):
             np.testing.assert_array_equal(store.codec.decode(rows).numpy(), expected[chosen])
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=kept_as)
-def test_a_store_takes_what_was_reckoned(tmp_path, kept):
-    store = written(tmp_path / "store", kept)
-    epochs = {1: 7, 3: 3}[kept["reuse"]]
+@pytest.mark.parametrize("options", CODECS, ids=codec_name)
+def test_a_store_takes_the_estimated_bytes(tmp_path, options):
+    store = written(tmp_path / "store", options)
+    epochs = {1: 7, 3: 3}[options["reuse"]]
     assert store.header["shape"] == [epochs, COUNT, store.codec.width]
     size = (tmp_path / "store" / "logits.npy").stat().st_size
-    assert size - epochs * COUNT * store.codec.record.bytes == 128  # numpy's header
+    assert size - epochs * COUNT * store.codec.parts.bytes == 128  # numpy's header
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=kept_as)
-def test_a_writer_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, kept):
-    writer, codec, everyone = None, codec_of(kept), np.arange(COUNT)
+@pytest.mark.parametrize("options", CODECS, ids=codec_name)
+def test_a_writer_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, options):
+    writer, codec, everyone = None, codec_of(options), np.arange(COUNT)
     for name, stops in (("whole", ()), ("stopped", (2, 4))):
         for stop in (*stops, 5):
             writer = LabelWriter(tmp_path / name / "out", codec, 5, COUNT, "key")
@@ -526,8 +525,8 @@ def test_a_writer_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, kept):
                 writer.write(
                     stop, everyone[:5], torch.full((5, 20), 7.0)
                 )  # half an epoch, which is written again
-    whole, stopped = (tmp_path / name / "out" / "logits.npy" for name in ("whole", "stopped"))
-    assert whole.read_bytes() == stopped.read_bytes()
+    undisturbed, stopped = (tmp_path / name / "out" / "logits.npy" for name in ("whole", "stopped"))
+    assert undisturbed.read_bytes() == stopped.read_bytes()
 
 
 def test_labels_made_from_something_else_are_not_gone_on_with(tmp_path):
@@ -571,27 +570,27 @@ def test_memory_does_not_grow_with_the_epochs(tmp_path, codec):
         for chosen in np.split(everyone, 8):
             writer.write(epoch, chosen, logits[torch.from_numpy(chosen)] + epoch)
         most = max(most, anonymous())
-    assert most - before < codec.record.bytes * 50 * 2000 / 10
-    assert writer.path.stat().st_size > codec.record.bytes * 50 * 2000
+    assert most - before < codec.parts.bytes * 50 * 2000 / 10
+    assert writer.path.stat().st_size > codec.parts.bytes * 50 * 2000
 
 
 # Stored and online
 
 
-@pytest.mark.parametrize("kept", KEPT, ids=kept_as)
-def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, kept):
+@pytest.mark.parametrize("options", CODECS, ids=codec_name)
+def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, options):
     """In every epoch and at any batch size, up to the rounding of the images that the relabel model
     is shown.
     """
-    recipe = Relabel(mixing="cutmix", batch_size=7, epochs=5, **kept)
+    recipe = Relabel(mixing="cutmix", batch_size=7, epochs=5, **options)
     teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 20)).double()
-    codec, shown = codec_of(kept), torch.nn.Sequential(Doubled(), teacher)
+    codec, doubled = codec_of(options), torch.nn.Sequential(Doubled(), teacher)
     making = distilled(recipe, COUNT)
     writer = LabelWriter(tmp_path / "stored", codec, recipe.label_epochs(5), COUNT)
     for epoch in range(writer.shape[0]):
         plan = making.plan(epoch)
         with torch.inference_mode():
-            writer.write(epoch, plan.order, shown(making.inputs(plan, plan.order)))
+            writer.write(epoch, plan.order, doubled(making.inputs(plan, plan.order)))
     header = {
         "format": FORMAT,
         "classes": [f"{i}" for i in range(20)],
@@ -608,7 +607,7 @@ def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, kep
         (tmp_path / mode).mkdir(exist_ok=True)
         (tmp_path / mode / "header.json").write_text(json.dumps(header | {"labels": mode}))
         store = LabelStore(tmp_path / mode)
-        stores.append(LabelledBatches(distilled(store.recipe, 5), store, shown, device))
+        stores.append(LabelledBatches(distilled(store.recipe, 5), store, doubled, device))
     same = total = 0
     for epoch in range(5):
         for (images, rows), (again, online) in zip(
@@ -623,7 +622,7 @@ def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, kep
 
 
 class Doubled(torch.nn.Module):
-    """Takes images to float64, so that a batch's size does not tell in what a linear layer gives."""
+    """Images in float64, so that a linear layer's result does not depend on the batch's size."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.double()

@@ -61,8 +61,8 @@ def file(name: str, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
 
 def described(path: Path, change: Callable[[Any], Any]) -> None:
     """Rewrite the shard with its description changed."""
-    (meta, told), *rest = members(path)
-    rewrite(path, [(meta, json.dumps(change(json.loads(told))).encode()), *rest])
+    (meta, content), *rest = members(path)
+    rewrite(path, [(meta, json.dumps(change(json.loads(content))).encode()), *rest])
 
 
 def refused(call: Callable[[], Any], path: Path) -> str:
@@ -75,7 +75,7 @@ def refused(call: Callable[[], Any], path: Path) -> str:
 
 
 # Written and read
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -103,7 +103,7 @@ def test_equal_content_is_equal_bytes_whenever_and_wherever(tmp_path):
     assert (tmp_path / "c" / "ipc-000.tar").read_bytes() == first
 
 
-def test_a_shard_tells_nothing_of_who_made_it_and_when(tmp_path):
+def test_a_shard_holds_nothing_of_who_made_it_and_when(tmp_path):
     for entry, _ in members(written(tmp_path)):
         assert (entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname) == (0, 0, 0, "", "")
 
@@ -128,7 +128,7 @@ def test_a_large_ipc_index_has_its_own_name(tmp_path):
 
 
 # Refused
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_jpeg_shard_holds_what_jpeg_makes_of_its_images(tmp_path):
@@ -139,9 +139,9 @@ def test_a_jpeg_shard_holds_what_jpeg_makes_of_its_images(tmp_path):
     write_shard(path, smooth, CLASSES, 3, "cda-1", "toy", "jpg")
     assert [entry.name for entry, _ in members(path)][1:3] == ["00000_003.jpg", "00000_003.cls"]
     images, _ = read_shard(path)
-    kept = io.BytesIO()
-    Image.fromarray(smooth[0]).save(kept, "JPEG", quality=75)
-    assert np.array_equal(images[0], np.asarray(Image.open(kept)))
+    jpeg = io.BytesIO()
+    Image.fromarray(smooth[0]).save(jpeg, "JPEG", quality=75)
+    assert np.array_equal(images[0], np.asarray(Image.open(jpeg)))
     assert 0 < np.abs(images.astype(int) - smooth).mean() < 8
 
 
@@ -199,7 +199,7 @@ def test_a_changed_pixel_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda entries: entries[:-2], "2 images for 3 classes"),
         (lambda entries: entries[:-1], "00002_000.cls"),
@@ -214,10 +214,10 @@ def test_a_changed_pixel_is_noticed(tmp_path):
     ],
     ids=["no class", "no .cls", "wrong .cls", "no number", "no description", "no JSON", "no image"],
 )
-def test_a_shard_that_lacks_something_is_refused(change, said, tmp_path):
+def test_a_shard_that_lacks_something_is_refused(change, message, tmp_path):
     path = written(tmp_path)
     rewrite(path, change(members(path)))
-    assert said in refused(lambda: read_shard(path), path)
+    assert message in refused(lambda: read_shard(path), path)
 
 
 @pytest.mark.parametrize(
@@ -260,10 +260,10 @@ def test_a_pickle_named_as_a_shard_is_refused_and_never_loaded(tmp_path):
 
 def test_whatever_bit_is_flipped_the_content_is_right_or_refused(tmp_path):
     path = written(tmp_path)
-    whole, draws, refusals = path.read_bytes(), random.Random(0), set()
+    original, draws, refusals = path.read_bytes(), random.Random(0), set()
     for _ in range(400):
-        at, bit = draws.randrange(len(whole)), 1 << draws.randrange(8)
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+        at, bit = draws.randrange(len(original)), 1 << draws.randrange(8)
+        path.write_bytes(original[:at] + bytes([original[at] ^ bit]) + original[at + 1 :])
         with contextlib.suppress(ArtifactError):
             images, _, classes, _ = load_distilled(tmp_path, 1, "toy")
             np.testing.assert_array_equal(images, pixels())
@@ -274,7 +274,7 @@ def test_whatever_bit_is_flipped_the_content_is_right_or_refused(tmp_path):
 
 
 # Many shards
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_shards_follow_each_other_whatever_part_they_lie_in(tmp_path):
@@ -371,7 +371,7 @@ def test_without_a_transform_it_gives_pil_images(tmp_path):
 
 
 # The authors' released images
-# -----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def release(
@@ -427,7 +427,7 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("missing", "missing"),
         ("wrong size", "9×9 pixels"),
@@ -435,19 +435,19 @@ def spoil(path: Path, how: str) -> None:
         ("empty", "unreadable"),
     ],
 )
-def test_a_released_image_that_is_amiss_is_one_line_and_leaves_nothing(how, said, imported):
+def test_a_released_image_that_is_amiss_is_one_line_and_leaves_nothing(how, message, imported):
     path = release(Path("data/released/theirs"))[3, 1]
     spoil(path, how)
     with pytest.raises(DataError) as caught:
         imported()
     line = str(caught.value)
     assert line.startswith(f"{path}: ")
-    assert said in line
+    assert message in line
     assert len(line.splitlines()) == 1
     assert not list(Path("artifacts/recover").rglob("*.tar"))
 
 
-def test_no_release_is_one_line_that_says_what_should_be_there(imported):
+def test_no_release_is_one_line_that_names_what_is_missing(imported):
     with pytest.raises(
         DataError, match=r"data/released/theirs: no such folder; .*class000_id000\.jpg"
     ):

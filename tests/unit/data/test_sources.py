@@ -58,7 +58,7 @@ def assert_equal(one: sources.ImageSet, other: sources.ImageSet) -> None:
 
 
 # The module
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_imports_nothing_heavy_even_to_load():
@@ -85,7 +85,7 @@ def test_imports_nothing_heavy_even_to_load():
 
 
 # Digits
-# --------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_digits_are_those_of_scikit_learn_each_in_one_split(tmp_path):
@@ -94,19 +94,21 @@ def test_digits_are_those_of_scikit_learn_each_in_one_split(tmp_path):
     parts = [
         sources.load(dataset("digits", classes=10), split, tmp_path) for split in ("train", "val")
     ]
-    ours = np.concatenate(
+    own_images = np.concatenate(
         [np.column_stack([p.images[..., 0].reshape(-1, 64), p.labels]) for p in parts]
     )
-    theirs = load_digits()
-    expected = np.column_stack([np.floor(theirs.data * 255 / 16 + 0.5), theirs.target]).astype(
-        np.int64
+    reference = load_digits()
+    expected = np.column_stack(
+        [np.floor(reference.data * 255 / 16 + 0.5), reference.target]
+    ).astype(np.int64)
+    np.testing.assert_array_equal(
+        own_images[np.lexsort(own_images.T)], expected[np.lexsort(expected.T)]
     )
-    np.testing.assert_array_equal(ours[np.lexsort(ours.T)], expected[np.lexsort(expected.T)])
     for part in parts:
         assert part.classes == tuple("0123456789")
         assert (part.images == part.images[..., :1]).all()
         assert (part.images.dtype, part.labels.dtype) == (np.uint8, np.int64)
-    share = np.bincount(parts[1].labels) / np.bincount(theirs.target)
+    share = np.bincount(parts[1].labels) / np.bincount(reference.target)
     assert np.abs(share - 0.2).max() < 0.005
 
 
@@ -134,7 +136,7 @@ def test_digits_are_enlarged_bilinearly(tmp_path):
 
 
 # Image folders
-# -------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,17 +194,17 @@ def test_other_sizes_are_fitted_exactly_as_torchvision_does(tmp_path, resize):
     sizes = [(37, 53), (53, 37), (40, 40), (17, 101), (101, 18), (5, 9), (16, 33), (20, 16)]
     for i, (height, width) in enumerate(sizes):
         write(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", pixels(i, height, width))
-    ours = sources.load(
+    own_images = sources.load(
         dataset("image_folder", resolution=16, resize=resize), "train", tmp_path
     ).images
-    theirs = Compose([Resize(resize or 16), CenterCrop(16)])
-    for image, i in zip(ours, [0, 2, 4, 6, 1, 3, 5, 7], strict=True):
+    reference = Compose([Resize(resize or 16), CenterCrop(16)])
+    for image, i in zip(own_images, [0, 2, 4, 6, 1, 3, 5, 7], strict=True):
         np.testing.assert_array_equal(
-            image, np.asarray(theirs(Image.fromarray(pixels(i, *sizes[i]))))
+            image, np.asarray(reference(Image.fromarray(pixels(i, *sizes[i]))))
         )
 
 
-def test_missing_folder_names_path_and_mend(tmp_path):
+def test_missing_folder_names_path_and_fix(tmp_path):
     data = dataset("image_folder")
     line = problem_of(data, tmp_path / "nowhere")
     assert line.startswith(f"{tmp_path}/nowhere: toy needs a folder train in it, found nothing;")
@@ -254,12 +256,12 @@ def test_damaged_image_is_named(folders, damage, resolution):
     path = folders / "train/cat/1.png"
     path.write_bytes(damage(path.read_bytes()))
     data = dataset("image_folder", resolution=resolution)
-    assert problem_of(data, folders).startswith(f"{path}: toy needs a whole image, found ")
+    assert problem_of(data, folders).startswith(f"{path}: toy needs a complete image, found ")
     assert sources.check(data, folders) is None  # a listing cannot tell
 
 
 # CIFAR-100
-# -----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
@@ -376,8 +378,8 @@ def test_pickle_of_anything_but_bytes_is_refused(tmp_path, value):
 @pytest.mark.parametrize("keep", [0.9, 0.999])
 def test_truncated_pickle(tmp_path, keep):
     write_pickles(tmp_path)
-    whole = (tmp_path / "train").read_bytes()
-    (tmp_path / "train").write_bytes(whole[: int(keep * len(whole))])
+    complete = (tmp_path / "train").read_bytes()
+    (tmp_path / "train").write_bytes(complete[: int(keep * len(complete))])
     assert problem_of(cifar(), tmp_path).startswith(f"{tmp_path}/train: toy needs a pickle of ")
 
 
@@ -431,7 +433,7 @@ def test_packed_or_missing_cifar(tmp_path):
 
 
 # Tiny-ImageNet
-# -------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def write_tiny(root: Path) -> None:
@@ -529,7 +531,7 @@ def test_tiny_annotations(tmp_path, content, problem):
 
 
 # ImageNet-1K and ImageNet-21K-P
-# ---------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 WNIDS = (
     "n02119789",
@@ -599,8 +601,8 @@ def test_imagenet_layouts_agree(tmp_path, nested, truth):
     elif truth != "folders":
         write_kit(root / ("data" if truth == "kit in data" else "ILSVRC2012_devkit_t12/data"))
     for split in ("train", "val"):
-        theirs = sources.load(dataset("image_folder", resize=10), split, plain)
-        assert_equal(sources.load(imagenet(), split, root), theirs)
+        reference = sources.load(dataset("image_folder", resize=10), split, plain)
+        assert_equal(sources.load(imagenet(), split, root), reference)
     assert sources.class_names(imagenet(), root) == tuple(sorted(WNIDS))
     assert sources.check(imagenet(), root) is None
 
@@ -611,7 +613,7 @@ def imagenet_problem(root: Path) -> str:
     return line
 
 
-def test_imagenet_without_ground_truth_says_which(tmp_path):
+def test_imagenet_without_ground_truth_names_it(tmp_path):
     write_imagenet(tmp_path, "flat")
     line = imagenet_problem(tmp_path)
     assert line.startswith(
@@ -694,18 +696,18 @@ def test_imagenet21k_layouts_agree(tmp_path, top, prefix):
     write_imagenet(tmp_path / "root" / top, "folders")
     for split in ("train", "val"):
         (tmp_path / "root" / top / split).rename(tmp_path / "root" / top / f"{prefix}{split}")
-        theirs = sources.load(dataset("image_folder"), split, tmp_path / "plain")
-        assert_equal(sources.load(dataset("imagenet21k"), split, tmp_path / "root"), theirs)
+        reference = sources.load(dataset("image_folder"), split, tmp_path / "plain")
+        assert_equal(sources.load(dataset("imagenet21k"), split, tmp_path / "root"), reference)
     line = problem_of(dataset("imagenet21k"), tmp_path / "nowhere")
     assert "needs a folder imagenet21k_train or train in it, found nothing" in line
 
 
 # A few images of many
-# -------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["imagenet1k", "tiny_imagenet", "cifar100", "digits"])
-def test_chosen_images_are_those_of_the_whole_split(tmp_path, layout):
+def test_chosen_images_are_those_of_the_split(tmp_path, layout):
     data = {"imagenet1k": imagenet(), "tiny_imagenet": tiny(), "cifar100": cifar()}.get(
         layout, dataset("digits", classes=10)
     )
@@ -714,10 +716,10 @@ def test_chosen_images_are_those_of_the_whole_split(tmp_path, layout):
         "tiny_imagenet": write_tiny,
     }
     {**writers, "cifar100": write_pickles, "digits": lambda _: None}[layout](tmp_path)
-    whole, chosen = sources.load(data, "train", tmp_path), np.array([5, 0, 3, 3])
-    np.testing.assert_array_equal(sources.labels_of(data, "train", tmp_path), whole.labels)
+    complete, chosen = sources.load(data, "train", tmp_path), np.array([5, 0, 3, 3])
+    np.testing.assert_array_equal(sources.labels_of(data, "train", tmp_path), complete.labels)
     np.testing.assert_array_equal(
-        list(sources.select(data, "train", tmp_path, chosen)), whole.images[chosen]
+        list(sources.select(data, "train", tmp_path, chosen)), complete.images[chosen]
     )
 
 
@@ -743,11 +745,11 @@ def test_random_control_chooses_as_it_always_did(shard):
     Written out as it was when whole splits were read.
     """
     from cda.rng import generator
-    from cda.stages.recover import _random_choice
+    from cda.stages.recover import random_choice
 
     labels = np.repeat(np.arange(5), [7, 4, 9, 5, 6])
     chosen = []
     for label in range(5):
         own = np.flatnonzero(labels == label)
         chosen.append(own[generator("random", 7, "class", label).permutation(len(own))[shard]])
-    assert _random_choice(labels, 5, shard, 7).tolist() == chosen
+    assert random_choice(labels, 5, shard, 7).tolist() == chosen

@@ -70,7 +70,7 @@ def jobs(tmp_path):
 @pytest.fixture
 def device(monkeypatch, tmp_path):
     """This process on a machine without locks yet."""
-    monkeypatch.setattr(gpus, "_held", [])
+    monkeypatch.setattr(gpus, "held_locks", [])
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv(gpus.VISIBLE, "")
     for name in ("RANK", "SLURM_JOB_ID"):
@@ -132,7 +132,7 @@ def test_nothing_is_taken_without_gpus_or_by_a_rank_of_torchrun(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert gpus.take_gpus(1, ["0", "1"]) == []
     assert os.environ[gpus.VISIBLE] == ""
-    assert not gpus._held
+    assert not gpus.held_locks
 
 
 @pytest.mark.usefixtures("device")

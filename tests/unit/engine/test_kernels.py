@@ -17,7 +17,7 @@ from cda.config.settings import Runtime
 from cda.engine import kernels
 from cda.engine.device import Device
 from cda.engine.kernels import batch_norm, winograd
-from cda.engine.recovery import Objective
+from cda.engine.objective import Objective
 from cda.method.bn_matching import BNMatching
 from cda.method.networks import build
 from cda.stages.models import accelerate
@@ -152,7 +152,7 @@ def test_a_sum_and_a_relu_after_it_are_torchs(added):
 
 
 @pytest.mark.parametrize("size", [1, 4, 8])
-def test_a_gradient_that_lies_otherwise_in_memory_is_copied_and_kept(size):
+def test_a_gradient_in_another_memory_layout_is_copied_and_stays_alive(size):
     """Global pooling hands back one value for a whole map.
 
     The first image's was once read after it was freed.
@@ -174,7 +174,7 @@ def test_a_gradient_that_lies_otherwise_in_memory_is_copied_and_kept(size):
         assert far(gradient(one, y), expected) < 1e-5
 
 
-def test_a_variance_far_smaller_than_the_mean_is_kept():
+def test_a_variance_far_smaller_than_the_mean_is_precise():
     """Sums off the running mean do not cancel, where E[x²] − E[x]² in float32 would."""
     layer = layer_of(8)
     layer.running_mean.fill_(1000.0)
@@ -281,7 +281,7 @@ def test_a_closed_objective_leaves_the_model_as_it_was():
     assert {name: type(module).forward for name, module in model.named_modules()} == before
 
 
-def test_the_reference_has_no_kernels_of_ours():
+def test_the_reference_uses_plain_torch():
     objective = Objective(network(), 1, Recover(mode="constant"), device("never"), 1)
     assert not any("forward" in vars(module) for module in objective.model.modules())
     objective.close()
@@ -310,7 +310,7 @@ def afresh(monkeypatch, tmp_path):
     kernels.library.cache_clear()
 
 
-def test_without_a_compiler_one_line_is_said_and_torch_does_the_work(afresh, monkeypatch, capsys):
+def test_without_a_compiler_one_line_is_logged_and_torch_does_the_work(afresh, monkeypatch, capsys):
     monkeypatch.setattr(kernels.shutil, "which", lambda _name: None)
     own = device()
     objective = Objective(network(), 1, Recover(mode="constant"), own, 1)
@@ -321,12 +321,12 @@ def test_without_a_compiler_one_line_is_said_and_torch_does_the_work(afresh, mon
     assert not BNMatching(network(), 1, kernels=batch_norm)._distances
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(afresh, monkeypatch, capsys):
+def test_a_compiler_that_fails_is_reported_in_one_line(afresh, monkeypatch, capsys):
     monkeypatch.setattr(kernels, "FLAGS", ("--no-such-flag",))
     assert kernels.library() is None
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "no-such-flag" in told
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "no-such-flag" in line
 
 
 def test_the_kernels_are_compiled_once(afresh, monkeypatch):

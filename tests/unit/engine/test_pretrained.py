@@ -112,18 +112,18 @@ def test_published_weights_become_a_squeeze_run(published, resnet18):
     torch.testing.assert_close(loaded.double()(images), reference.eval().double()(images))
 
 
-def test_weights_trained_here_are_kept_in_half_precision_and_tested_as_kept(tree):
+def test_weights_trained_here_are_stored_and_tested_in_half_precision(tree):
     run, out = tree.runs()["squeeze"], Path("model/model.safetensors")
     context = tree.context(run)
     squeeze.run(context, out)
-    kept, told = load_file(out), json.loads(out.with_name("squeeze.json").read_text())
-    halved = {name for name, tensor in kept.items() if tensor.dtype == torch.half}
-    assert halved == {name for name, tensor in kept.items() if tensor.ndim > 1} != set()
+    stored, described = load_file(out), json.loads(out.with_name("squeeze.json").read_text())
+    halved = {name for name, tensor in stored.items() if tensor.dtype == torch.half}
+    assert halved == {name for name, tensor in stored.items() if tensor.ndim > 1} != set()
     device = context.open_device()
     loaded = load_squeezed(out, run, device)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float}
     assert context.validation(device).evaluate(loaded) == {
-        key: told[key] for key in ("top1", "top5")
+        key: described[key] for key in ("top1", "top5")
     }
 
 
@@ -175,22 +175,22 @@ def test_weights_of_another_shape_leave_no_squeeze_run(published):
     ],
 )
 def test_unknown_weights_end_in_one_line(weights, model, line):
-    told = refusal(state_of, weights, model, CLASSES)
-    assert told.startswith("squeeze.weights: ")
-    assert line in told
-    told = refusal(start_from, nn.Linear(2, 2), weights, model)
-    assert told.startswith("squeeze.init: ")
-    assert line in told
+    message = refusal(state_of, weights, model, CLASSES)
+    assert message.startswith("squeeze.weights: ")
+    assert line in message
+    message = refusal(start_from, nn.Linear(2, 2), weights, model)
+    assert message.startswith("squeeze.init: ")
+    assert line in message
 
 
 @pytest.mark.parametrize(
     ("weights", "model"), [(WEIGHTS, "resnet18"), ("timm:fb_in1k", "deit_tiny")]
 )
-def test_without_internet_one_line_says_so(download, weights, model):
+def test_without_internet_the_refusal_is_one_line(download, weights, model):
     download(URLError("Name or service not known"))
-    told = refusal(state_of, weights, model, CLASSES)
-    assert f"{weights} cannot be had" in told
-    assert "internet" in told
+    message = refusal(state_of, weights, model, CLASSES)
+    assert f"{weights} cannot be had" in message
+    assert "internet" in message
 
 
 def test_weights_of_another_number_of_classes_are_refused(download, resnet18):
@@ -229,17 +229,17 @@ def test_densenets_old_names_are_turned_into_todays(download):
             "resnet18",
             "timm:a1_in1k",
             None,
-        ),  # timm's ResNets have the names of torchvision's, and of ours
+        ),  # timm's ResNets have the names of torchvision's, and of this package's
     ],
 )
 def test_weights_have_the_names_of_the_network_that_is_built(download, model, weights, stated):
-    ours = build(model, 1000, 224, Architecture())
-    wanted = drawn(ours)
+    own = build(model, 1000, 224, Architecture())
+    wanted = drawn(own)
     download(wanted)
     state, top1, _ = state_of(weights, model, CLASSES)
     assert top1 == stated
-    load_state(ours, dict(state))
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in ours.state_dict().items())
+    load_state(own, dict(state))
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in own.state_dict().items())
 
 
 # From a Python package
@@ -274,8 +274,8 @@ def lite():
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """As another library names the tensors, and without the counts of batches."""
-    kept = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
-    return {f"_blocks.{index}": tensor for index, tensor in enumerate(kept)}
+    stored = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+    return {f"_blocks.{index}": tensor for index, tensor in enumerate(stored)}
 
 
 def test_a_packages_tensors_are_taken_in_their_order(package, lite):
@@ -288,8 +288,8 @@ def test_a_packages_tensors_are_taken_in_their_order(package, lite):
 
 
 def test_a_package_that_is_of_no_use_ends_in_one_line(package, lite):
-    told = refusal(state_of, "package:not-here", "efficientnet_lite0", CLASSES)
-    assert told == "squeeze.weights: package not-here is not installed; uv pip install not-here"
+    message = refusal(state_of, "package:not-here", "efficientnet_lite0", CLASSES)
+    assert message == "squeeze.weights: package not-here is not installed; uv pip install not-here"
     two = package("two-of-them", {"a": torch.zeros(1)}, {"a": torch.zeros(1)})
     assert "ships 2 files of weights" in refusal(state_of, two, "efficientnet_lite0", CLASSES)
     other = package("another-network", renamed(lite))
@@ -361,8 +361,10 @@ def test_a_class_that_imagenet_has_not_is_refused(three_classes):
 
 def test_without_images_nothing_is_trained(three_classes):
     three_classes.experiment("tiny")
-    told = refusal(three_classes.runs)
-    assert told.startswith("config/experiments/tiny.yaml: data set digits has no images to test on")
+    message = refusal(three_classes.runs)
+    assert message.startswith(
+        "config/experiments/tiny.yaml: data set digits has no images to test on"
+    )
 
 
 # To start from
@@ -384,17 +386,17 @@ def test_a_start_that_does_not_fit_is_refused_and_changes_nothing(download, resn
     download(resnet18)
     model = build("resnet18", 7, 32, Architecture(stem="small"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    told = refusal(start_from, model, WEIGHTS, "resnet18")
-    assert "squeeze.init" in told
-    assert "conv1.weight: 64×3×7×7 there, 64×3×3×3 here" in told
+    message = refusal(start_from, model, WEIGHTS, "resnet18")
+    assert "squeeze.init" in message
+    assert "conv1.weight: 64×3×7×7 there, 64×3×3×3 here" in message
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_start_for_another_resolution_is_refused(download):
     download(drawn(timm.create_model("deit_tiny_patch16_224")))
     model = build("deit_tiny", 7, 32, Architecture())
-    told = refusal(start_from, model, "timm:fb_in1k", "deit_tiny")
-    assert "pos_embed: 1×197×192 there, 1×5×192 here" in told
+    message = refusal(start_from, model, "timm:fb_in1k", "deit_tiny")
+    assert "pos_embed: 1×197×192 there, 1×5×192 here" in message
 
 
 def test_a_start_without_a_tensor_is_refused(download, resnet18):

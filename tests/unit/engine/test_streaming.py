@@ -32,8 +32,8 @@ from cda.stages import decode, squeeze
 torch.set_num_threads(1)
 SIZE = 24
 DATA = Dataset(
-    name="toy", layout="image_folder", classes=2, resolution=SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4),
-    stream=True, get="fetch it from example.org.",
+    name="toy", layout="image_folder", classes=2, resolution=SIZE, mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.3, 0.4), stream=True, get="fetch it from example.org.",
 )  # fmt: skip
 
 
@@ -66,14 +66,14 @@ def batches(root: Path, values: Squeeze, workers: int = 0, **place: int) -> Stre
 
 
 def epoch(
-    given: StreamedBatches, number: int, first: int = 0
+    stream: StreamedBatches, number: int, first: int = 0
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(given.epoch(number, first))
+    return list(stream.epoch(number, first))
 
 
-def assert_equal(ours: Any, theirs: Any) -> None:
-    assert len(ours) == len(theirs) > 0
-    for (pixels, labels), (others, other_labels) in zip(ours, theirs, strict=True):
+def assert_equal(found: Any, expected: Any) -> None:
+    assert len(found) == len(expected) > 0
+    for (pixels, labels), (others, other_labels) in zip(found, expected, strict=True):
         assert torch.equal(pixels, others)
         assert torch.equal(labels, other_labels)
 
@@ -128,10 +128,10 @@ def by_hand(root: Path, values: Squeeze, number: int) -> list[tuple[torch.Tensor
     ids=["crop", "all", "pad", "imagenet21k", "flip"],
 )
 def test_images_are_those_of_torchvision(root, values):
-    given = batches(root, recipe(**values))
-    assert (given.images, given.steps) == (7, 2)
+    stream = batches(root, recipe(**values))
+    assert (stream.images, stream.steps) == (7, 2)
     for number in (0, 1):
-        assert_equal(epoch(given, number), by_hand(root, recipe(**values), number))
+        assert_equal(epoch(stream, number), by_hand(root, recipe(**values), number))
 
 
 def test_workers_change_nothing_nor_what_torch_draws_next(root):
@@ -147,26 +147,26 @@ def test_workers_change_nothing_nor_what_torch_draws_next(root):
 
 
 def test_a_resumed_epoch_goes_on_and_reads_nothing_that_it_skips(root, monkeypatch):
-    given = batches(root, recipe(randaugment=1))
-    whole, read = epoch(given, 1), []
-    content = given.files.source.content
+    stream = batches(root, recipe(randaugment=1))
+    complete, read = epoch(stream, 1), []
+    content = stream.files.source.content
     monkeypatch.setattr(
-        given.files.source, "content", lambda path: read.append(path) or content(path)
+        stream.files.source, "content", lambda path: read.append(path) or content(path)
     )
-    assert_equal(epoch(given, 1, 1), whole[1:])
+    assert_equal(epoch(stream, 1, 1), complete[1:])
     assert len(read) == 3
 
 
 def test_ranks_share_each_batch(root):
     """Of the last batch of three, one rank has all: a rank has two images, or none that count."""
-    whole = epoch(batches(root, recipe()), 0)
+    complete = epoch(batches(root, recipe()), 0)
     first, second = (epoch(batches(root, recipe(), rank=rank, world=2), 0) for rank in (0, 1))
     shares = [
         torch.stack([own[0][0], other[0][0]], dim=1).flatten(0, 1)
         for own, other in ((first, second),)
     ]
-    assert torch.equal(shares[0], whole[0][0])
-    assert torch.equal(first[1][0], whole[1][0])
+    assert torch.equal(shares[0], complete[0][0])
+    assert torch.equal(first[1][0], complete[1][0])
     assert [device(rank=rank, world=2).weight(3) for rank in (0, 1)] == [2.0, 0.0]
 
 
@@ -177,19 +177,18 @@ def test_a_damaged_image_ends_in_one_line(root, workers):
     with pytest.raises(DataError) as caught:
         epoch(batches(root, recipe(), workers), 0)
     assert str(caught.value).startswith(
-        f"{path}: toy needs a whole image, found 200 bytes that do not decode;"
+        f"{path}: toy needs a complete image, found 200 bytes that do not decode;"
     )
     assert "\n" not in str(caught.value)
 
 
 def test_data_sets_without_a_file_an_image_cannot_be_streamed(root):
     digits = DATA.model_copy(update={"layout": "digits", "classes": 10})
-    with pytest.raises(ConfigError, match="stream needs a file an image"):
+    with pytest.raises(ConfigError, match="stream needs one file per image"):
         sources.files(digits, root)
 
 
 # Validation images
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -217,9 +216,9 @@ def test_decoded_images_are_those_of_the_data_set(streamed):
     np.testing.assert_array_equal(found.images, real.images)
     np.testing.assert_array_equal(found.labels, real.labels)
     assert found.classes == real.classes
-    told = json.loads(out.with_name("val.json").read_text())
-    assert (told["run"], told["shape"]) == (run.id, [40, 8, 8, 3])
-    assert told["provenance"]["host"]
+    record = json.loads(out.with_name("val.json").read_text())
+    assert (record["run"], record["shape"]) == (run.id, [40, 8, 8, 3])
+    assert record["provenance"]["host"]
     assert not Path(tree.context(run).layout.work(run, "val")).exists()
 
 
@@ -264,8 +263,8 @@ def test_ranks_share_an_evaluation(monkeypatch):
     assert min(parts) > 0
 
 
-def stopping(monkeypatch: pytest.MonkeyPatch, asked: int) -> list[np.ndarray]:
-    """Have a signal come once `asked` images are decoded.
+def stopping(monkeypatch: pytest.MonkeyPatch, count: int) -> list[np.ndarray]:
+    """Have a signal come once `count` images are decoded.
 
     The images that are decoded, of all starts.
     """
@@ -276,7 +275,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, asked: int) -> list[np.ndarray]:
     def counted(self: Any, paths: Any) -> Any:
         for image in source(self, paths):
             made.append(image)
-            if len(made) == asked:
+            if len(made) == count:
                 stops[-1].signal = 15
             yield image
 
@@ -290,20 +289,20 @@ def stopping(monkeypatch: pytest.MonkeyPatch, asked: int) -> list[np.ndarray]:
     return made
 
 
-@pytest.mark.parametrize("asked", [1, 13, 40])
-def test_decoding_goes_on_where_it_was(streamed, monkeypatch, asked):
+@pytest.mark.parametrize("count", [1, 13, 40])
+def test_decoding_goes_on_where_it_was(streamed, monkeypatch, count):
     tree, run = streamed
-    whole = decoded(tree, run)
-    expected = whole.read_bytes()
-    whole.unlink()
-    made = stopping(monkeypatch, asked)
+    complete = decoded(tree, run)
+    expected = complete.read_bytes()
+    complete.unlink()
+    made = stopping(monkeypatch, count)
     with pytest.raises(Interrupted):
         decoded(tree, run)
-    assert not whole.exists()
+    assert not complete.exists()
     decoded(tree, run)
     assert len(made) == 40
-    assert whole.read_bytes() == expected
-    read_decoded(whole, run.id, 8)
+    assert complete.read_bytes() == expected
+    read_decoded(complete, run.id, 8)
 
 
 def test_decoding_starts_again_when_the_files_are_others(streamed, monkeypatch):
@@ -336,7 +335,7 @@ def test_decoding_starts_again_when_the_files_are_others(streamed, monkeypatch):
         ),
     ],
 )
-def test_decoded_images_that_are_not_whole_are_refused(streamed, damage, line):
+def test_incomplete_decoded_images_are_refused(streamed, damage, line):
     tree, run = streamed
     damage(decoded(tree, run))
     with pytest.raises(ArtifactError, match=line) as caught:
@@ -351,7 +350,6 @@ def test_only_streamed_data_sets_are_decoded(tree):
 
 
 # The stage
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_randaugment_needs_a_streamed_data_set(tree):
@@ -385,9 +383,9 @@ def test_squeeze_on_a_streamed_data_set(streamed):
     )
     decoded(tree, run)
     squeeze.run(tree.context(tree.runs()["squeeze"]), Path("m/model.safetensors"), recovered=True)
-    told = json.loads(Path("m/squeeze.json").read_text())
-    assert told["classes"] == list("0123456789")
-    assert [row["epoch"] for row in told["curve"]] == [2]
+    record = json.loads(Path("m/squeeze.json").read_text())
+    assert record["classes"] == list("0123456789")
+    assert [row["epoch"] for row in record["curve"]] == [2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""The training loop: learning rates as torch's schedulers, decayed parameters, resuming to the same
-bits, accuracy.
-"""
+"""The training loop: learning rates as torch's, decay of parameters, exact resumes, accuracy."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ from cda.config.settings import Dataset, Runtime
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.images import Images
+from cda.engine.optimizers import build_optimizer, lr_at
 from cda.engine.signals import Stop
-from cda.engine.trainer import History, Trainer, build_optimizer, fit, lr_at
+from cda.engine.trainer import History, Trainer, fit
 from cda.errors import ArtifactError, ConfigError, Interrupted
 
 torch.set_num_threads(1)
@@ -60,18 +59,20 @@ def warmed(then: Any, warm: int, factor: float) -> Any:
 
 def test_cosine_with_warm_up_is_torchs_by_epoch():
     values = recipe(epochs=50, lr=0.2, warmup_epochs=5, warmup_factor=0.01)
-    theirs = torch_rates(warmed(torchs.CosineAnnealingLR(sgd(0.2), T_max=45), 5, 0.01), 50)
+    reference = torch_rates(warmed(torchs.CosineAnnealingLR(sgd(0.2), T_max=45), 5, 0.01), 50)
     for step in (0, 3, 9):  # an epoch has one rate
         assert [lr_at(values, epoch, step, 10) for epoch in range(50)] == pytest.approx(
-            theirs, abs=1e-12
+            reference, abs=1e-12
         )
 
 
 def test_cosine_with_warm_up_is_torchs_by_step():
     values = recipe(epochs=8, lr=0.2, warmup_epochs=2, warmup_factor=0.1, schedule_per="step")
-    theirs = torch_rates(warmed(torchs.CosineAnnealingLR(sgd(0.2), T_max=6 * 5), 2 * 5, 0.1), 8 * 5)
-    ours = [lr_at(values, epoch, step, 5) for epoch in range(8) for step in range(5)]
-    assert ours == pytest.approx(theirs, abs=1e-12)
+    reference = torch_rates(
+        warmed(torchs.CosineAnnealingLR(sgd(0.2), T_max=6 * 5), 2 * 5, 0.1), 8 * 5
+    )
+    own = [lr_at(values, epoch, step, 5) for epoch in range(8) for step in range(5)]
+    assert own == pytest.approx(reference, abs=1e-12)
 
 
 def test_cosine_worked_out_by_hand():
@@ -96,8 +97,10 @@ def test_step_schedule_is_torchs(warm):
         warmup_factor=0.2,
     )
     then = torchs.StepLR(sgd(0.1), step_size=5, gamma=0.3)
-    theirs = torch_rates(warmed(then, warm, 0.2) if warm else then, 20)
-    assert [lr_at(values, epoch, 1, 2) for epoch in range(20)] == pytest.approx(theirs, abs=1e-12)
+    reference = torch_rates(warmed(then, warm, 0.2) if warm else then, 20)
+    assert [lr_at(values, epoch, 1, 2) for epoch in range(20)] == pytest.approx(
+        reference, abs=1e-12
+    )
 
 
 def test_constant_schedule_stays():
@@ -133,12 +136,12 @@ def test_one_step_without_gradient_shrinks_the_decayed_parameters_alone(optimize
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(2.0)
-    ours = build_optimizer(
+    own = build_optimizer(
         model, recipe(optimizer=optimizer, lr=0.5, weight_decay=0.1, decay_vectors=vectors)
     )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    ours.step()
+    own.step()
     found = {
         name: parameter.detach().unique().item() for name, parameter in model.named_parameters()
     }
@@ -152,41 +155,41 @@ def test_one_step_without_gradient_shrinks_the_decayed_parameters_alone(optimize
 @pytest.mark.parametrize("name", ["sgd", "adamw", "adam"])
 def test_steps_are_those_of_torchs_plain_optimiser(name):
     torch.manual_seed(0)
-    ours, theirs, x, y = nn.Linear(5, 3), nn.Linear(5, 3), torch.randn(9, 5), torch.randn(9, 3)
-    theirs.load_state_dict(ours.state_dict())
-    mine = build_optimizer(ours, recipe(optimizer=name, lr=0.05, momentum=0.8, weight_decay=0.1))
+    own, reference, x, y = nn.Linear(5, 3), nn.Linear(5, 3), torch.randn(9, 5), torch.randn(9, 3)
+    reference.load_state_dict(own.state_dict())
+    mine = build_optimizer(own, recipe(optimizer=name, lr=0.05, momentum=0.8, weight_decay=0.1))
     plain = {
         "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, weight_decay=0.1, foreach=False),
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1, foreach=False),
         "adam": lambda p: torch.optim.Adam(p, lr=0.05, weight_decay=0.1, foreach=False),
-    }[name](theirs.parameters())
+    }[name](reference.parameters())
     for _ in range(5):
-        for model, optimizer in ((ours, mine), (theirs, plain)):
+        for model, optimizer in ((own, mine), (reference, plain)):
             optimizer.zero_grad()
             F.mse_loss(model(x), y).backward()
             optimizer.step()
-    torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours.bias, theirs.bias, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own.weight, reference.weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own.bias, reference.bias, rtol=0, atol=1e-6)
 
 
 # Fitting
 
 
 class Toy:
-    """Twenty random images in batches of six; asks `stop` to stop after `asked` batches."""
+    """Twenty random images in batches of six; sets `stop` after `stop_after` batches."""
 
     steps, images = 4, 20
 
-    def __init__(self, stop: Stop | None = None, asked: int = -1) -> None:
-        self.stop, self.asked, self.given = stop, asked, 0
+    def __init__(self, stop: Stop | None = None, stop_after: int = -1) -> None:
+        self.stop, self.stop_after, self.yielded = stop, stop_after, 0
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         draws = np.random.default_rng(epoch)
         x, order = draws.standard_normal((20, 3, 8, 8)).astype(np.float32), draws.permutation(20)
         for step in range(first_step, self.steps):
             chosen = order[step * 6 : (step + 1) * 6]
-            self.given += 1
-            if self.stop is not None and self.given == self.asked:
+            self.yielded += 1
+            if self.stop is not None and self.yielded == self.stop_after:
                 self.stop.signal = signal.SIGTERM
             yield torch.from_numpy(x[chosen]), torch.from_numpy(chosen % 6)
 
@@ -203,7 +206,7 @@ def train(
     values: Optimisation,
     *,
     start: int = 0,
-    asked: int = -1,
+    stop_after: int = -1,
     every: float = 1e9,
     loss: Any = F.cross_entropy,
     device: Device = MACHINE,
@@ -219,7 +222,7 @@ def train(
             trainer.model.frozen.fill_(3.0)  # state that only the checkpoint can bring back
     stop = Stop()
     checkpoint = Checkpoint(folder / "state.safetensors", "toy", every)
-    fit(trainer, Toy(stop, asked), loss, measure, checkpoint, stop, "toy")
+    fit(trainer, Toy(stop, stop_after), loss, measure, checkpoint, stop, "toy")
     return trainer
 
 
@@ -235,20 +238,20 @@ ADAMW = recipe(lr=0.01, optimizer="adamw", weight_decay=0.1, decay_vectors=False
 
 @pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_stopped_at_any_step_it_goes_on_to_the_same_bits(tmp_path, values):
-    undisturbed = train(tmp_path / "whole", values)
-    for asked in range(1, 17):  # 16 steps: within an epoch, at its end, at the very end
+    undisturbed = train(tmp_path / "undisturbed", values)
+    for stop_after in range(1, 17):  # 16 steps: within an epoch, at its end, at the very end
         with pytest.raises(Interrupted):
-            train(tmp_path / str(asked), values, asked=asked)
-        assert_same(train(tmp_path / str(asked), values, start=asked), undisturbed)
+            train(tmp_path / str(stop_after), values, stop_after=stop_after)
+        assert_same(train(tmp_path / str(stop_after), values, start=stop_after), undisturbed)
 
 
 @pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
 def test_stopped_again_and_again_it_ends_the_same(tmp_path, values):
-    undisturbed, asked = train(tmp_path / "whole", values), np.random.default_rng(1)
+    undisturbed, stop_after = train(tmp_path / "undisturbed", values), np.random.default_rng(1)
     for start in range(30):
         try:
             resumed = train(
-                tmp_path / "often", values, start=start, asked=int(asked.integers(1, 4))
+                tmp_path / "often", values, start=start, stop_after=int(stop_after.integers(1, 4))
             )
             break
         except Interrupted:
@@ -258,7 +261,7 @@ def test_stopped_again_and_again_it_ends_the_same(tmp_path, values):
 
 
 def test_killed_between_checkpoints_it_ends_the_same(tmp_path):
-    undisturbed = train(tmp_path / "whole", SGD)
+    undisturbed = train(tmp_path / "undisturbed", SGD)
     for survives in (1, 4, 5, 11):
         left = [survives]
 
@@ -326,15 +329,15 @@ def test_a_training_is_the_plain_loop(tmp_path, per):
     )
 
 
-def test_the_last_epoch_is_always_evaluated_and_others_as_asked(tmp_path):
+def test_the_last_epoch_is_always_evaluated_and_others_as_the_recipe_wants(tmp_path):
     curve = train(tmp_path, recipe(epochs=5, evaluate_every=2)).history.curve
     assert [row["epoch"] for row in curve] == [2, 4, 5]
 
 
 def test_another_runs_checkpoint_is_not_taken(tmp_path):
-    undisturbed = train(tmp_path / "whole", SGD)
+    undisturbed = train(tmp_path / "undisturbed", SGD)
     with pytest.raises(Interrupted):
-        train(tmp_path, SGD, asked=3)
+        train(tmp_path, SGD, stop_after=3)
     torch.manual_seed(0)
     trainer = Trainer(Mixed(), SGD, MACHINE, ("toy", 0))
     checkpoint = Checkpoint(tmp_path / "state.safetensors", "another", 1e9)
@@ -357,9 +360,9 @@ def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path, bad):
     assert "\n" not in str(caught.value)
 
 
-def test_a_mended_start_does_not_go_on_from_a_diverged_checkpoint(tmp_path):
+def test_a_corrected_start_does_not_continue_a_diverged_checkpoint(tmp_path):
     """The message says to use fp32, which changes no run's id: the checkpoint's key is the same."""
-    undisturbed = train(tmp_path / "whole", SGD)
+    undisturbed = train(tmp_path / "undisturbed", SGD)
     with pytest.raises(ArtifactError):
         train(
             tmp_path,
@@ -394,9 +397,9 @@ def test_another_error_of_a_step_is_not_taken_for_that(tmp_path):
 # Compiled
 
 
-WHOLE = SGD.model_copy(
+FULL_BATCHES = SGD.model_copy(
     update={"batch_size": 6}
-)  # the toy's: three whole batches an epoch and a smaller one
+)  # the toy's: three full batches an epoch and a smaller one
 COMPILED = Device(Runtime(device="cpu", compile="always", cpu_threads=1), torch.device("cpu"), None)
 SCALE = torch.ones(
     ()
@@ -413,8 +416,8 @@ def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_b
     tmp_path, capsys
 ):
     """Dropout too: on a CPU the compiled step draws what the plain one draws."""
-    plain = train(tmp_path / "plain", WHOLE)
-    compiled = train(tmp_path / "compiled", WHOLE, device=COMPILED, loss=scaled)
+    plain = train(tmp_path / "plain", FULL_BATCHES)
+    compiled = train(tmp_path / "compiled", FULL_BATCHES, device=COMPILED, loss=scaled)
     assert "cannot compile" not in capsys.readouterr().err
     for name, tensor in plain.model.state_dict().items():
         torch.testing.assert_close(
@@ -424,8 +427,17 @@ def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_b
         assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
     for start in (0, 2):  # it ends within an epoch, and at its end
         with pytest.raises(Interrupted):
-            train(tmp_path / "often", WHOLE, start=start, asked=2, device=COMPILED, loss=scaled)
-    assert_same(train(tmp_path / "often", WHOLE, start=4, device=COMPILED, loss=scaled), compiled)
+            train(
+                tmp_path / "often",
+                FULL_BATCHES,
+                start=start,
+                stop_after=2,
+                device=COMPILED,
+                loss=scaled,
+            )
+    assert_same(
+        train(tmp_path / "often", FULL_BATCHES, start=4, device=COMPILED, loss=scaled), compiled
+    )
 
 
 @pytest.mark.slow
@@ -434,13 +446,13 @@ def test_a_compiled_loss_that_is_no_number_ends_in_one_line_and_leaves_the_last_
     tmp_path, monkeypatch
 ):
     with pytest.raises(Interrupted):
-        train(tmp_path, WHOLE, asked=6)
+        train(tmp_path, FULL_BATCHES, stop_after=6)
     left = (tmp_path / "state.safetensors").read_bytes()
     monkeypatch.setitem(globals(), "SCALE", torch.tensor(math.nan))
     with pytest.raises(
         ArtifactError, match=r"toy: the loss is nan in epoch 1; lower the recipe's lr"
     ):
-        train(tmp_path, WHOLE, every=0.0, device=COMPILED, loss=scaled)
+        train(tmp_path, FULL_BATCHES, every=0.0, device=COMPILED, loss=scaled)
     assert (tmp_path / "state.safetensors").read_bytes() == left
 
 
@@ -469,7 +481,8 @@ def test_accuracy_is_counted_as_by_hand(classes, batch):
     pixels = np.zeros((50, 8, 8, 3), dtype=np.uint8)
     pixels[:, 0, 0, 0] = np.arange(50)
     data = Dataset(
-        name="toy", layout="digits", classes=classes, resolution=8, mean=(0.3,) * 3, std=(0.2,) * 3, get="x"
+        name="toy", layout="digits", classes=classes, resolution=8, mean=(0.3,) * 3,
+        std=(0.2,) * 3, get="x",
     )  # fmt: skip
     found = Images(pixels, labels, data, MACHINE).evaluate(Table(answers, 0.3, 0.2).train(), batch)
     first = fifth = 0
@@ -529,7 +542,7 @@ def test_ranks_share_a_batch_and_their_mean_is_its_mean(world, size):
     assert mean == pytest.approx(values[batch].mean())
 
 
-def test_one_process_has_the_whole_batch():
+def test_one_process_has_the_complete_batch():
     batch = np.array([4, 2, 9])
     assert MACHINE.share(batch).tolist() == [4, 2, 9]
     assert (MACHINE.weight(3), MACHINE.agree(5), MACHINE.leads) == (1.0, 5, True)
@@ -539,9 +552,9 @@ def test_one_process_has_the_whole_batch():
 
 def test_progress_counts_images(tmp_path, capsys):
     values = recipe(batch_size=6)
-    train(tmp_path / "whole", values)
+    train(tmp_path / "undisturbed", values)
     assert "toy: 80/80 images, " in capsys.readouterr().err
     with pytest.raises(Interrupted):
-        train(tmp_path, values, asked=6)  # an epoch of 20 and two batches of 6
+        train(tmp_path, values, stop_after=6)  # an epoch of 20 and two batches of 6
     train(tmp_path, values)
     assert "toy: 38/80 images, " in capsys.readouterr().err

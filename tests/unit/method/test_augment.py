@@ -50,7 +50,9 @@ def random_views(seed: int, count: int, size: int) -> Views:
     return Views(np.concatenate([corners, lengths], axis=1), draws.random(count) < 0.5, rolls)
 
 
-def theirs(images: torch.Tensor, views: Views, at: int, antialias: bool = False) -> torch.Tensor:
+def torchvision_views(
+    images: torch.Tensor, views: Views, at: int, antialias: bool = False
+) -> torch.Tensor:
     """The images [B, C, R, R] as view `at` shows them, by torchvision and torch."""
     top, left, height, width = views.boxes[at].tolist()
     size = list(images.shape[-2:])
@@ -61,7 +63,7 @@ def theirs(images: torch.Tensor, views: Views, at: int, antialias: bool = False)
     return torch.roll(seen, views.rolls[at].tolist(), dims=(-2, -1))
 
 
-def ours(images: torch.Tensor, views: Views) -> torch.Tensor:
+def resampled(images: torch.Tensor, views: Views) -> torch.Tensor:
     return augment.resample(images, augment.resampling(views, images.shape[-1], dtype=images.dtype))
 
 
@@ -70,7 +72,7 @@ def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.T
 
 
 # Boxes
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def farthest(one: np.ndarray, other: np.ndarray) -> float:
@@ -111,14 +113,14 @@ def test_boxes_are_distributed_as_torchvisions(size, low, high):
     }
     for name, value in seen.items():
         assert farthest(value(boxes), value(expected)) < bound, name
-    whole = [(b[:, 2:] == size).all(axis=1).mean() for b in (boxes, expected)]
-    assert whole[0] == pytest.approx(
-        whole[1], abs=4 * math.sqrt(max(whole[1] * (1 - whole[1]), 1 / count) / count)
+    full = [(b[:, 2:] == size).all(axis=1).mean() for b in (boxes, expected)]
+    assert full[0] == pytest.approx(
+        full[1], abs=4 * math.sqrt(max(full[1] * (1 - full[1]), 1 / count) / count)
     )
 
 
-def test_ten_misfits_take_the_whole_image_as_often_as_torchvision():
-    """Above 0.999 of a large image only a ratio near 1 fits, so most boxes come from the fall-back."""
+def test_ten_misfits_take_the_full_image_as_often_as_torchvision():
+    """Above 0.999 of a large image only a ratio near 1 fits, so most boxes are the fall-back."""
     count, size = 1000, 224
     torch.manual_seed(1)
     image = torch.empty(3, size, size)
@@ -171,7 +173,7 @@ def test_boxes_lie_inside_the_image(size):
 
 
 # Draws
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "pad_crop", "none"])
@@ -207,7 +209,7 @@ def test_draws_are_the_same_on_every_machine():
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.3, 1.0])
-def test_flips_come_as_often_as_asked(chance):
+def test_flips_come_as_often_as_their_probability(chance):
     flips = draw_views(generator("flip"), 4000, 32, crop="none", flip=chance).flips
     assert flips.mean() == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 4000))
 
@@ -241,11 +243,11 @@ def test_flip_and_rolls_are_independent_of_each_other_and_of_the_box(crop):
     assert np.abs(together).max() < 0.06  # about four standard errors
 
 
-def test_no_crop_sees_the_whole_image():
+def test_no_crop_sees_the_full_image():
     views = draw_views(generator("none"), 3, 16, crop="none", flip=0.0)
     assert views.boxes.tolist() == [[0, 0, 16, 16]] * 3
     images = noise(0, 3, 3, 16, 16)
-    assert torch.equal(ours(images, views), images)
+    assert torch.equal(resampled(images, views), images)
 
 
 def test_an_unknown_crop_is_refused():
@@ -253,7 +255,7 @@ def test_an_unknown_crop_is_refused():
         draw_views(generator("x"), 1, 16, crop="centre")
 
 
-def test_views_of_chosen_images_are_theirs():
+def test_views_of_chosen_images_are_those_of_the_set():
     views = random_views(0, 6, 16)
     chosen = views.of(np.array([4, 1]))
     assert chosen.boxes.tolist() == views.boxes[[4, 1]].tolist()
@@ -262,7 +264,7 @@ def test_views_of_chosen_images_are_theirs():
 
 
 # Resampling
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("antialias", [False, True])
@@ -271,8 +273,10 @@ def test_views_of_chosen_images_are_theirs():
 def test_every_image_is_seen_as_torchvision_shows_it(size, dtype, antialias):
     views = random_views(size, 24, size)
     images = noise(1, 24, 3, size, size, dtype=dtype)
-    expected = torch.cat([theirs(images[i : i + 1], views, i, antialias) for i in range(24)])
-    torch.testing.assert_close(ours(images, views), expected, rtol=0, atol=TOLERANCE[dtype])
+    expected = torch.cat(
+        [torchvision_views(images[i : i + 1], views, i, antialias) for i in range(24)]
+    )
+    torch.testing.assert_close(resampled(images, views), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("antialias", [False, True])
@@ -282,9 +286,9 @@ def test_a_block_shares_its_view(blocks, dtype, antialias):
     views = random_views(7, 3 + blocks, 32).of(np.arange(3, 3 + blocks))
     images = noise(2, blocks * 5, 3, 32, 32, dtype=dtype)
     expected = torch.cat(
-        [theirs(block, views, i, antialias) for i, block in enumerate(images.split(5))]
+        [torchvision_views(block, views, i, antialias) for i, block in enumerate(images.split(5))]
     )
-    torch.testing.assert_close(ours(images, views), expected, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(resampled(images, views), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(
@@ -298,17 +302,22 @@ def test_drawn_views_at_paper_size_are_torchvisions(dtype, tolerance):
     views = draw_views(generator("paper"), 2, 224, crop="random_resized_crop", jitter=32)
     images = noise(3, 4, 3, 224, 224, dtype=dtype)
     expected = torch.cat(
-        [theirs(block, views, i, antialias=True) for i, block in enumerate(images.split(2))]
+        [
+            torchvision_views(block, views, i, antialias=True)
+            for i, block in enumerate(images.split(2))
+        ]
     )
-    torch.testing.assert_close(ours(images, views), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(resampled(images, views), expected, rtol=0, atol=tolerance)
 
 
 def test_rows_go_down_and_columns_go_right():
     image = torch.zeros(1, 1, 4, 4)
     image[0, 0, 0, 1] = 1.0
-    moved = ours(image, Views(np.array([[0, 0, 4, 4]]), np.array([False]), np.array([[1, 2]])))
+    moved = resampled(image, Views(np.array([[0, 0, 4, 4]]), np.array([False]), np.array([[1, 2]])))
     assert moved.nonzero().tolist() == [[0, 0, 1, 3]]
-    mirrored = ours(image, Views(np.array([[0, 0, 4, 4]]), np.array([True]), np.array([[1, 0]])))
+    mirrored = resampled(
+        image, Views(np.array([[0, 0, 4, 4]]), np.array([True]), np.array([[1, 0]]))
+    )
     assert mirrored.nonzero().tolist() == [[0, 0, 1, 2]]
 
 
@@ -316,7 +325,7 @@ def test_rows_go_down_and_columns_go_right():
 def test_padded_crops_are_torchvisions_pad_and_crop(dtype):
     views = draw_views(generator("pad"), 30, 16, crop="pad_crop", padding=4)
     images = noise(4, 30, 3, 16, 16, dtype=dtype)
-    seen = ours(images, views)
+    seen = resampled(images, views)
     for i, (top, left, _, _) in enumerate(views.boxes.tolist()):
         expected = tv.crop(tv.pad(images[i], [4]), top + 4, left + 4, 16, 16)
         expected = tv.horizontal_flip(expected) if views.flips[i] else expected
@@ -331,31 +340,34 @@ def test_gradients_are_those_through_torchvisions_crop(shared, antialias):
     images, weight = noise(5, 12, 3, 20, 20).requires_grad_(), noise(6, 12, 3, 20, 20)
     each = 4 if shared else 1
     expected = torch.cat(
-        [theirs(block, views, i, antialias) for i, block in enumerate(images.split(each))]
+        [
+            torchvision_views(block, views, i, antialias)
+            for i, block in enumerate(images.split(each))
+        ]
     )
     (wanted,) = torch.autograd.grad((expected**2 * weight).sum(), images)
-    (found,) = torch.autograd.grad((ours(images, views) ** 2 * weight).sum(), images)
+    (found,) = torch.autograd.grad((resampled(images, views) ** 2 * weight).sum(), images)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
 
 
 def test_half_precision_around_it_changes_nothing():
     views, images = random_views(10, 6, 16), noise(7, 6, 3, 16, 16, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = ours(images, views)
+        inside = resampled(images, views)
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, ours(images, views))
+    assert torch.equal(inside, resampled(images, views))
 
 
 def test_a_crop_that_would_need_antialiasing_is_a_programmers_mistake():
     with pytest.raises(AssertionError, match="antialiasing"):
-        ours(
+        resampled(
             torch.zeros(1, 3, 16, 16),
             Views(np.array([[0, 0, 17, 16]]), np.array([False]), np.array([[0, 0]])),
         )
 
 
 # Mixing
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_mixing_boxes_worked_out_by_hand():
@@ -401,7 +413,7 @@ def test_mixup_blends_by_each_images_share():
 
 
 # Cutout
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "share"), [(16, 0.5), (15, 0.5), (9, 0.3), (8, 1.0)])

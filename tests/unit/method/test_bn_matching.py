@@ -93,7 +93,7 @@ def test_loss_is_that_of_the_layers_inputs_by_hand(first):
     assert found.item() == pytest.approx(by_hand(model, x.numpy(), first), rel=1e-12)
 
 
-def test_the_first_layer_counts_ten_times_unless_told_otherwise():
+def test_the_first_layer_counts_ten_times_by_default():
     model, x = network(), images(4)
     assert loss(model, x).item() == pytest.approx(by_hand(model, x.numpy(), 10.0), rel=1e-12)
 

@@ -70,8 +70,8 @@ def test_equals_the_papers_algorithm_at_its_default_bounds(scheduler, milestone)
             alpha = low + gamma * (high - s / last)
         else:
             alpha = low + gamma * (high + math.cos(math.pi * s / last)) / 2
-        ours = min_crop(s, steps, scheduler=scheduler, milestone=milestone)
-        assert ours == pytest.approx(alpha, abs=1e-12), s
+        bound = min_crop(s, steps, scheduler=scheduler, milestone=milestone)
+        assert bound == pytest.approx(alpha, abs=1e-12), s
 
 
 def test_a_milestone_between_two_steps_ends_the_curriculum_at_the_second():

@@ -42,7 +42,7 @@ def drawn(name: str, images: torch.Tensor, value: float) -> torch.Tensor:
 
 
 # Equal parameters, equal images
-# ---------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_color_is_brightness_then_saturation_then_contrast():
@@ -103,7 +103,7 @@ def test_warp_is_a_plain_bilinear_one():
 
 
 # Published parameters: the ends of every range
-# ------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -170,7 +170,7 @@ def test_colour_ranges():
 
 
 # One operation a batch, each image its own draw
-# -----------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_every_batch_is_one_operation_and_all_six_are_equally_likely():

@@ -44,23 +44,25 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_compute_what_torchvisions_do(name, stem):
     torch.manual_seed(0)
-    ours = build(name, 7, 32, Architecture(stem=stem)).double()
-    theirs = getattr(torchvisions, name)(num_classes=7).double()
+    own = build(name, 7, 32, Architecture(stem=stem)).double()
+    reference = getattr(torchvisions, name)(num_classes=7).double()
     if stem == "small":
-        theirs.conv1, theirs.maxpool = (
+        reference.conv1, reference.maxpool = (
             nn.Conv2d(3, 64, 3, padding=1, bias=False).double(),
             nn.Identity(),
         )
-    theirs.load_state_dict(ours.state_dict())
+    reference.load_state_dict(own.state_dict())
     x = images(3, 20 if stem == "small" else 64)
     for training in (
         True,
         False,
     ):  # training first, so that evaluation sees running statistics that moved
-        found, expected = ours.train(training)(x), theirs.train(training)(x)
+        found, expected = own.train(training)(x), reference.train(training)(x)
         assert found.shape == (3, 7)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert all(torch.allclose(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+    assert all(
+        torch.allclose(a, b) for a, b in zip(own.buffers(), reference.buffers(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,25 +77,25 @@ def test_resnets_compute_what_torchvisions_do(name, stem):
 )
 def test_published_resnets_have_the_published_tensors(name, count):
     with torch.device("meta"):
-        ours, theirs = build(name, 1000, 224, PUBLISHED), getattr(torchvisions, name)()
-    assert parameters(ours) == count
-    assert {n: t.shape for n, t in ours.state_dict().items()} == {
-        n: t.shape for n, t in theirs.state_dict().items()
+        own, reference = build(name, 1000, 224, PUBLISHED), getattr(torchvisions, name)()
+    assert parameters(own) == count
+    assert {n: t.shape for n, t in own.state_dict().items()} == {
+        n: t.shape for n, t in reference.state_dict().items()
     }
-    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert list(own.state_dict()) == list(reference.state_dict())
 
 
 def test_fresh_weights_are_drawn_as_torchvision_draws_them():
     torch.manual_seed(0)
-    ours, theirs = (
+    own, reference = (
         build("resnet18", 10, 32, PUBLISHED).state_dict(),
         torchvisions.resnet18(num_classes=10).state_dict(),
     )
-    for name, tensor in theirs.items():
+    for name, tensor in reference.items():
         if tensor.numel() > 1000:
-            assert ours[name].std().item() == pytest.approx(tensor.std().item(), rel=0.1), name
+            assert own[name].std().item() == pytest.approx(tensor.std().item(), rel=0.1), name
         elif "bn" in name or "downsample.1" in name:
-            assert torch.equal(ours[name], tensor), name
+            assert torch.equal(own[name], tensor), name
 
 
 def test_equal_seeds_give_equal_weights():
@@ -280,9 +282,9 @@ def has_bn(name: str) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    ["convnet4", "vgg16", "deit_tiny", "squeezenet1_1", "vit_b_16", "swin_v2_t", "convnext_small", "convnextv2_atto",
-     "vit_tiny_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s16_224",
-     "resmlp_12_224"],
+    ["convnet4", "vgg16", "deit_tiny", "squeezenet1_1", "vit_b_16", "swin_v2_t", "convnext_small",
+     "convnextv2_atto", "vit_tiny_patch16_224", "deit3_small_patch16_224",
+     "swin_tiny_patch4_window7_224", "mixer_s16_224", "resmlp_12_224"],
 )  # fmt: skip
 def test_networks_without_bn_layers_are_no_recovery_models(name):
     assert not has_bn(name)
@@ -323,11 +325,11 @@ def test_labels_are_the_papers():
 
 
 def test_the_catalogue_does_not_import_torch():
-    told = (
+    script = (
         "import sys, cda.config.names; cda.config.names.require_bn('resnet18'); "
         "print('torch' in sys.modules)"
     )
-    assert subprocess.check_output([sys.executable, "-c", told], text=True).strip() == "False"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 
 
 # Weights on disk

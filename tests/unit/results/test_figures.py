@@ -23,7 +23,7 @@ from PIL import Image
 
 from cda.data.shards import read_shard, shard_name, write_shard
 from cda.errors import ArtifactError, CdaError, ConfigError
-from cda.results import figures, plots, style
+from cda.results import figures, method_plots, plots, style
 from cda.results.tables import table
 
 OUT = Path("results/drawn.png")
@@ -83,11 +83,11 @@ def declare(tree: Any, name: str, **top: Any) -> None:
 
 def figure(tree: Any, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Figure:
     """What `draw` would save of the declared figure."""
-    kept: list[Figure] = []
+    drawn: list[Figure] = []
     with monkeypatch.context() as patched:
-        patched.setattr(figures, "_save", lambda drawn, *_: kept.append(drawn))
+        patched.setattr(figures, "_save", lambda figure, *_: drawn.append(figure))
         figures.draw(tree.experiments(**overrides), "drawn", OUT)
-    return kept[0]
+    return drawn[0]
 
 
 def frame(*cells: dict[str, Any]) -> pd.DataFrame:
@@ -257,7 +257,7 @@ def measure(tree: Any, name: str, *values: float) -> None:
 
 
 # Files
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_a_figure_drawn_again_has_the_same_bytes_whatever_the_user_s_style(kind,
     figures.draw(any_kind.experiments(), "drawn", OUT)
     first = [path.read_bytes() if path.exists() else b"" for path in files]
     with mpl.rc_context(
-        {"lines.linewidth": 9, "font.size": 20, "svg.hashsalt": "theirs", "axes.facecolor": "red"}
+        {"lines.linewidth": 9, "font.size": 20, "svg.hashsalt": "another", "axes.facecolor": "red"}
     ):
         figures.draw(any_kind.experiments(), "drawn", OUT)
         assert mpl.rcParams["font.size"] == 20
@@ -287,42 +287,42 @@ def test_a_figure_drawn_again_has_the_same_bytes_whatever_the_user_s_style(kind,
     assert Image.open(OUT).width >= 900
     assert bool(first[1]) == (kind not in ("grid", "progress"))
     assert not any(
-        told in first[0] + first[1] for told in (b"Software", b"<dc:date", b"Matplotlib v")
+        word in first[0] + first[1] for word in (b"Software", b"<dc:date", b"Matplotlib v")
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_text_can_be_read_in_print_and_none_is_cut_or_covered(kind, any_kind):
     any_kind.declare(kind=kind)
-    shown = any_kind.figure()
+    figure = any_kind.figure()
     boxes = []
-    for text, box in visible(shown):
+    for text, box in visible(figure):
         assert text.get_fontsize() >= 8, text.get_text()
         assert box.x0 >= 0, text.get_text()
         assert box.y0 >= 0, text.get_text()
-        assert box.x1 <= shown.bbox.x1, text.get_text()
-        assert box.y1 <= shown.bbox.y1, text.get_text()
+        assert box.x1 <= figure.bbox.x1, text.get_text()
+        assert box.y1 <= figure.bbox.y1, text.get_text()
         boxes.append((text.get_text(), box))
     for index, (text, box) in enumerate(boxes):
         for other, second in boxes[:index]:
             assert not box.overlaps(second), f"{text!r} lies on {other!r}"
-    renderer = FigureCanvasAgg(shown).get_renderer()
-    for legend in shown.legends:
-        for axis in shown.axes:
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for legend in figure.legends:
+        for axis in figure.axes:
             assert not legend.get_window_extent(renderer).overlaps(axis.bbox)
 
 
-def test_another_scale_says_so_and_the_paper_s_does_not(any_kind):
+def test_a_figure_of_another_scale_has_a_note(any_kind):
     any_kind.scale("small", recipe={"recover": {"iterations": 3}})
-    for kind, told in (("bars", True), ("grid", True), ("schedulers", False)):
+    for kind, noted in (("bars", True), ("grid", True), ("schedulers", False)):
         any_kind.declare(kind=kind, scales=["paper", "small"])
         note = "Scaled down: scale small, not comparable with the paper."
-        assert (note in texts(any_kind.figure(scale="small", cells="present"))) == told
+        assert (note in texts(any_kind.figure(scale="small", cells="present"))) == noted
         assert note not in texts(any_kind.figure())
 
 
 # Plots
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def test_a_bar_has_the_height_and_the_place_of_its_number():
@@ -377,13 +377,13 @@ def test_measured_points_are_solid_and_reported_ones_hollow_dashed_and_lighter()
         for kind in ("measured", "reported in the paper")
     }
     for method in ("SRe²L", "CDA"):
-        ours, theirs = found[f"{method} measured"], found[f"{method} reported in the paper"]
-        assert (ours.get_linestyle(), theirs.get_linestyle()) == ("-", "--")
-        assert (ours.get_markerfacecolor(), theirs.get_markerfacecolor()) == (
-            ours.get_color(),
+        measured, reported = found[f"{method} measured"], found[f"{method} reported in the paper"]
+        assert (measured.get_linestyle(), reported.get_linestyle()) == ("-", "--")
+        assert (measured.get_markerfacecolor(), reported.get_markerfacecolor()) == (
+            measured.get_color(),
             "white",
         )
-        assert sum(theirs.get_color()) > sum(mpl.colors.to_rgb(ours.get_color()))
+        assert sum(reported.get_color()) > sum(mpl.colors.to_rgb(measured.get_color()))
     np.testing.assert_array_equal(found["CDA measured"].get_xydata(), [[40, 50.0], [120, 54.0]])
     np.testing.assert_array_equal(found["SRe²L measured"].get_xydata(), [[120, 48.0]])
     np.testing.assert_array_equal(
@@ -401,7 +401,7 @@ def test_error_bars_stand_where_several_seeds_were_measured_and_nowhere_else():
     assert len(plots.bars({"t": BARS}).axes[0].collections) == 1
 
 
-def test_a_panel_without_a_measured_value_says_so():
+def test_a_panel_without_a_measured_value_has_a_note():
     nothing = {"measured": np.nan, "measured_std": np.nan}
     assert "not measured yet" not in texts(plots.continual({"t": CONTINUAL}))
     two = plots.continual({"t": CONTINUAL, "u": CONTINUAL.assign(**nothing)})
@@ -471,7 +471,9 @@ def test_a_method_has_one_colour_in_every_figure():
     assert curves["CDA measured"] == style.style_of("cda").colour
     cosine = frame({"method": "cl-cosine", "setting": "milestone=1", "measured": 5.0, "seeds": 1})
     (line,) = plots.lines({"t": cosine}).axes[0].lines
-    schedules = {line.get_label(): line.get_color() for line in plots.schedulers().axes[0].lines}
+    schedules = {
+        line.get_label(): line.get_color() for line in method_plots.schedulers().axes[0].lines
+    }
     assert schedules["Cosine"] == line.get_color() == style.style_of("cl-cosine").colour
     assert (
         len({look.colour for look in style.STYLES.values()}) == len(style.STYLES) - 1
@@ -517,7 +519,7 @@ def test_a_setting_without_its_number_and_cells_that_are_one_are_refused():
 
 
 def test_the_schedulers_are_those_of_algorithm_1():
-    (axis,) = plots.schedulers().axes
+    (axis,) = method_plots.schedulers().axes
     found = {line.get_label(): line.get_xydata() for line in axis.lines[:3]}
     for step in (0, 100, 350, 699, 700, 999):
         share = step / 700
@@ -534,15 +536,15 @@ def test_the_schedulers_are_those_of_algorithm_1():
 
 
 def test_crops_keep_their_bounds_and_grow_from_left_to_right():
-    axes = np.array(plots.crops().axes).reshape(3, -1)
+    axes = np.array(method_plots.crops().axes).reshape(3, -1)
     mean = []
-    for column, (low, high) in zip(axes.T, plots.CROPS, strict=True):
+    for column, (low, high) in zip(axes.T, method_plots.CROPS, strict=True):
         assert len(column[0].collections[0].get_offsets()) == 2000
         assert [len(axis.patches) for axis in column[1:]] == [30, 10]
         sides = np.array([[box.get_width(), box.get_height()] for box in column[1].patches])
         areas = sides.prod(axis=1) / 224**2
-        whole = (sides == 224).all(axis=1)  # RandomResizedCrop's way out after ten tries
-        assert (((areas > low - 0.01) & (areas < high + 0.01)) | whole).all()
+        uncropped = (sides == 224).all(axis=1)  # RandomResizedCrop's way out after ten tries
+        assert (((areas > low - 0.01) & (areas < high + 0.01)) | uncropped).all()
         corners = np.array([box.get_xy() for box in column[1].patches])
         assert (corners >= 0).all()
         assert (corners + sides <= 224).all()
@@ -551,7 +553,7 @@ def test_crops_keep_their_bounds_and_grow_from_left_to_right():
 
 
 # Pictures
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def mosaic(axis: Any) -> np.ndarray:
@@ -628,9 +630,9 @@ def test_progress_has_a_row_a_method_and_a_column_a_step(drawn):
 def test_progress_has_a_block_a_named_class(drawn):
     drawn.declare(kind="progress", classes=["7=Plant", "2"], steps=[3, 6])
     shards(drawn)
-    shown = drawn.figure()
-    assert [own.get_suptitle() for own in shown.subfigs] == ["Plant", "2"]
-    for own, label in zip(shown.subfigs, (7, 2), strict=True):
+    figure = drawn.figure()
+    assert [own.get_suptitle() for own in figure.subfigs] == ["Plant", "2"]
+    for own, label in zip(figure.subfigs, (7, 2), strict=True):
         found = [colours(axis, 1) for axis in own.axes]
         assert found == [expected(number, (place, label)) for number in (0, 1) for place in (2, 3)]
 
@@ -644,7 +646,7 @@ def test_the_last_step_is_the_finished_shard_if_it_has_no_snapshot(drawn):
     assert colours(axes[1], 5) == expected(0, *((0, label) for label in range(10)))
 
 
-def test_where_the_asked_steps_were_not_kept_those_that_were_are_shown(drawn):
+def test_steps_that_no_run_stored_give_way_to_stored_ones(drawn):
     drawn.declare(kind="progress", steps=[100, 500])
     shards(drawn)
     assert [axis.get_title() for axis in drawn.figure().axes[:2]] == ["step 3", "step 6"]
@@ -676,14 +678,12 @@ def test_a_stand_in_shows_its_own_classes(drawn):
 
 
 @pytest.mark.parametrize("kind", ["grid", "progress"])
-def test_missing_images_are_framed_where_what_is_present_is_asked_for_and_refused_elsewhere(
-    kind, drawn
-):
+def test_missing_images_are_framed_with_cells_present_and_refused_without(kind, drawn):
     drawn.declare(kind=kind)
     shards(drawn, methods=("cda",))
-    shown = drawn.figure(cells="present")
-    assert texts(shown).count("not run") == (1 if kind == "grid" else 2)
-    for axis in shown.axes:
+    figure = drawn.figure(cells="present")
+    assert texts(figure).count("not run") == (1 if kind == "grid" else 2)
+    for axis in figure.axes:
         missing = "not run" in [text.get_text() for text in axis.texts]
         assert (mosaic(axis) == 255).all() == missing
         assert axis.spines["top"].get_visible() == missing
@@ -708,7 +708,7 @@ def test_damaged_images_are_refused_even_then(drawn):
 
 
 # Refused
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["grid", "progress"])

@@ -4,7 +4,6 @@ import csv
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from cda.config.load import load_settings
 from cda.experiments.experiment_set import ExperimentSet
@@ -14,10 +13,10 @@ ROOT = Path(__file__).parents[3]
 
 
 def frame(*cells):
-    """Rows of (reported, measured, status); the delta is theirs."""
+    """Rows of (reported, measured, status); with its delta."""
     rows = [
         {
-            **dict.fromkeys(reproduction.KEYS, ""),
+            **dict.fromkeys(reproduction.CELL_KEYS, ""),
             "ipc": index,
             "reported": reported,
             "delta": measured - float(reported) if reported and measured is not None else None,
@@ -41,28 +40,28 @@ SOME = frame(
 
 
 def test_a_headline_counts_reported_cells_and_averages_their_deltas():
-    told = reproduction.headline({"one": SOME, "two": frame(("10.0", None, "not_run"))})
+    headline = reproduction.headline({"one": SOME, "two": frame(("10.0", None, "not_run"))})
     assert (
-        told == "2 of 4 reported cells are measured; deltas are -1.00 points on average, 2.00 "
+        headline == "2 of 4 reported cells are measured; deltas are -1.00 points on average, 2.00 "
         "without their signs."
     )
 
 
 def test_cells_that_a_scale_has_no_run_for_count_at_the_paper_s_alone():
     nobody = SOME.assign(run=SOME["run"].where(SOME["status"] == "measured", ""))
-    assert reproduction._counts(nobody) == ["2", "2", "-1.00", "-3.00", "IPC 1", "1", "1"]
-    assert reproduction._counts(nobody.assign(scale="paper")) == reproduction._counts(SOME)
+    assert reproduction.count_row(nobody) == ["2", "2", "-1.00", "-3.00", "IPC 1", "1", "1"]
+    assert reproduction.count_row(nobody.assign(scale="paper")) == reproduction.count_row(SOME)
 
 
-def test_nothing_measured_is_said_so():
+def test_a_headline_without_measurements_has_no_delta():
     assert (
         reproduction.headline({"one": frame(("10.0", None, "not_run"))})
         == "0 of 1 reported cells are measured."
     )
 
 
-def test_a_table_has_its_worst_cell_named_and_ours_apart():
-    assert reproduction._counts(SOME) == ["3", "2", "-1.00", "-3.00", "IPC 1", "2", "1"]
+def test_a_row_names_the_worst_cell_and_counts_other_cells_separately():
+    assert reproduction.count_row(SOME) == ["3", "2", "-1.00", "-3.00", "IPC 1", "2", "1"]
 
 
 def test_the_page_has_every_table_of_both_scales():
@@ -75,13 +74,10 @@ def test_the_page_has_every_table_of_both_scales():
         assert ("not comparable with the paper" in part) == (scale == "mini")
 
 
-@pytest.mark.parametrize("scale", reproduction.SCALES)
-def test_a_reading_stands_below_its_scale(scale):
-    experiments = ExperimentSet(load_settings({"scale": scale}))
-    experiments.tables["table1"] = experiments.tables["table1"].model_copy(
-        update={"reading": {"mini": "Seen by eye."}}
-    )
-    assert ("Seen by eye." in reproduction._scale(experiments)) == (scale == "mini")
+def test_the_page_links_to_what_the_tables_of_scale_mini_show():
+    page, heading = reproduction.page({}), "## What the tables show"
+    assert "(mini.md#what-the-tables-show)" in page.split("## Scale mini")[1]
+    assert heading in (ROOT / "docs/mini.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_readme_shows_what_was_measured():
@@ -102,10 +98,10 @@ def test_the_readme_shows_what_was_measured():
         .splitlines()[2:5]
     )
     for line in lines:
-        what, *shown = (cell.strip() for cell in line.strip("|").split("|"))
+        what, *values = (cell.strip() for cell in line.strip("|").split("|"))
         dataset = "cifar100" if what.startswith("CIFAR-100") else "tiny_imagenet"
         assert {
             (dataset, method, value)
-            for method, value in zip(("cda", "sre2l", "random"), shown[:3], strict=True)
+            for method, value in zip(("cda", "sre2l", "random"), values[:3], strict=True)
         } <= cells
     assert len(lines) == 3

@@ -1,11 +1,11 @@
-"""Tables from run JSONs: what they say, what they refuse, and that they are made again to the same
-bytes.
-"""
+"""Tables from run JSONs: their rows, what they refuse, and that regeneration gives equal bytes."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -21,20 +21,21 @@ from cda.experiments.experiment_set import ExperimentSet
 from cda.results import contrasts, tables
 
 COLUMNS = [
-    "table", "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting", "validation_model",
-    "metric", "reported", "reported_std", "measured", "measured_std", "seeds", "delta", "status", "scale", "run",
+    "table", "dataset", "method", "recovery_model", "ipc", "recovery_iterations", "setting",
+    "validation_model", "metric", "reported", "reported_std", "measured", "measured_std", "seeds",
+    "delta", "status", "scale", "run",
 ]  # fmt: skip
 CSV = Path("results/tiny.csv")
 
 
-def measure(tree: Any, method: str, ipc: int, *values: float, **told: Any) -> Path:
+def measure(tree: Any, method: str, ipc: int, *values: float, **values_of_json: Any) -> Path:
     """Leave the run JSONs of a cell, a seed each; gives the last one's path."""
     layout, run = tree.experiments().layout, tree.runs(method, ipc)["validate"]
     for seed, value in enumerate(values):
         path = Path(layout.run_json(run, seed))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            json.dumps({"run": run.id, "seed": seed, "top1": value, "top5": 99.0} | told)
+            json.dumps({"run": run.id, "seed": seed, "top1": value, "top5": 99.0} | values_of_json)
         )
     return path
 
@@ -54,7 +55,7 @@ def refused(tree: Any) -> str:
 
 
 # The tidy table
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def test_the_csv_has_the_design_s_columns_in_order(tree):
@@ -71,7 +72,7 @@ def test_a_measured_cell_has_mean_sample_deviation_and_difference(tree):
     assert (row["recovery_iterations"], row["scale"], row["table"]) == ("6", "paper", "tiny")
 
 
-def test_a_row_tells_the_devices_of_its_seeds(tree):
+def test_a_row_names_the_devices_of_its_seeds(tree):
     measure(tree, "cda", 1, 38.0, 41.0, provenance={"device": "NVIDIA H100"})
     measure(tree, "cda", 2, 38.0, 41.0)
     path = measure(tree, "random", 1, 30.0, provenance={"device": "a CPU"})
@@ -105,7 +106,7 @@ def test_a_cell_is_measured_not_run_or_quoted(tree):
     assert len(status) == 5
 
 
-def test_no_more_seeds_count_than_were_asked_for(tree):
+def test_only_the_requested_seeds_count(tree):
     measure(tree, "cda", 1, 38.0, 41.0, 99.0)
     assert made(tree)["cda", 1]["measured"] == "39.5"
     assert made(tree, seeds=1)["cda", 1]["measured"] == "38.0"
@@ -139,7 +140,7 @@ def test_a_cell_shows_its_own_metric(tree):
     assert made(tree)["cda", 1]["measured"] == "99.0"
 
 
-def test_roles_tell_the_paper_s_cells_from_controls_and_ours(tree):
+def test_roles_distinguish_the_paper_s_cells_controls_and_others(tree):
     tree.experiment("tiny", {"methods": ["cda"]}, {"methods": ["random"], "control": True})
     rows = made(tree)
     assert [rows[key]["role"] for key in (("cda", 1), ("cda", 2), ("random", 1))] == [
@@ -176,13 +177,15 @@ def test_a_table_needs_neither_data_nor_artifacts_nor_torch(tree):
         "import sys; sys.modules['torch'] = None\nfrom cda.cli import "
         "main\nsys.exit(main(['table', 'tiny', '--show']))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert shown.stdout.startswith("# Table tiny\n")
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert printed.stdout.startswith("# Table tiny\n")
     assert not Path("artifacts").exists()
 
 
 # Refused
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def test_a_json_of_another_run_is_refused(tree):
@@ -193,10 +196,10 @@ def test_a_json_of_another_run_is_refused(tree):
 
 
 @pytest.mark.parametrize(
-    "told", [{"top1": None}, {"top1": "38"}, {"top1": float("nan")}, {"seed": 5}]
+    "wrong", [{"top1": None}, {"top1": "38"}, {"top1": float("nan")}, {"seed": 5}]
 )
-def test_a_json_without_its_number_is_refused(told, tree):
-    path = measure(tree, "cda", 1, 38.0, **told)
+def test_a_json_without_its_number_is_refused(wrong, tree):
+    path = measure(tree, "cda", 1, 38.0, **wrong)
     assert refused(tree).startswith(f"{path}: ")
 
 
@@ -217,7 +220,7 @@ def test_a_refused_json_leaves_the_old_table(tree):
 
 
 # For people
-# -----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def body(markdown: str) -> list[list[str]]:
@@ -260,9 +263,9 @@ def test_controls_stand_apart_from_the_paper_s_rows(tree):
     measure(tree, "random", 2, 20.0)
     made(tree)
     text = CSV.with_suffix(".md").read_text(encoding="utf-8")
-    theirs, ours = text.split("Controls, ours and not the paper's:")
-    assert body(theirs)[0] == ["ipc", "old", "CDA"]
-    assert body(ours)[2:] == [["1", "–"], ["2", "20.00"]]
+    paper_part, control_part = text.split("Controls, ours and not the paper's:")
+    assert body(paper_part)[0] == ["ipc", "old", "CDA"]
+    assert body(control_part)[2:] == [["1", "–"], ["2", "20.00"]]
 
 
 def test_what_sets_controls_apart_stands_before_them_without_the_value_that_varies(tree):
@@ -273,19 +276,19 @@ def test_what_sets_controls_apart_stands_before_them_without_the_value_that_vari
         "tiny", varied | {"setting": "beta_l={}"}, varied | other, reported=None, layout=layout
     )
     made(tree)
-    theirs, ours = (
+    paper_part, control_part = (
         CSV.with_suffix(".md")
         .read_text(encoding="utf-8")
         .split("Controls, ours and not the paper's:")
     )
-    assert body(theirs)[::2] == [["ipc", "β_l = 0.2", "β_l = 0.5"], ["2", "–", "–"]]
-    assert body(ours)[::2] == [
+    assert body(paper_part)[::2] == [["ipc", "β_l = 0.2", "β_l = 0.5"], ["2", "–", "–"]]
+    assert body(control_part)[::2] == [
         ["ipc", "setting", "β_l = 0.2", "β_l = 0.5"],
         ["2", "lr=0.5", "–", "–"],
     ]
 
 
-def test_cells_that_the_layout_cannot_tell_apart_are_refused_rather_than_lost(tree, capsys):
+def test_cells_that_the_layout_does_not_distinguish_are_refused_and_not_lost(tree, capsys):
     tree.experiment(
         "tiny", {"methods": ["cda"]}, {"methods": ["cda"], "setting": "labels=hard", "ipc": [1, 2]}
     )
@@ -294,7 +297,7 @@ def test_cells_that_the_layout_cannot_tell_apart_are_refused_rather_than_lost(tr
     assert "setting" in capsys.readouterr().err
 
 
-def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
+def test_another_scale_is_noted_and_has_its_own_folder(tree, capsys):
     tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])
     assert tree.cda("table", "tiny", "--show", "--config", "scale=small") == 0
@@ -307,7 +310,7 @@ def test_another_scale_says_so_and_lies_elsewhere(tree, capsys):
     assert "(40.0 ± 0.5)" in Path("results/small/tiny.md").read_text(encoding="utf-8")
 
 
-def test_a_table_says_which_ipc_ran_in_place_of_another_and_what_one_seed_is(tree):
+def test_a_table_names_replaced_ipcs_and_explains_single_seeds(tree):
     tree.scale("small", ipc={2: 1})
     tree.experiment(
         "tiny", {"methods": ["cda"], "ipc": [2]}, scales=["paper", "small"], reported=None
@@ -323,7 +326,7 @@ def test_a_table_says_which_ipc_ran_in_place_of_another_and_what_one_seed_is(tre
     assert "one seed" not in text
 
 
-def test_a_measurement_of_another_scale_is_not_shown(tree):
+def test_a_measurement_of_another_scale_is_not_counted(tree):
     tree.scale("small", recipe={"recover": {"iterations": 3}})
     tree.experiment("tiny", scales=["paper", "small"])
     measure(tree, "cda", 1, 38.0)
@@ -346,7 +349,7 @@ def test_a_table_shows_all_its_cells_whatever_is_narrowed(dataset, tmp_path, mon
 
 
 # Label stores
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 CODECS = [
     {"setting": "bits=16"},
@@ -403,7 +406,7 @@ def test_hard_labels_take_nothing(tree):
     assert {(row["label_bytes"], row["label_ratio"]) for row in hard} == {("", "")}
 
 
-def test_other_tables_say_nothing_of_labels(tree):
+def test_other_tables_have_no_label_sizes(tree):
     made(tree)
     assert "label_bytes" not in CSV.read_text(encoding="utf-8")
 
@@ -444,7 +447,7 @@ def test_sizes_are_computed_for_every_store_and_nothing_is_run(tree):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"groups": []},
@@ -460,12 +463,12 @@ def test_sizes_are_computed_for_every_store_and_nothing_is_run(tree):
         ),
     ],
 )
-def test_a_table_of_nothing_is_refused(tree, change, told):
+def test_a_table_of_nothing_is_refused(tree, change, message):
     declared = (
         yaml.safe_load((tree.folder / "experiments/tiny.yaml").read_text(encoding="utf-8")) | change
     )
     tree.write("experiments/tiny.yaml", yaml.safe_dump(declared))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         tree.experiments().cells("tiny")
 
 
@@ -490,7 +493,7 @@ def test_what_a_scale_has_no_place_for_is_in_the_csv_and_the_notes_alone(tree):
 
 
 # Contrasts
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def contrasted(tree: Any, contrast: dict[str, Any]) -> str:
@@ -530,7 +533,7 @@ def test_a_contrast_waits_for_both_of_its_cells(tree):
     assert "against" not in contrasted(tree, BETTER)
 
 
-def test_a_contrast_with_controls_that_nobody_asked_for_is_left_out(tree):
+def test_a_contrast_with_controls_that_the_setting_leaves_out_is_left_out(tree):
     tree.experiment(
         "tiny", {"methods": ["cda"]}, {"methods": ["random"], "control": True}, contrasts=[BETTER]
     )
@@ -551,8 +554,13 @@ def test_a_contrast_of_no_cells_is_refused(tree, wrong):
     )
 
 
-def test_an_interval_is_scipys():
-    ours, theirs = [1.0, 2.5, 4.0, 3.0], [0.5, 0.7, 1.4]
-    wanted = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
-    assert contrasts.interval(ours, theirs) == pytest.approx((wanted.low, wanted.high))
+def test_an_interval_is_welchs():
+    """By hand: a variance by sample, and the degrees of freedom of Welch and Satterthwaite."""
+    first, second = [1.0, 2.5, 4.0, 3.0], [0.5, 0.7, 1.4]
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 2)
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    wanted = (difference - reach, difference + reach)
+    assert contrasts.interval(first, second) == pytest.approx(wanted)
     assert contrasts.interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)

@@ -70,11 +70,11 @@ class Job:
         """What the stage writes."""
         context = self.tree.context(run or self.run, **overrides)
         continual.run(context, self.images, self.model, seed, OUT)
-        told: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8"))
         OUT.unlink()
         assert not context.work(f"seed-{seed}").exists()
-        assert told.pop("provenance")["precision"] == "fp32"
-        return told
+        assert record.pop("provenance")["precision"] == "fp32"
+        return record
 
     def changed(self, **values: Any) -> Run:
         """The run with other values of its stage."""
@@ -84,7 +84,7 @@ class Job:
 
     def write_shards(self, count: int = IPC + 2, **changes: Any) -> None:
         shutil.rmtree(self.images, ignore_errors=True)
-        told = {
+        record = {
             "classes": CLASSES,
             "run": self.run.upstream["images"].id,
             "dataset": "digits",
@@ -95,7 +95,7 @@ class Job:
                 [np.flatnonzero(train.labels == label)[ipc] for label in range(10)]
             ]
             path = self.images / "part-0" / f"ipc-{ipc:03d}.tar"
-            write_shard(path, chosen, told["classes"], ipc, told["run"], told["dataset"])
+            write_shard(path, chosen, record["classes"], ipc, record["run"], record["dataset"])
 
     def write_model(self, seed: int = 0, classes: list[str] = CLASSES) -> None:
         context = self.tree.context(self.run.upstream["model"])
@@ -129,15 +129,14 @@ def job(tree: Any) -> Job:
 
 
 # The order of the classes
-# ---------------------------------------------------------------------------------------------
 
 
 def test_the_class_order_is_the_authors():
     np.random.seed(0)
-    theirs = np.random.permutation(200)
-    assert class_order(0, 200).tolist() == theirs.tolist()
-    assert theirs[:10].tolist() == [18, 170, 107, 98, 177, 182, 5, 146, 12, 152]
-    assert class_order(1, 200).tolist() != theirs.tolist()
+    legacy = np.random.permutation(200)
+    assert class_order(0, 200).tolist() == legacy.tolist()
+    assert legacy[:10].tolist() == [18, 170, 107, 98, 177, 182, 5, 146, 12, 152]
+    assert class_order(1, 200).tolist() != legacy.tolist()
 
 
 def test_steps_are_equal_and_what_was_seen_stays(job):
@@ -157,7 +156,6 @@ def test_steps_must_divide_the_classes(job, steps):
 
 
 # What a step trains on
-# ------------------------------------------------------------------------------------------------
 
 
 def batches(job: Job, seen: list[int], augment: str) -> SeenBatches:
@@ -212,18 +210,18 @@ def test_the_teacher_judges_the_augmented_inputs_and_stays_as_it_is(job):
 
 
 class Recorder(Trainer):
-    """The real trainer; keeps what it was given."""
+    """The real trainer; records its inputs."""
 
     made: list[Recorder]
 
     def __init__(self, model: nn.Module, *rest: Any) -> None:
         super().__init__(model, *rest)
         self.first = copy.deepcopy(model.state_dict())
-        self.given: list[torch.Tensor] = []
+        self.seen: list[torch.Tensor] = []
         self.made.append(self)
 
     def step(self, images: torch.Tensor, *rest: Any) -> None:
-        self.given.append(images.clone())
+        self.seen.append(images.clone())
         super().step(images, *rest)
 
 
@@ -242,16 +240,14 @@ def test_a_step_trains_a_fresh_model_on_the_first_images_of_the_seen_classes(job
     for trainer, seen in zip(trainers, seen_classes(run), strict=True):
         first = [np.flatnonzero(train.labels == label)[:IPC] for label in seen]
         wanted = normalised(train.images[np.concatenate(first)], run)
-        assert rows(torch.cat(trainer.given)) == rows(np.concatenate([wanted, wanted])), (
-            "two epochs"
-        )
+        assert rows(torch.cat(trainer.seen)) == rows(np.concatenate([wanted, wanted])), "two epochs"
         fresh = fresh_model(run, trainer.device, ("continual", 0, "seen", len(seen))).state_dict()
         assert all(torch.equal(trainer.first[name], tensor) for name, tensor in fresh.items())
         assert fresh["fc.weight"].shape[0] == 10
 
 
 def test_a_step_is_plain_distillation(job, trainers):
-    """A step's weights by torch's own optimiser, schedule and loss, on the inputs that were given."""
+    """A step's weights by torch's own optimiser, schedule and loss, on the same inputs."""
     run = job.changed(
         steps=2, epochs=3, batch_size=5, lr=1e-3
     )  # so slow that rounding does not grow
@@ -261,13 +257,13 @@ def test_a_step_is_plain_distillation(job, trainers):
     teacher = load_squeezed(job.model, run.upstream["model"], trainer.device)
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=3)
-    steps = len(trainer.given) // 3
+    steps = len(trainer.seen) // 3
     assert steps == 2  # five classes of two images, five at a time
     model.train()
-    for step, images in enumerate(trainer.given):
-        given, taught = model(images) / recipe.temperature, teacher(images) / recipe.temperature
+    for step, images in enumerate(trainer.seen):
+        seen, taught = model(images) / recipe.temperature, teacher(images) / recipe.temperature
         entropy = (
-            F.softmax(taught, 1) * (F.log_softmax(taught, 1) - F.log_softmax(given, 1))
+            F.softmax(taught, 1) * (F.log_softmax(taught, 1) - F.log_softmax(seen, 1))
         ).sum() / len(images)
         optimiser.zero_grad()
         (entropy * recipe.temperature**2).backward()
@@ -279,7 +275,6 @@ def test_a_step_is_plain_distillation(job, trainers):
 
 
 # How a step is tested
-# -------------------------------------------------------------------------------------------------
 
 
 class Table(nn.Module):
@@ -301,17 +296,17 @@ def test_accuracy_is_of_the_seen_classes_masked_or_not(job):
     logits[np.arange(200), labels] += 1.5
     pixels = np.tile(np.arange(200, dtype=np.uint8)[:, None, None, None], (1, 8, 8, 3))
     test, seen = Images(pixels, labels, data, device), [6, 1, 3]
-    asked, right, masked = 0, 0, 0
+    count, right, masked = 0, 0, 0
     for label, row in zip(labels, logits, strict=True):
         if label in seen:
-            asked += 1
+            count += 1
             right += max(range(10), key=lambda c: row[c]) == label
             masked += max(seen, key=lambda c: row[c]) == label
     found = accuracy(Table(torch.from_numpy(logits).float()), test, np.array(seen), batch=7)
     assert found == pytest.approx(
-        {"top1": 100 * right / asked, "top1_masked": 100 * masked / asked}
+        {"top1": 100 * right / count, "top1_masked": 100 * masked / count}
     )
-    assert 0 < right < masked < asked
+    assert 0 < right < masked < count
 
 
 def test_unseen_classes_catch_guesses_unless_they_are_masked(job):
@@ -326,44 +321,42 @@ def test_unseen_classes_catch_guesses_unless_they_are_masked(job):
 
 
 # What it writes
-# -------------------------------------------------------------------------------------------------------
 
 
-def test_the_json_tells_the_last_epoch_of_every_step(job):
-    told = job.go()
-    assert (told["run"], told["stage"], told["ipc"], told["seed"]) == (
+def test_the_json_has_the_last_epoch_of_every_step(job):
+    record = job.go()
+    assert (record["run"], record["stage"], record["ipc"], record["seed"]) == (
         job.run.id,
         "continual",
         IPC,
         0,
     )
-    assert told["class_order"] == [str(label) for label in class_order(0, 10)]
+    assert record["class_order"] == [str(label) for label in class_order(0, 10)]
     assert (
-        list(told["top1"])
-        == list(told["top1_masked"])
-        == list(told["curve"])
+        list(record["top1"])
+        == list(record["top1_masked"])
+        == list(record["curve"])
         == ["2", "4", "6", "8", "10"]
     )
-    for seen, curve in told["curve"].items():
+    for seen, curve in record["curve"].items():
         assert [row["epoch"] for row in curve] == [1, 2]
-        assert (told["top1"][seen], told["top1_masked"][seen]) == (
+        assert (record["top1"][seen], record["top1_masked"][seen]) == (
             curve[-1]["top1"],
             curve[-1]["top1_masked"],
         )
-        assert told["top1"][seen] <= told["top1_masked"][seen]
-    assert told["top1"]["10"] == told["top1_masked"]["10"]
+        assert record["top1"][seen] <= record["top1_masked"][seen]
+    assert record["top1"]["10"] == record["top1_masked"]["10"]
 
 
 def test_it_depends_on_its_seed_and_on_the_first_images_alone(job):
     job = Job(job.tree, job.changed(steps=2))
-    told = job.go()
-    assert job.go(seed=1)["curve"] != told["curve"]
+    record = job.go()
+    assert job.go(seed=1)["curve"] != record["curve"]
     job.write_shards(IPC)
-    assert job.go() == told
+    assert job.go() == record
 
 
 # Killed and started again
-# ---------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -376,17 +369,17 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     `then` is done when it comes to 0.
     """
-    told: dict[str, Any] = {"at": -1, "then": None, "steps": 0}
+    record: dict[str, Any] = {"at": -1, "then": None, "steps": 0}
 
     def count(_: Any) -> None:
-        told["at"] -= 1
-        if told["at"] == 0:
-            told["then"]()
+        record["at"] -= 1
+        if record["at"] == 0:
+            record["then"]()
 
     step, replace = Trainer.step, os.replace
 
     def counted_step(*arguments: Any) -> None:
-        told["steps"] += 1
+        record["steps"] += 1
         count("step")
         step(*arguments)
 
@@ -397,7 +390,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(Trainer, "step", counted_step)
     monkeypatch.setattr(files.os, "replace", counted_replace)
-    return told
+    return record
 
 
 def kill() -> None:
@@ -410,15 +403,15 @@ EVERY_STEP = {"runtime.checkpoint_seconds": 0}
 def test_killed_at_many_moments_it_ends_the_same(job, moments):
     wanted = job.go()
     undisturbed = moments["steps"]
-    told, kills = None, 0
-    while told is None and kills < 30:
+    record, kills = None, 0
+    while record is None and kills < 30:
         moments |= {"at": 13, "then": kill}
         try:
-            told = job.go(**EVERY_STEP)
+            record = job.go(**EVERY_STEP)
         except Killed:
             kills += 1
             assert not OUT.exists()
-    assert told == wanted
+    assert record == wanted
     assert kills >= 6
     assert moments["steps"] <= 2 * undisturbed + kills, "work was done again"
 
@@ -436,7 +429,7 @@ def test_killed_around_the_end_of_a_step_it_ends_the_same(job, moments):
         assert job.go() == wanted, f"killed at moment {at}"
 
 
-def test_told_to_stop_it_goes_on_where_it_was(job, moments):
+def test_a_stopped_job_continues_where_it_was(job, moments):
     wanted = job.go()
     undisturbed, moments["steps"] = moments["steps"], 0
     for at in (3, 10):
@@ -476,14 +469,13 @@ def test_work_begun_with_another_teacher_is_not_gone_on_with(job, moments):
 
 
 # What does not fit is refused in one line
-# -----------------------------------------------------------------------------
 
 
-def refused(job: Job, kind: type[CdaError], *said: str, **arguments: Any) -> None:
+def refused(job: Job, kind: type[CdaError], *parts: str, **arguments: Any) -> None:
     with pytest.raises(kind) as error:
         job.go(**arguments)
     assert "\n" not in str(error.value)
-    assert all(part in str(error.value) for part in said), str(error.value)
+    assert all(part in str(error.value) for part in parts), str(error.value)
     assert not OUT.exists()
 
 

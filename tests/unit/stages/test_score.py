@@ -169,9 +169,9 @@ class Scored:
             path = self.folder / "part-0" / f"ipc-{ipc:03d}.tar"
             write_shard(path, images, classes, ipc, run or self.images.id, "digits")
 
-    def write_model(self, **told) -> None:
+    def write_model(self, **record) -> None:
         squeeze.write_model(
-            self.tree.context(self.squeezed), self.network, CLASSES, self.model, told
+            self.tree.context(self.squeezed), self.network, CLASSES, self.model, record
         )
 
     def score(self) -> dict:
@@ -192,7 +192,7 @@ def scored(tree):
     return Scored(tree)
 
 
-def test_shards_are_scored_whole_and_in_crops(scored, monkeypatch):
+def test_shards_are_scored_in_full_and_in_crops(scored, monkeypatch):
     monkeypatch.setattr(Context, "real", lambda *_: pytest.fail("shards know their classes"))
     found = scored.score()
     labels, data = np.tile(np.arange(10), 2), scored.run.data
@@ -215,7 +215,7 @@ def test_shards_are_scored_whole_and_in_crops(scored, monkeypatch):
     assert found["provenance"]["precision"] == "fp32"
 
 
-def test_a_model_that_always_says_the_same_is_right_once_a_class(scored):
+def test_a_model_that_always_predicts_one_class_is_right_in_that_class(scored):
     nn.init.zeros_(scored.network.fc.weight)
     with torch.no_grad():
         scored.network.fc.bias.copy_(-torch.arange(10.0))
@@ -235,7 +235,7 @@ def test_equal_runs_give_equal_numbers(scored):
     assert one == other
 
 
-def test_real_validation_images_are_scored_whole(tree):
+def test_real_validation_images_are_scored_in_full(tree):
     scored = Scored(tree, real=True)
     real = tree.context(scored.run).real("val")
     found = scored.score()
@@ -243,8 +243,8 @@ def test_real_validation_images_are_scored_whole(tree):
     tensor = torch.from_numpy(real.images).permute(0, 3, 1, 2).double() / 255
     mean, std = (torch.tensor(value).double().view(1, 3, 1, 1) for value in (data.mean, data.std))
     with torch.no_grad():
-        said = scored.network.double().eval()((tensor - mean) / std).argmax(dim=1).numpy()
-    assert found["top1"] == pytest.approx(100 * (said == real.labels).mean())
+        predicted = scored.network.double().eval()((tensor - mean) / std).argmax(dim=1).numpy()
+    assert found["top1"] == pytest.approx(100 * (predicted == real.labels).mean())
     assert (found["images"], found["ipc"]) == (359, 0)
     assert not {"top1_global", "top1_10crop"} & set(found)
 

@@ -1,9 +1,8 @@
-"""Kernels in C for recovery in float32 on a CPU, where no matrix units for bf16 are there to be
-used.
+"""C kernels for recovery in float32 on a CPU, where there are no matrix units for bf16.
 
-`winograd.c` and `batch_norm.c` are compiled when they are first needed, for the processor at hand,
-into the user's cache. Without a C compiler that knows OpenMP torch does the work, less than half as
-fast (results/benchmarks.md).
+`winograd.c` and `batch_norm.c` are compiled at their first use, for the processor at hand, into the
+user's cache. Without a C compiler that has OpenMP torch does the work, less than half as fast
+(results/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, with one line said, where they cannot be compiled."""
+    """The compiled kernels; None, with one line logged, if they cannot be compiled."""
     compiler = next(
         (found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None
     )
@@ -50,24 +49,25 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str) -> Path:
-    """Path of the shared library; the cache has one for every source, compiler and processor."""
+    """Path of the shared library, one for every state of sources, compiler and processor."""
     flags = [
         *FLAGS,
         "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
     ]
     if "avx512f" in _features():
         flags.append("-mprefer-vector-width=512")
-    told = subprocess.run(
+    version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True
     ).stdout
-    parts = [*(source.read_text(encoding="utf-8") for source in SOURCES), *flags, told, _features()]
+    sources = (source.read_text(encoding="utf-8") for source in SOURCES)
+    parts = [*sources, *flags, version, _features()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cda"
     path = folder / f"kernels-{key}.so"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            made = Path(aside) / path.name
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = Path(temporary) / path.name
             command = [compiler, *flags, "-o", str(made), *map(str, SOURCES)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.rename(path)
@@ -75,7 +75,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def _features() -> str:
-    """What the processor can, as Linux tells it; else its name."""
+    """The processor's instruction sets on Linux; elsewhere its name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next(
@@ -84,5 +84,5 @@ def _features() -> str:
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
-    """Where a tensor's first value lies, for a kernel; NULL for none."""
+    """Address of a tensor's first value, for a kernel; NULL for no tensor."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,5 +1,6 @@
-"""A frozen BN layer, the statistics of its input and the ReLU after it in one pass over the
-features, and one back.
+"""A frozen BN layer, its input's statistics and the ReLU after it, in one pass over the features.
+
+Another pass computes the gradients.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ CHUNK = 256  # rows of a partial sum, as in batch_norm.c
 
 
 class _Normalised(torch.autograd.Function):
-    """(layer's output, mean [K, C], biased variance [K, C]) of each of K blocks of the input [K·B,
-    C, H, W].
+    """Output, and mean and biased variance [K, C] of the K blocks of the input [K·B, C, H, W].
 
-    Sums are taken off the running mean, near which the batch's mean lies: one pass is then as
-    precise as two.
+    The kernel sums deviations from the running mean, which is near the batch's mean: one pass is
+    then as precise as two.
     """
 
     @staticmethod
@@ -50,11 +50,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, y = ctx.saved_tensors
-        onward, to_mean, to_var = (
-            _last(above[0]),
-            above[1],
-            above[2],
-        )  # named, to outlive the kernel's call
+        onward, to_mean, to_var = _last(above[0]), above[1], above[2]  # alive during the call
         offset, slope = to_mean / ctx.rows, 2 * to_var / ctx.rows
         gradient, to_plus = torch.empty_like(x), torch.empty_like(x) if ctx.added else None
         kernels, sizes = library(), _sizes(ctx.blocks, ctx.rows, x.shape[1])
@@ -69,7 +65,7 @@ def _last(x: Tensor) -> Tensor:
 
 
 def _affine(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and shift [C] that the layer is in evaluation, and its running mean."""
+    """Scale and shift [C] that the layer applies in evaluation, and its running mean [C]."""
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None
     assert var is not None
@@ -85,21 +81,19 @@ def _sizes(*values: int) -> tuple[Any, ...]:
 
 
 def normalised(x: Tensor, layer: nn.BatchNorm2d, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `layer` makes of x [K·B, C, H, W], and mean and biased variance [K, C] of each of x's K
-    blocks.
-    """
+    """layer(x) of x [K·B, C, H, W], and mean and biased variance [K, C] of each of x's blocks."""
     return _Normalised.apply(x, None, layer, blocks, False)
 
 
 def rectified(
     x: Tensor, plus: Tensor | None, layer: nn.BatchNorm2d, blocks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with relu(layer(x) + plus) in the first place."""
+    """As `normalised`, with relu(layer(x) + plus) instead of layer(x)."""
     return _Normalised.apply(x, plus, layer, blocks, True)
 
 
 def suits(module: nn.Module) -> bool:
-    """Whether a module is a frozen float32 BN layer in evaluation."""
+    """Whether a module is a frozen float32 BN layer in evaluation mode."""
     if type(module) is not nn.BatchNorm2d or module.training or module.running_mean is None:
         return False
     frozen = module.weight is None or not module.weight.requires_grad

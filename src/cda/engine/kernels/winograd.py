@@ -1,9 +1,9 @@
 """Frozen 3×3 convolutions by Winograd's F(4×4, 3×3): a quarter of the multiplications.
 
-Recovery spends most of its time in convolutions whose weights never change, so that the weights'
-transforms (Lavin and Gray 2016, arXiv:1509.09308) are computed once; the gradient to the images is
-such a convolution itself, its kernels turned round. The result differs from the direct convolution
-by rounding: some 1e-5 of the largest output in float32.
+Recovery spends most of its time in convolutions with frozen weights, so that the weights'
+transforms (Lavin and Gray 2016, arXiv:1509.09308) are computed once. The gradient to the images is
+such a convolution too, with rotated kernels. The result differs from the direct convolution by
+rounding: about 1e-5 of the largest output in float32.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from cda.engine.kernels import address, library
 
-CACHED = (
-    2**16
-)  # products of channels up to which the transformed weights, 144 bytes each, stay near a core
+# input × output channels up to which transformed weights (144 bytes each) fit a core's cache
+CACHED = 2**16
 
-# G of F(4, 3): three weights of a row or a column to six factors.
+# G of F(4, 3), which maps the three weights of a row or a column to six factors
 FACTORS = torch.tensor(
     [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
      [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]], dtype=torch.float64,
@@ -27,10 +26,7 @@ FACTORS = torch.tensor(
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """Weights [outs, ins, 3, 3] as 36 matrices.
-
-    [36, outs/t, ins, t] with t output channels together.
-    """
+    """Weights [outs, ins, 3, 3] as 36 matrices [36, outs/t, ins, t], t output channels together."""
     outs, ins = weight.shape[:2]
     kernels = library()
     assert kernels is not None
@@ -45,7 +41,7 @@ def transformed(weight: Tensor) -> Tensor:
 
 
 def convolved(images: Tensor, weights: Tensor) -> Tensor:
-    """Images [N, ins, H, W] with `transformed` weights to [N, outs, H, W], channels last.
+    """Convolve images [N, ins, H, W] with `transformed` weights to [N, outs, H, W], channels last.
 
     Raises MemoryError.
     """
@@ -88,7 +84,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class Winograd:
-    """A frozen convolution that `suits` said yes to, its weights transformed."""
+    """A frozen convolution that `suits` the kernel, with transformed weights."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.onward = transformed(conv.weight)
@@ -102,7 +98,7 @@ class Winograd:
 
 
 def suits(module: nn.Module) -> bool:
-    """Whether a module is a frozen float32 convolution of a shape that the kernel takes."""
+    """Whether a module is a frozen float32 convolution with a shape that the kernel computes."""
     if (
         type(module) is not nn.Conv2d
         or module.weight.requires_grad
@@ -124,7 +120,7 @@ def suits(module: nn.Module) -> bool:
 
 
 class Convolutions:
-    """Puts the faster convolutions into a frozen model, and takes them out again."""
+    """Replaces convolutions of a frozen model by Winograd's, until `remove`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.replaced = [module for module in model.modules() if suits(module)]
@@ -133,7 +129,7 @@ class Convolutions:
             conv.forward = Winograd(conv)  # type: ignore[method-assign, assignment]
 
     def remove(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model's own convolutions."""
         for conv in self.replaced:
             del conv.forward
         self.replaced.clear()

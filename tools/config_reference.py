@@ -1,37 +1,41 @@
-"""The reference page of the configuration, and its JSON schema.
+"""Print docs/configuration.md, the reference of every configuration key.
 
-Both come from the typed fields and nothing else.
+It is made from the typed fields of `cda.config` and nothing else.
+
+Usage: python tools/config_reference.py [--check]
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from cda.campaign.steps import Campaign, Step
 from cda.config.experiment import DatasetScale, Experiment, Figure, Group, Layout2D, Scale
 from cda.config.recipe import Recipe
 from cda.config.settings import Dataset, Settings
 from cda.config.types import Strict
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-Made by `make docs` from the typed fields in `src/cda/`; `cda config schema` prints the same as JSON schema.
-An unknown key, a wrong type or a value out of range ends in one line that names the file, the key and what is allowed.
+Made by `make docs` from the typed fields in `src/cda/config/`.
+An unknown key, a wrong type or a value out of range ends in one line that names the file, the key
+and what is allowed. How files and layers fit together: [config/README.md](../config/README.md).
 
-A recipe has, besides the stages' values below, three sections of named changes to them, each a mapping of names to the
-same keys: `methods` (what a table's `methods` name), `variants` (other readings of the paper, taken by a table's
-`variants`) and `recovery_models` (values of one network that is squeezed or recovered from). The comment on a line is
-its value's source. Later wins: recipe, recovery model, method, variants, the scale's `recipe`, and last what the table
-itself sets or varies, which a scale shrinks with `instead` only.
+A recipe has, besides the stages' values below, three sections of named changes to them, each a
+mapping of names to the same keys: `methods` (named by a table's `methods`), `variants` (other
+readings of the paper, named by a table's `variants`) and `recovery_models` (values of one network
+that is squeezed or recovered from).
 """
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """A field's JSON schema in few words."""
+    """A field's type in words, from its JSON schema."""
     if "anyOf" in schema:
         return " or ".join(_type(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:
@@ -64,7 +68,7 @@ def _default(field: Any) -> str:
 
 def _section(title: str, model: type[Strict]) -> list[str]:
     properties = model.model_json_schema()["properties"]
-    about = re.sub(r"\s+", " ", model.__doc__ or "")
+    about = re.sub(r"\s+", " ", model.__doc__ or "").strip()
     lines = [
         f"## {title}",
         "",
@@ -83,7 +87,7 @@ def _section(title: str, model: type[Strict]) -> list[str]:
 
 
 def page() -> str:
-    """The whole reference as Markdown."""
+    """The reference as Markdown."""
     sections: list[tuple[str, type[Strict]]] = [
         ("`config/config.yaml`, and `settings` of a scale", Settings)
     ]
@@ -98,7 +102,6 @@ def page() -> str:
         ("`config/scales/<name>.yaml`", Scale),
     ]
     sections += [("one of its `datasets`", DatasetScale)]
-    sections += [("`config/campaign.yaml`", Campaign), ("one of its `steps`", Step)]
     sections += [
         (f"`{key}` in `config/recipes/<dataset>.yaml`", model) for key, model in _models_in(Recipe)
     ]
@@ -121,15 +124,18 @@ def _models_in(model: type[Strict]) -> list[tuple[str, type[Strict]]]:
     ]
 
 
-def schema() -> str:
-    """JSON schemas of every kind of file in `config/`."""
-    models: tuple[type[Strict], ...] = (
-        Settings,
-        Dataset,
-        Experiment,
-        Figure,
-        Scale,
-        Campaign,
-        Recipe,
-    )
-    return json.dumps([model.model_json_schema() for model in models], indent=1)
+def main(arguments: list[str]) -> int:
+    """Print the page or, with `--check`, only report whether docs/configuration.md is current."""
+    if arguments not in ([], ["--check"]):
+        print("usage: python tools/config_reference.py [--check]", file=sys.stderr)
+        return 2
+    if not arguments:
+        print(page(), end="")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+        print("docs/configuration.md is old: make docs", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""Blocks of a part: packed as the settings say, fewer where memory does not suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cda.data.shards import read_shard
+from cda.engine.recovery import Recovery
+
+# A part of 2 shards, 2 blocks each
+
+
+@pytest.fixture(scope="module")
+def folder(config_tree, tmp_path_factory) -> Path:
+    """A squeezed model, and the part's images made from it a block at a time."""
+    made: Path = tmp_path_factory.mktemp("packing")
+    with contextlib.chdir(made):
+        tree = config_tree()
+        squeeze = tree.runs()["squeeze"].id
+        assert tree.cda("squeeze", "--run", squeeze, "--out", "model/model.safetensors") == 0
+        assert len(recovered(tree, "alone", blocks=1)) == 2
+    return made
+
+
+@pytest.fixture
+def tree(tree, folder):
+    shutil.copytree(folder / "model", "model")
+    return tree
+
+
+def recovered(tree: Any, out: str, **runtime: Any) -> list[Any]:
+    """The images of the part's shards, made with these settings."""
+    runs = tree.runs()
+    options = [f"runtime.{key}={value}" for key, value in runtime.items()]
+    arguments = [
+        "--run",
+        runs["recover"].id,
+        "--part",
+        "0",
+        "--model",
+        "model/model.safetensors",
+        "--out",
+        out,
+    ]
+    code = tree.cda("recover", *arguments, *(["--config", *options] if options else []))
+    return images_in(Path(out)) if code == 0 else [code]
+
+
+def images_in(part: Path) -> list[Any]:
+    return [read_shard(path)[0] for path in sorted(part.glob("*.tar"))]
+
+
+def fails_above(monkeypatch: pytest.MonkeyPatch, fit: int, error: Exception) -> list[int]:
+    """Steps of more than `fit` blocks fail with `error`; returns how many blocks each step had."""
+    original, seen = Recovery.step, []
+
+    def step(self: Recovery) -> None:
+        seen.append(len(self.blocks))
+        if len(self.blocks) > fit:
+            raise error
+        original(self)
+
+    monkeypatch.setattr(Recovery, "step", step)
+    return seen
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError("no memory for a convolution"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you "
+        "tried …"
+    ),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_where_memory_does_not_suffice_fewer_blocks_go_together(
+    tree, folder, monkeypatch, capsys, error
+):
+    seen = fails_above(monkeypatch, 1, error)
+    fewer = recovered(tree, "fewer", blocks=4)
+    assert seen == [4, 2] + [1] * 4 * 6
+    assert all((a == b).all() for a, b in zip(images_in(folder / "alone"), fewer, strict=True))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "memory" in line]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "4 class blocks do not fit into memory; going on with 2",
+        "2 class blocks do not fit into memory; going on with 1",
+    ]
+
+
+def test_blocks_finished_before_the_number_was_halved_are_not_repeated(tree, monkeypatch):
+    tree.edit("recipes/digits.yaml", "block_size: 5", "block_size: 4")  # 4, 4 and 2 classes a shard
+    seen = fails_above(monkeypatch, 2, ERRORS[0])
+    assert len(recovered(tree, "out", blocks=4)) == 2
+    assert seen == [4] + [2] * 3 * 6
+
+
+def test_more_blocks_than_there_are_is_all_of_them(tree, monkeypatch):
+    seen = fails_above(monkeypatch, 4, ERRORS[0])
+    recovered(tree, "out", blocks=64)
+    assert seen == [4] * 6
+
+
+def test_a_block_that_does_not_fit_ends_in_one_line(tree, monkeypatch, capsys):
+    fails_above(monkeypatch, 0, ERRORS[0])
+    assert recovered(tree, "out", blocks=2) == [1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "a class block of 5 does not fit into memory; lower recover.block_size" in last
+
+
+def test_other_errors_are_no_lack_of_memory(tree, monkeypatch):
+    fails_above(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        recovered(tree, "out", blocks=2)
+
+
+def test_a_cpu_takes_one_block_at_a_time_by_default(tree, monkeypatch):
+    seen = fails_above(monkeypatch, 4, ERRORS[0])
+    recovered(tree, "out")
+    assert seen == [1] * 4 * 6
+    seen.clear()
+    recovered(tree, "other", blocks=3)
+    assert seen == [3] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_a_number_of_blocks_that_is_none_is_refused(tree, value, capsys):
+    assert tree.cda("runs", "tiny", "--config", f"runtime.blocks={value}") == 1
+    assert "runtime.blocks" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Grids: the points of a group in order, its controls, and the tables and figures declared."""
+
+from __future__ import annotations
+
+import pytest
+
+from cda.config.experiment import Group
+from cda.errors import ConfigError
+from cda.experiments.grid import comparison_table, controls_of, points, read_experiments
+
+GROUP = Group(
+    dataset="digits",
+    methods=("cda", "sre2l"),
+    recovery_models=("resnet18",),
+    ipc=(1, 10),
+    validation_models=("resnet18",),
+    setting="beta_l={};validate_epochs=8",
+    vary={"recover.min_crop": (0.2, 0.4)},
+    set={"validate.epochs": 8},
+)
+
+
+def test_points_are_every_combination_and_methods_vary_fastest():
+    found = [(point.value, point.ipc, point.method) for point in points(GROUP)]
+    assert found == [
+        (value, ipc, method)
+        for value in (0.2, 0.4)
+        for ipc in (1, 10)
+        for method in ("cda", "sre2l")
+    ]
+
+
+def test_controls_are_random_images_and_hard_labels():
+    random, hard = controls_of(GROUP)
+    assert (random.methods, random.control) == (("random",), True)
+    assert (random.setting, random.vary) == ("validate_epochs=8", {})  # real images need no β_l
+    assert (hard.methods, hard.control) == (("cda", "sre2l"), True)
+    assert hard.setting == "beta_l={};validate_epochs=8;labels=hard"
+    assert hard.set == {"validate.epochs": 8, "relabel.labels": "hard"}
+
+
+@pytest.mark.parametrize("change", [{"control": True}, {"quoted": True}, {"stage": "score"}])
+def test_controls_have_no_controls(change):
+    assert list(controls_of(GROUP.model_copy(update=change))) == []
+
+
+def test_tables_are_in_natural_order_and_own_data_sets_come_last(tree):
+    for name in ("table10", "table2"):
+        tree.experiment(name)
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\ncompare_ipc: [1]")
+    digits = tree.experiments().dataset("digits")
+    found = read_experiments(tree.folder, scale="paper", datasets=[digits])
+    assert list(found) == ["table2", "table10", "tiny", "digits"]
+    assert found["digits"] == comparison_table(digits)
+    assert read_experiments(tree.folder, scale="demo", datasets=[]) == {}
+
+
+def test_a_name_that_a_shell_could_misread_is_refused(tree):
+    tree.experiment("a table")
+    with pytest.raises(ConfigError, match="named by letters, digits, _ and -; rename the file"):
+        read_experiments(tree.folder, scale="paper", datasets=[])
