@@ -40,7 +40,9 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_name_no_file_of_the_project_that_is_gone(page):
     """Paths in backquotes; a folder's own patterns and placeholders are left out."""
-    named = re.findall(r"`((?:src|docs|tools|benchmarks|workflow)/[\w./-]+)`", page.read_text("utf-8"))
+    named = re.findall(
+        r"`((?:src|docs|tools|benchmarks|workflow)/[\w./-]+)`", page.read_text("utf-8")
+    )
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 

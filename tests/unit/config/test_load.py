@@ -422,7 +422,9 @@ def test_config_show_names_what_a_run_builds_on(tree, capsys):
 
 
 def test_every_value_of_the_repository_s_runs_has_a_source():
-    for run in ExperimentSet(load_settings(config=ROOT / "config"), ROOT / "config").runs().values():
+    for run in (
+        ExperimentSet(load_settings(config=ROOT / "config"), ROOT / "config").runs().values()
+    ):
         assert [key for key, value in run.values.items() if not value.source] == []
 
 
