@@ -23,10 +23,12 @@ help: ## Say what can be made
 setup: $(INSTALLED) ## Make .venv: the exact packages of requirements.lock, and this one, editable
 
 demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole chain, in minutes
-	$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=$(SEEDS)
+	@$(RUN) $(BIN)/snakemake demo --config scale=demo seeds=$(SEEDS) --logger cda
+	@cat results/demo/demo.md
+	@printf '\nPictures: %s\nReport:   %s\n' "$$(echo results/demo/demo-*.png)" results/demo/report.html
 
-test: $(INSTALLED) ## Run the tests
-	$(RUN) $(BIN)/python -m pytest
+test: $(INSTALLED) ## Run the tests, each file in one of as many processes as there are cores, four at most
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 slurm-up: $(INSTALLED) ## Start a SLURM of one node on this machine, and say how a shell finds it (SLURM=FOLDER)
 	@$(BIN)/python tests/slurm/cluster.py up $(SLURM)
@@ -51,6 +53,7 @@ lint: lint-python lint-workflow lint-types lint-generated ## Check style, types,
 lint-python: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 
 lint-workflow: $(INSTALLED)
 	$(BIN)/snakefmt --check workflow

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from tests.slurm.cluster import INSTALL, Cluster
 
 from cda.cli import main
 from cda.config.load import load_settings
@@ -18,6 +22,15 @@ from cda.experiments.runs import Run
 from cda.stages.context import Context
 
 ROOT = Path(__file__).parents[1]
+
+REQUIREMENTS = {
+    "compiler": (
+        lambda: shutil.which("cc") and shutil.which("g++"),
+        "a C and a C++ compiler (Debian: apt-get install g++)",
+    ),
+    "gpu": (torch.cuda.is_available, "a CUDA device"),
+    "slurm": (lambda: not Cluster().missing(), INSTALL),
+}
 
 CONFIG = """\
 scale: paper
@@ -189,6 +202,17 @@ class ConfigTree:
     def cda(self, *arguments: str) -> int:
         """`cda …` in this process; returns its exit status."""
         return main(arguments)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose marker names what this machine lacks, or fail it: CDA_REQUIRE names those
+    that must not be skipped, in CI `slurm,compiler`.
+    """
+    for name, (found, what) in REQUIREMENTS.items():
+        if item.get_closest_marker(name) and not found():
+            if name in os.environ.get("CDA_REQUIRE", "").split(","):
+                pytest.fail(f"needs {what}", pytrace=False)
+            pytest.skip(f"needs {what}")
 
 
 @pytest.fixture

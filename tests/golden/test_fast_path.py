@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.compiler  # the fast path is compiled
+
 SEEDS = range(5)
 CHANGES = {
     "width: 0.125": "width: 0.25",

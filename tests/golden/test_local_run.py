@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.workflow.conftest import planned, snakemake
 
 from cda.experiments.jobs import graph_of, table_jobs
-from tests.workflow.conftest import planned, snakemake
 
 EVERY_STEP = ("--config", "runtime.checkpoint_seconds=0", "seeds=1")
 

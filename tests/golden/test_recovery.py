@@ -226,7 +226,7 @@ def test_blocks_packed_together_are_each_as_alone(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("compiling", ["never", "auto"])
+@pytest.mark.parametrize("compiling", ["never", pytest.param("auto", marks=pytest.mark.compiler)])
 def test_float32_follows_float64_for_ten_steps(name, compiling):
     device = Device(Runtime(device="cpu", compile=compiling), torch.device("cpu"), None)
     fast = recovered(RECIPES[name], BLOCKS, torch.float32, device=device).images.detach()

@@ -115,11 +115,11 @@ class Ended:
 
     @property
     def lines(self) -> list[str]:
-        """Its output lines, without those of its progress."""
+        """Its output lines, without those of progress and of a missing compiler."""
         return [
             line
             for line in self.log.splitlines()
-            if not re.search(r" spent, | going on from | done already$", line)
+            if not re.search(r" spent, | going on from | done already$|^no C compiler ", line)
         ]
 
     @property

@@ -29,7 +29,6 @@ from cda.stages.squeeze import smoothed_ce
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 DATA = Dataset(

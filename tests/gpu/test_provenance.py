@@ -8,10 +8,7 @@ import torch
 from cda.config.settings import Runtime
 from cda.engine.device import open_device
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_it_has_the_gpu_and_the_versions_of_cuda_cudnn_and_the_driver():

@@ -2,9 +2,9 @@
 `make slurm-down`.
 
 Needs the distribution's packages (Debian: slurm-wlm, munge). Everything lies in one folder:
-configuration, munge's key, state and logs. Four GPUs are declared over /dev/null and the like:
-SLURM then hands them out, and jobs compute on the CPU. Of cores there are twice as many as really,
-since small jobs wait more than they compute; give each one thread. There is no accounting database.
+configuration, munge's key, state and logs. Four GPUs are simulated by /dev/null and the like: SLURM
+hands them out, and jobs compute on the CPU. The node claims twice the machine's cores, since small
+jobs wait more than they compute; give each one thread. There is no accounting database.
 
 Usage: python tests/slurm/cluster.py up|down|env|jobs [FOLDER]; `jobs` lists those of the last hour,
 ended ones too.
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+INSTALL = "SLURM (Debian: apt-get install slurm-wlm munge)"
 GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 CPUS = 2 * (os.cpu_count() or 1)
 STANDARD = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"cda-slurm-{os.getuid()}"
@@ -72,14 +73,12 @@ class ClusterError(Exception):
 
 
 class Job(NamedTuple):
-    """What a job of the workflow asked SLURM for."""
+    """What a job of the workflow requested from SLURM."""
 
     rule: str
     gpus: int
     minutes: int
     megabytes: int
-    array: str  # the SLURM id of its array, empty if it is none's
-    tasks: int  # jobs that wait are told of together, array by array
     state: str
 
 
@@ -97,12 +96,8 @@ class Cluster:
 
     def up(self, cpus: int = CPUS, memory: int = 64_000, kill_wait: int = 30) -> None:
         """Start the daemons; `memory` in MB is what the node claims. Raises ClusterError."""
-        missing = [name for name in (*DAEMONS, "sbatch") if self._path(name) is None]
-        if missing:
-            raise ClusterError(
-                f"{', '.join(missing)} not found; install SLURM (Debian: apt-get install "
-                "slurm-wlm munge)"
-            )
+        if missing := self.missing():
+            raise ClusterError(f"{', '.join(missing)} not found; install {INSTALL}")
         self.down()
         for name in ("state", "spool", "bin"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -113,6 +108,10 @@ class Cluster:
         self.start("slurmctld")
         self.start("slurmd")
         self._wait()
+
+    def missing(self) -> list[str]:
+        """SLURM's programs that this machine lacks."""
+        return [name for name in (*DAEMONS, "sbatch") if self._path(name) is None]
 
     def _configure(self, cpus: int, memory: int, kill_wait: int) -> None:
         host = socket.gethostname().split(".")[0]
@@ -239,16 +238,8 @@ def _job(fields: dict[str, str]) -> Job:
         gpus=int(gpus[1]) if gpus else 0,
         minutes=(int(days) * 24 + hours) * 60 + minutes,
         megabytes=int(re.search(r"mem=(\d+)M", fields["TRES"])[1]),
-        array=fields.get("ArrayJobId", ""),
-        tasks=_count(fields.get("ArrayTaskId", "1").split("%")[0]),
         state=fields["JobState"],
     )
-
-
-def _count(tasks: str) -> int:
-    """How many a list of tasks such as `1-3,7` names."""
-    ends = [part.split("-") for part in tasks.split(",")]
-    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,6 +1,5 @@
-"""A SLURM for the tests of this folder. A missing one fails them: what nobody runs, rots."""
+"""A SLURM for the tests of this folder, which are skipped where none is installed."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from tests.slurm.cluster import Cluster
-from tests.slurm.survival import BESIDE
+from tests.slurm.flow import environment
+from tests.slurm.survival import TESTED
 
 ROOT = Path(__file__).parents[2]
-# On a real cluster snakemake asks seldom; here a job takes seconds.
+# On a real cluster snakemake looks at the queue seldom; here a job takes seconds.
 OFTEN = [
     "--slurm-init-seconds-before-status-checks",
     "1",
@@ -22,54 +22,28 @@ OFTEN = [
 ]
 
 
-BACKGROUND = pytest.StashKey[subprocess.Popen]()
-
-
-def pytest_collection_finish(session):
-    """Start survival's cases before the first test.
-
-    They wait for minutes and compute for seconds.
-    """
-    if (
-        any(item.path.name == "test_survival.py" for item in session.items)
-        and not session.config.option.collectonly
-    ):
-        command = [sys.executable, "-m", "tests.slurm.survival", *BESIDE]
-        session.config.stash[BACKGROUND] = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
-        )
-
-
-def pytest_unconfigure(config):
-    """End them if nobody waited for them: an interrupt has them end their cluster too."""
-    background = config.stash.get(BACKGROUND, None)
-    if background is not None and background.poll() is None:
-        background.send_signal(signal.SIGINT)
-        try:
-            background.wait(60)
-        except subprocess.TimeoutExpired:
-            background.kill()
-
-
 @pytest.fixture(scope="session")
-def survived(request):
-    """What survival.py says of each case."""
-    told, _ = request.config.stash[BACKGROUND].communicate()
+def survived():
+    """What survival.py prints of each case."""
+    command = [sys.executable, "-m", "tests.slurm.survival", *TESTED]
+    output = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    ).stdout
     return {
-        case: next((line for line in told.splitlines() if line.startswith(f"{case}: ")), told)
-        for case in BESIDE
+        case: next((line for line in output.splitlines() if line.startswith(f"{case}: ")), output)
+        for case in TESTED
     }
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """The daemons, up; ClusterError says what is missing."""
+    """The daemons, up."""
     found = Cluster(tmp_path_factory.mktemp("slurm"))
     found.up()
     yield found
@@ -77,7 +51,7 @@ def cluster(tmp_path_factory):
 
 
 def _interruptible():
-    """Heed SIGINT, which a shell has its background jobs ignore."""
+    """Accept SIGINT, which a shell makes its background jobs ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -89,12 +63,7 @@ class Workflow:
         for name in ("workflow", "slurm"):
             (folder / name).symlink_to(ROOT / name)
         path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("CDA_CONFIG", "CDA_DATA")
-        }
-        self.environment = kept | cluster.environment | {"PATH": path}
+        self.environment = environment() | cluster.environment | {"PATH": path}
 
     def command(self, *arguments):
         return [sys.executable, "-m", "snakemake", "--profile", "slurm", *OFTEN, *arguments]
@@ -125,9 +94,6 @@ class Workflow:
                 stderr=out,
                 preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
             )
-
-    def told(self):
-        return (self.folder / "snakemake.out").read_text(encoding="utf-8")
 
     def logs(self):
         """What the jobs left."""

@@ -1,9 +1,8 @@
-"""A small workflow of six jobs in a folder, run through the slurm profile, to be held and hit by
-tests (survival.py).
+"""A small workflow of six jobs in a folder, through the slurm profile or on this machine, for tests
+that interrupt it (survival.py, tests/workflow/test_killed.py).
 
-Squeeze, two parts of recover, relabel, validate and a table, on images made here. A job is held
-still (SIGSTOP) at a checkpoint in its middle, so that a blow falls there whatever the machine's
-speed.
+Squeeze, two parts of recover, relabel, validate and a table, on images made here. A job is stopped
+(SIGSTOP) at a checkpoint in its middle, so that it is interrupted there on a machine of any speed.
 """
 
 from __future__ import annotations
@@ -29,9 +28,13 @@ from tests.slurm.cluster import Cluster
 ROOT = Path(__file__).parents[2]
 TARGET = "results/tiny.csv"
 EVENT = re.compile(
-    r"^Job \d+ has been submitted|^Submitted array job|"
+    r"^Job \d+ has been submitted|"
     r"^Finished jobid: [1-9]|SLURM status is|^Trying to restart job [1-9]|^cda: |be locked"
 )
+SUBMITTED = re.compile(
+    r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE
+)
+RUN_ID = re.compile(r"^SLURM run ID: (\S+)$", re.MULTILINE)
 PATIENCE = 1800.0  # seconds until a case has gone wrong
 STAGES = ("squeeze", "recover", "relabel", "validate")
 
@@ -128,10 +131,19 @@ def write_folder(folder: Path) -> None:
                 Image.fromarray(pixels).save(place / f"{index}.png")
 
 
-class Flow:
-    """One workflow folder on a cluster, and what happened to it."""
+def environment() -> dict[str, str]:
+    """This process's variables without those that configure a run."""
+    return {
+        name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")
+    }
 
-    def __init__(self, folder: Path, cluster: Cluster, begun: Path | None = None) -> None:
+
+class Flow:
+    """One workflow folder, on a cluster or this machine, and what happened to it."""
+
+    def __init__(
+        self, folder: Path, cluster: Cluster | None = None, begun: Path | None = None
+    ) -> None:
         """A folder with nothing made yet, or with the squeezed model of `begun`."""
         self.folder, self.cluster, self.calls = folder, cluster, 0
         self.hit = self.resumed = ""
@@ -140,16 +152,9 @@ class Flow:
         if begun is not None:
             shutil.copytree(begun / "artifacts" / "squeeze", folder / "artifacts" / "squeeze")
         (folder / "slurm").symlink_to(ROOT / "workflow" / "profiles" / "slurm")
-        binaries = f"{folder / 'bin'}:{Path(sys.executable).parent}"
-        self.environment = (
-            {
-                name: value
-                for name, value in os.environ.items()
-                if name not in ("CDA_CONFIG", "CDA_DATA")
-            }
-            | cluster.environment
-            | {"PATH": f"{binaries}:{cluster.environment['PATH']}"}
-        )
+        found = environment() | (cluster.environment if cluster else {})
+        found["PATH"] = f"{folder / 'bin'}:{Path(sys.executable).parent}:{found['PATH']}"
+        self.environment = found
 
     def program(self, name: str, text: str) -> None:
         """Put a program before those of the same name."""
@@ -159,39 +164,47 @@ class Flow:
         path.chmod(0o755)
 
     def start(self, *more: str, limit: str = "60") -> subprocess.Popen[bytes]:
-        """Start snakemake through the slurm profile, validate with a limit of minutes.
-
-        What it says goes to a file.
-        """
+        """Start snakemake, on a cluster with validate's limit in minutes; it prints to a file."""
         self.calls += 1
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "-s",
-            str(ROOT / "workflow" / "Snakefile"),
-            TARGET,
-        ]
-        command += ["--profile", "slurm", "--slurm-status-command", "squeue"]
-        command += [
-            "--slurm-init-seconds-before-status-checks",
-            "1",
-            "--seconds-between-status-checks",
-            "1",
-            *more,
-        ]
-        command += [
-            "--set-resources",
-            f"validate:runtime={limit}",
-            *(f"{stage}:gpu=0" for stage in STAGES),
-        ]
+        command = self.snakemake(TARGET)
+        if self.cluster:
+            command += ["--profile", "slurm", "--slurm-status-command", "squeue"]
+            command += ["--slurm-init-seconds-before-status-checks", "1"]
+            command += ["--seconds-between-status-checks", "1"]
+        command += [*more, "--set-resources", f"validate:runtime={limit}"]
+        command += [f"{stage}:gpu=0" for stage in STAGES]
         with self.log.open("wb") as log:
-            self.heads.append(
-                subprocess.Popen(
-                    command, cwd=self.folder, env=self.environment, stdout=log, stderr=log
-                )
+            head = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log
             )
-        return self.heads[-1]
+        self.heads.append(head)
+        return head
+
+    def snakemake(self, *arguments: str) -> list[str]:
+        """A call of snakemake."""
+        snakefile = str(ROOT / "workflow" / "Snakefile")
+        return [sys.executable, "-m", "snakemake", "-s", snakefile, *arguments]
+
+    def kill(self, head: subprocess.Popen[bytes]) -> None:
+        """End a snakemake with SIGKILL; the next call is refused until it is unlocked."""
+        head.kill()
+        head.wait()
+        output = self.run(code=1)
+        assert "cannot be locked" in output, output
+
+    def unlock(self) -> None:
+        """The documented way on after a killed snakemake: cancel its jobs, take its lock off."""
+        if self.cluster:
+            output = (self.folder / "snakemake-1.log").read_text(encoding="utf-8")
+            run_id = RUN_ID.findall(output)[0]
+            self.slurm("scancel", "--name", run_id)
+            wait_for(
+                lambda: not self.slurm("squeue", "--noheader", "--name", run_id).strip(),
+                "the end of the cancelled jobs",
+            )
+        subprocess.run(
+            self.snakemake("--unlock"), cwd=self.folder, env=self.environment, check=True
+        )
 
     def close(self) -> None:
         """Leave no snakemake running, whatever went wrong."""
@@ -201,18 +214,18 @@ class Flow:
 
     @property
     def log(self) -> Path:
-        """What the newest snakemake said."""
+        """What the newest snakemake printed."""
         return self.folder / f"snakemake-{self.calls}.log"
 
     def end(self, head: subprocess.Popen[bytes], code: int = 0) -> str:
-        """Wait until it ended, as it should; what it said."""
+        """Wait until it ended, as it should; what it printed."""
         ended = head.wait(PATIENCE)
-        told = self.log.read_text(encoding="utf-8")
-        assert ended == code, f"snakemake ended with {ended}, not {code}:\n{told}"
-        return told
+        output = self.log.read_text(encoding="utf-8")
+        assert ended == code, f"snakemake ended with {ended}, not {code}:\n{output}"
+        return output
 
     def run(self, *more: str, code: int = 0) -> str:
-        """Run snakemake to its end; what it said."""
+        """Run snakemake to its end; what it printed."""
         return self.end(self.start(*more), code)
 
     def cda(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -224,6 +237,7 @@ class Flow:
 
     def slurm(self, *command: str) -> str:
         """What one of SLURM's commands prints."""
+        assert self.cluster is not None
         done = self.cluster.run(*command)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -237,10 +251,7 @@ class Flow:
         )
 
     def hold(self, stage: str, share: float = 0.4) -> int:
-        """Hold the stage's first process still once it saved a state in its middle.
-
-        Its process number.
-        """
+        """Stop the stage's first process once it saved a state in its middle; its number."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             for lease in self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json"):
@@ -259,15 +270,12 @@ class Flow:
         )
 
     def job_of(self, pid: int) -> str:
-        """The SLURM job that a held process belongs to, as its environment tells."""
-        lines = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
-        told = dict(line.split("=", 1) for line in lines if "=" in line)
-        if "SLURM_ARRAY_JOB_ID" in told:  # scancel does not know a task by its own number
-            return f"{told['SLURM_ARRAY_JOB_ID']}_{told['SLURM_ARRAY_TASK_ID']}"
-        return told["SLURM_JOB_ID"]
+        """The SLURM job that a stopped process belongs to, by its environment."""
+        environ = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+        return dict(line.split("=", 1) for line in environ if "=" in line)["SLURM_JOB_ID"]
 
     def resumptions(self) -> list[str]:
-        """Where jobs went on, as their logs tell."""
+        """Where jobs went on, by their logs."""
         logs = sorted((self.folder / "logs").rglob("*.log"))
         return [
             found
@@ -278,26 +286,16 @@ class Flow:
     def jobs(self) -> dict[str, int]:
         """How many jobs of each rule all calls submitted to SLURM."""
         logs = [log.read_text(encoding="utf-8") for log in self.folder.glob("snakemake-*.log")]
-        submitted = re.compile(
-            r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE
-        )
-        array = re.compile(r"^Submitted array job with Snakemake IDs ([\d,]+) ", re.MULTILINE)
-        alone = Counter(name for log in logs for name in submitted.findall(log))
-        return dict(
-            alone
-            + Counter(
-                recover=sum(found.count(",") + 1 for log in logs for found in array.findall(log))
-            )
-        )
+        return dict(Counter(name for log in logs for name in SUBMITTED.findall(log)))
 
     def events(self) -> list[str]:
-        """What happened, out of what all calls said, without the times and places of this machine."""
-        told: list[str] = []
+        """What happened, by the output of all calls, without this machine's times and places."""
+        events: list[str] = []
         for call in range(1, self.calls + 1):
             lines = (self.folder / f"snakemake-{call}.log").read_text(encoding="utf-8").splitlines()
-            told += [line.strip() for line in lines if EVENT.search(line)]
-        told += [f"a job went on from {place}" for place in self.resumptions()]
-        return [line.replace(str(self.folder), "FOLDER") for line in told]
+            events += [line.strip() for line in lines if EVENT.search(line)]
+        events += [f"a job went on from {place}" for place in self.resumptions()]
+        return [line.replace(str(self.folder), "FOLDER") for line in events]
 
     def went_on(self, stage: str, **jobs: int) -> None:
         """Check that the stage went on from where it was hit or later, and that nothing else was
@@ -363,19 +361,19 @@ def left(folder: Path) -> dict[str, Any]:
 
 def differences(folder: Path, reference: Path) -> list[str]:
     """The files that are not the same, or not in both folders."""
-    ours, theirs = left(folder), left(reference)
+    made, expected = left(folder), left(reference)
     return sorted(
-        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+        name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name)
     )
 
 
-def step_of(told: str, stage: str) -> int:
+def step_of(line: str, stage: str) -> int:
     """The step (relabel: epoch) in a line of a job's log or in `Flow.hit`."""
-    if found := re.match(r"epoch (\d+) of (\d+), step (\d+)", told):
+    if found := re.match(r"epoch (\d+) of (\d+), step (\d+)", line):
         epoch, epochs, step = map(int, found.groups())
         return epoch * TOTAL[stage] // epochs + step
-    found = re.search(r"(?:step|epoch) (\d+) of", told)
-    assert found, told
+    found = re.search(r"(?:step|epoch) (\d+) of", line)
+    assert found, line
     return int(found[1])
 
 
@@ -403,13 +401,10 @@ for stage in (["squeeze"], *recover, ["relabel"], ["validate"]):
     assert main([*stage, "--run", runs[stage[0]]]) == 0
 assert main(["table", "tiny"]) == 0
 """
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("CDA_CONFIG", "CDA_DATA")
-    }
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -43,7 +43,7 @@ TOGETHER = 4  # cases at a time: they wait more than they compute
 
 
 # The cases
-# ------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 
 
 def undisturbed(flow: Flow) -> None:
@@ -73,12 +73,24 @@ def out_of_time(flow: Flow) -> None:
 
 
 DEAF = """\
-#!{python}
 import os, signal, sys
-from cda.engine.signals import Stop
 from cda.cli import main
-Stop._ask = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+
+set_handler = signal.signal
+
+def hang(*_):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def set_hanging(number, handler):
+    return set_handler(number, hang if number == signal.SIGTERM else handler)
+
+signal.signal = set_hanging
 sys.exit(main())
+"""
+PYTHON = """\
+#!/bin/sh
+[ "$1 $2 $3" != "-m cda validate" ] || {{ shift 2; exec {python} {deaf} "$@"; }}
+exec {python} "$@"
 """
 
 
@@ -87,7 +99,8 @@ def out_of_grace(flow: Flow) -> None:
 
     Submitted again with more.
     """
-    flow.program("cda", DEAF.format(python=sys.executable))
+    flow.program("deaf.py", DEAF)
+    flow.program("python", PYTHON.format(python=sys.executable, deaf=flow.folder / "bin/deaf.py"))
     head = flow.start(limit="1 + 9 * (attempt - 1)")
     flow.hold("validate")
     flow.end(head)
@@ -95,22 +108,17 @@ def out_of_grace(flow: Flow) -> None:
 
 
 def head_killed(flow: Flow) -> None:
-    """SIGKILL to snakemake amid recover; one part is held, the other ends alone.
+    """SIGKILL to snakemake during recover; one part is stopped, the other ends by itself.
 
-    `cda unlock`, and snakemake again.
+    `scancel --name RUN_ID`, `snakemake --unlock`, and the same call.
     """
     head = flow.start()
     flow.hold("recover")
-    head.kill()
-    head.wait()
+    flow.kill(head)
     wait_for(
         lambda: len(list(flow.folder.glob("artifacts/recover/*/*/part-*"))) == 1, "the other part"
     )
-    told = flow.run(code=1)
-    assert "cannot be locked" in told, told
-    unlocked = flow.cda("unlock")
-    assert unlocked.returncode == 0, unlocked.stderr
-    assert "cancelled what was left in SLURM" in unlocked.stdout, unlocked.stdout
+    flow.unlock()
     flow.run()
     flow.went_on("recover", recover=3)
 
@@ -128,7 +136,7 @@ def slurmd_killed(flow: Flow) -> None:
 
 
 def disk_full(flow: Flow) -> None:
-    """`artifacts/` (a tmpfs of 40 MB) is full amid recover: one line.
+    """`artifacts/` (a tmpfs of 40 MB) is full during recover: one line.
 
     Room is made, and snakemake started again.
     """
@@ -138,10 +146,13 @@ def disk_full(flow: Flow) -> None:
     ballast = flow.folder / "artifacts" / "ballast"
     fill(ballast)
     os.kill(pid, signal.SIGCONT)
-    told = flow.end(head, code=1)
-    lines = [line for line in told.splitlines() if "No space left on device" in line]
-    assert lines, told
-    clear = r"cda: artifacts/work/recover/\S+: cannot be written \(.*\); make room or allow writing, .* it goes on"
+    output = flow.end(head, code=1)
+    lines = [line for line in output.splitlines() if "No space left on device" in line]
+    assert lines, output
+    clear = (
+        r"cda: artifacts/work/recover/\S+: cannot be written \(.*\); make room or allow writing, "
+        r".* it goes on"
+    )
     assert all(re.fullmatch(clear, line) for line in lines), lines
     ballast.unlink()
     flow.run()
@@ -150,16 +161,11 @@ def disk_full(flow: Flow) -> None:
 
 
 def two_at_once(flow: Flow) -> None:
-    """Amid squeeze: a second snakemake; `cda unlock`.
-
-    The job again by hand, here and in a clone that shares files.
-    """
+    """During squeeze: a second snakemake; the job by hand, here and in a clone with its files."""
     head = flow.start()
     pid = flow.hold("squeeze")
     second = flow.run(code=1)
     assert "cannot be locked" in second, second
-    unlock = flow.cda("unlock")
-    assert (unlock.returncode, "snakemake is running here" in unlock.stderr) == (1, True), unlock
     (work,) = flow.folder.glob("artifacts/work/squeeze/*/*/model")
     clone = flow.folder / "clone"
     write_folder(clone)
@@ -189,7 +195,7 @@ CASES: dict[str, Callable[[Flow], None]] = {
     "disk-full": disk_full,
     "two-at-once": two_at_once,
 }
-BESIDE = ("scancel-recover", "snakemake-killed")  # that run beside the tests
+TESTED = ("scancel-recover", "snakemake-killed")  # by make test
 FROM_SQUEEZE = (
     "undisturbed",
     "scancel-squeeze",
@@ -199,7 +205,9 @@ FROM_SQUEEZE = (
 
 
 WHAT = {
-    name: (function.__doc__ or cancelled.__doc__ or "").replace("{stage}", name.split("-")[-1])
+    name: " ".join((function.__doc__ or cancelled.__doc__ or "").split()).replace(
+        "{stage}", name.split("-")[-1]
+    )
     for name, function in CASES.items()
 }
 
@@ -283,25 +291,36 @@ def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outco
 PAGE = """\
 # What jobs survive
 
-A workflow of six small jobs (squeeze, two parts of recover, relabel, validate, table; `tests/slurm/flow.py`) on a real
-SLURM {version} of one node, through `--profile slurm`. In each case something happens to it on the way, at a checkpoint
-in the middle of a stage (`tests/slurm/survival.py`). Then everything it left (model, shards, label store, run JSON but
-for its provenance, table) is compared, byte for byte, with what the stages leave one after the other in one process,
-without SLURM and Snakemake. `make slurm-matrix` made this page on {device}, {together} cases at a time;
-[survival.log](survival.log) has what happened, case by case.
+A workflow of six small jobs (squeeze, two parts of recover, relabel, validate, table;
+`tests/slurm/flow.py`) on a real SLURM {version} of one node, through `--profile slurm`. In each
+case something happens to it on the way, at a checkpoint in the middle of a stage
+(`tests/slurm/survival.py`). Then everything it left (model, shards, label store, run JSON but for
+its provenance, table) is compared, byte for byte, with what the stages leave one after the other in
+one process, without SLURM and Snakemake. `make slurm-matrix` made this page on {device}, {together}
+cases at a time; [survival.log](survival.log) has what happened, case by case.
 
 | case | what happens | hit at | went on from | equal files | seconds |
 |---|---|---|---|---|---|
 {rows}
 
-A signal makes a checkpoint, so that a job that is told to stop goes on from the very step, or a later one; one that is
-killed goes on from its last checkpoint, of which there is one every `runtime.checkpoint_seconds`. No stage that was
-finished ran again: each case counts its jobs. Most of the seconds are the executor's waits between two looks at the
-queue.
+A job that gets a signal saves a checkpoint, so it goes on from that very step or a later one; a
+killed job goes on from its last checkpoint, written every `runtime.checkpoint_seconds`. No finished
+stage ran again: each case counts its jobs. Most of the seconds are the executor's waits between two
+looks at the queue.
 
-After snakemake itself was killed, `cda unlock && snakemake --profile slurm …` goes on: it cancels what was left in the
-queue by this folder's snakemake, which saves its state, and takes the lock off. It refuses while a snakemake is alive.
-The two parts of recover are one job array.
+Snakemake does not adopt the jobs of a snakemake that was killed. Cancel them, which has them save
+their state, wait until they are gone, take off the lock, and repeat the call:
+
+```bash
+grep -h "SLURM run ID" .snakemake/log/*.log | tail -n 1   # RUN_ID: the name of its jobs
+scancel --name RUN_ID
+squeue --name RUN_ID                                      # until it lists none
+snakemake --unlock
+snakemake --profile slurm …                               # the same call
+```
+
+On a machine without SLURM, `snakemake --unlock` and the same call are enough: a job that is still
+at work keeps its lease, and the new one waits for it (`tests/workflow/test_killed.py`).
 """
 
 
@@ -343,7 +362,7 @@ def main(names: list[str]) -> int:
                 done = [one.result() for one in running if one.done()]
                 if not names:
                     write_page(done, cluster)
-        except BaseException:  # an interrupt, or a mistake of ours
+        except BaseException:  # an interrupt, or a mistake in this file
             traceback.print_exc()
             _abandon(Path(place), cluster)
     return 0 if all(one.well for one in done) else 1

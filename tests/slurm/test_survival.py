@@ -1,12 +1,10 @@
-"""Two of survival.py's cases, which conftest.py runs beside the other tests.
-
-`make slurm-matrix` runs them all.
-"""
+"""Two of survival.py's cases. `make slurm-matrix` runs them all."""
 
 import pytest
-from tests.slurm.survival import BESIDE
+from tests.slurm.survival import TESTED
 
 
-@pytest.mark.parametrize("case", BESIDE)
-def test_what_survived_is_what_an_undisturbed_run_leaves(case, survived):
+@pytest.mark.slurm
+@pytest.mark.parametrize("case", TESTED)
+def test_an_interrupted_run_leaves_what_an_undisturbed_one_leaves(case, survived):
     assert survived[case].endswith(": as undisturbed"), survived[case]

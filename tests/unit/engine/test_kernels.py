@@ -48,6 +48,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_convolution_and_its_gradient_are_torchs(shape, bias):
@@ -69,6 +70,7 @@ def test_a_convolution_and_its_gradient_are_torchs(shape, bias):
     assert far(gradient, expected) < 3e-5
 
 
+@pytest.mark.compiler
 def test_threads_change_no_byte_of_a_convolution(two_threads):
     conv = nn.Conv2d(32, 64, 3, padding=1, bias=False).requires_grad_(False)
     x, layer = torch.randn(7, 32, 10, 10), winograd.Winograd(conv)
@@ -112,6 +114,7 @@ def layer_of(channels: int, affine: bool = True) -> nn.BatchNorm2d:
     return layer.requires_grad_(False)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(
     ("channels", "blocks", "size"), [(3, 1, 1), (16, 2, 9), (20, 3, 17), (64, 1, 32)]
@@ -133,6 +136,7 @@ def test_a_bn_layer_and_its_statistics_are_torchs(channels, blocks, size, affine
     assert far(gradient, expected) < 1e-5
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("added", [True, False])
 def test_a_sum_and_a_relu_after_it_are_torchs(added):
     layer = layer_of(20)
@@ -151,6 +155,7 @@ def test_a_sum_and_a_relu_after_it_are_torchs(added):
         assert far(part.detach(), wanted.detach()) < 1e-5
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("size", [1, 4, 8])
 def test_a_gradient_in_another_memory_layout_is_copied_and_stays_alive(size):
     """Global pooling hands back one value for a whole map.
@@ -174,6 +179,7 @@ def test_a_gradient_in_another_memory_layout_is_copied_and_stays_alive(size):
         assert far(gradient(one, y), expected) < 1e-5
 
 
+@pytest.mark.compiler
 def test_a_variance_far_smaller_than_the_mean_is_precise():
     """Sums off the running mean do not cancel, where E[x²] − E[x]² in float32 would."""
     layer = layer_of(8)
@@ -183,6 +189,7 @@ def test_a_variance_far_smaller_than_the_mean_is_precise():
     assert far(var[0], x.double().var(dim=(0, 2, 3), correction=0)) < 1e-3
 
 
+@pytest.mark.compiler
 def test_threads_change_no_byte_of_the_statistics(two_threads):
     x, layer = torch.randn(8, 24, 23, 23), layer_of(24)
     alone = batch_norm.normalised(x, layer, 2)
@@ -266,6 +273,7 @@ def test_a_residual_network_has_the_references_losses(name):
         assert far(fast, plain.double()) < 1e-4
 
 
+@pytest.mark.compiler
 def test_a_closed_objective_leaves_the_model_as_it_was():
     model = network()
     before = {name: type(module).forward for name, module in model.named_modules()}
@@ -287,6 +295,7 @@ def test_the_reference_uses_plain_torch():
     objective.close()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(("compiling", "replaced"), [("auto", 13), ("never", 0)])
 def test_a_relabel_model_takes_the_kernels_where_it_may(compiling, replaced):
     model, images, own = network(), torch.randn(5, 3, 16, 16), device(compiling)
@@ -321,6 +330,7 @@ def test_without_a_compiler_one_line_is_logged_and_torch_does_the_work(afresh, m
     assert not BNMatching(network(), 1, kernels=batch_norm)._distances
 
 
+@pytest.mark.compiler
 def test_a_compiler_that_fails_is_reported_in_one_line(afresh, monkeypatch, capsys):
     monkeypatch.setattr(kernels, "FLAGS", ("--no-such-flag",))
     assert kernels.library() is None
@@ -329,6 +339,7 @@ def test_a_compiler_that_fails_is_reported_in_one_line(afresh, monkeypatch, caps
     assert "no-such-flag" in line
 
 
+@pytest.mark.compiler
 def test_the_kernels_are_compiled_once(afresh, monkeypatch):
     assert kernels.library() is not None
     (made,) = afresh.iterdir()
@@ -342,6 +353,7 @@ def test_the_kernels_are_compiled_once(afresh, monkeypatch):
     assert len(list(afresh.iterdir())) == 2
 
 
+@pytest.mark.compiler
 def test_the_kernels_compile_without_a_warning(tmp_path):
     command = [
         "cc",

@@ -132,5 +132,5 @@ def test_a_cpu_takes_one_block_at_a_time_by_default(tree, monkeypatch):
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
 def test_a_number_of_blocks_that_is_none_is_refused(tree, value, capsys):
-    assert tree.cda("runs", "tiny", "--config", f"runtime.blocks={value}") == 1
+    assert tree.cda("list", "tiny", "--config", f"runtime.blocks={value}") == 1
     assert "runtime.blocks" in capsys.readouterr().err

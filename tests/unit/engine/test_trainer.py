@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -411,7 +410,7 @@ def scaled(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.compiler
 def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_bits(
     tmp_path, capsys
 ):
@@ -441,7 +440,7 @@ def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_b
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.compiler
 def test_a_compiled_loss_that_is_no_number_ends_in_one_line_and_leaves_the_last_good_checkpoint(
     tmp_path, monkeypatch
 ):
