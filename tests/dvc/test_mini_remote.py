@@ -6,14 +6,18 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.dvc.programs import ROOT, damage, dry_run, dvc, git, planned, program
 
+from cda.config.load import load_settings
 from cda.data.shards import read_shard
 from cda.errors import ArtifactError
+from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.jobs import graph_of, table_jobs
 
 REMOTE = Path("results/mini/dvc")
 TABLE = "results/mini/table1.csv"
@@ -75,16 +79,27 @@ def test_a_plain_pull_brings_every_file_as_it_was_pushed(pulled):
     assert git("status", "--short", cwd=pulled) == ""
 
 
-def test_table_1_is_planned_alone_and_a_further_seed_plans_no_squeeze_and_no_recovery(pulled):
-    assert planned(dry_run(TABLE, "scale=mini", cwd=pulled)) == {"table": 1}
-    printed = dry_run(TABLE, "scale=mini", "seeds=4", cwd=pulled)
-    assert set(planned(printed)) == {"recover", "relabel", "validate", "table"}
-    outputs = set(re.findall(r"^ +output: (\S+)", printed, re.MULTILINE))
-    recovered = {path for path in outputs if "/recover/" in path}
-    assert all("/random-" in path for path in recovered), "only real images are not tracked"
-    measured = {path for path in outputs if path.startswith("results/mini/runs/")}
-    assert measured
-    assert all(path.endswith("/seed-3.json") for path in measured)
+def missing_jobs(**overrides):
+    """The jobs that Table 1 of scale mini lacks in the clone that the test is in."""
+    experiments = ExperimentSet(load_settings({"scale": "mini", **overrides}))
+    return graph_of(experiments).missing(table_jobs(experiments, "table1"))
+
+
+def test_what_came_is_not_planned_and_a_further_seed_squeezes_and_recovers_nothing(
+    pulled, monkeypatch
+):
+    monkeypatch.chdir(pulled)
+    assert planned(dry_run(TABLE, "scale=mini", "cells=present")) == {"table": 1}
+    # Nothing but the table, as long as every cell is measured:
+    stages = Counter(job.run.stage for job in missing_jobs())
+    assert planned(dry_run(TABLE, "scale=mini")) == {**stages, "table": 1}
+    assert not {"squeeze", "recover"} & set(stages)
+    jobs = missing_jobs(seeds=4)
+    stages = Counter(job.run.stage for job in jobs)
+    assert planned(dry_run(TABLE, "scale=mini", "seeds=4")) == {**stages, "table": 1}
+    assert set(stages) == {"recover", "relabel", "validate"}
+    recovered = [job.run for job in jobs if job.run.stage == "recover"]
+    assert not any(run.recipe.recover.synthetic for run in recovered)  # real images only
 
 
 def test_a_push_to_another_default_remote_writes_nothing_into_the_repository(copy, tmp_path):
