@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole
 	@printf '\nPictures: %s\nReport:   %s\n' "$$(echo results/demo/demo-*.png)" results/demo/report.html
 
 test: $(INSTALLED) ## Run the tests, each file in one of as many processes as there are cores, four at most
-	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 slurm-up: $(INSTALLED) ## Start a SLURM of one node on this machine, and say how a shell finds it (SLURM=FOLDER)
 	@$(BIN)/python tests/slurm/cluster.py up $(SLURM)

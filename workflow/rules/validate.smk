@@ -6,9 +6,7 @@ rule validate:
         model=ancient(PLAN.model),
         decoded=ancient(PLAN.decoded),
     output:
-        measured=update(
-            "{results}/runs/{dataset}/{run,(?!score-|continual-)[^/]+}/seed-{seed}.json"
-        ),
+        measured=update("{results}/runs/{dataset}/{run,(?!score|continual)[^/]+}/seed-{seed}.json"),
     log:
         "logs/{results}/runs/{dataset}/{run}/seed-{seed}.log",
     benchmark:

@@ -164,7 +164,7 @@ def markdown(experiments: ExperimentSet, name: str, frame: pd.DataFrame) -> str:
     columns: list[str] = [*experiment.layout.columns]
     lines = [f"# {experiment.title}", "", aligned(_pivot(frame[~controls], rows, columns))]
     if controls.any():
-        lines += ["", "Controls, ours and not the paper's:", ""]
+        lines += ["", "Controls of this project, not of the paper:", ""]
         lines += [aligned(_pivot_controls(frame, controls, rows, columns))]
     if differences := contrasts.contrast_rows(experiments, name):
         lines += ["", contrasts.HEADING, "", aligned(differences)]
@@ -187,7 +187,7 @@ def _at_scale(
     note = f" **{experiments.scaled_down}**"
     if (frame["setting"] != "").any():
         named = "as in the paper" if experiments.tables[name].reported else "as declared"
-        note += f" Settings are named {named}; `cda config show RUN` tells the values that ran."
+        note += f" Settings are named {named}; `cda config show RUN` prints the values that ran."
     note += experiments.replaced_ipc(name)
     runnable = (frame["run"] != "") | (frame["status"] == "quoted")
     return (frame[runnable] if runnable.any() else frame), note

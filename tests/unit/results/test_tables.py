@@ -263,7 +263,7 @@ def test_controls_stand_apart_from_the_paper_s_rows(tree):
     measure(tree, "random", 2, 20.0)
     made(tree)
     text = CSV.with_suffix(".md").read_text(encoding="utf-8")
-    paper_part, control_part = text.split("Controls, ours and not the paper's:")
+    paper_part, control_part = text.split("Controls of this project, not of the paper:")
     assert body(paper_part)[0] == ["ipc", "old", "CDA"]
     assert body(control_part)[2:] == [["1", "–"], ["2", "20.00"]]
 
@@ -279,7 +279,7 @@ def test_what_sets_controls_apart_stands_before_them_without_the_value_that_vari
     paper_part, control_part = (
         CSV.with_suffix(".md")
         .read_text(encoding="utf-8")
-        .split("Controls, ours and not the paper's:")
+        .split("Controls of this project, not of the paper:")
     )
     assert body(paper_part)[::2] == [["ipc", "β_l = 0.2", "β_l = 0.5"], ["2", "–", "–"]]
     assert body(control_part)[::2] == [
