@@ -210,7 +210,7 @@ def test_a_model_trained_again_under_the_same_id_runs_nothing_else_again(copy):
     assert planned(snakemake("-n", "results/tiny.csv", cwd=copy)) == {"table": 1}
 
 
-def test_a_failing_cell_leaves_the_others_and_says_why(copy):
+def test_a_failing_cell_leaves_the_others_and_prints_why(copy):
     for folder in ("results", "artifacts/relabel"):
         shutil.rmtree(copy / folder)
     shard = next((copy / "artifacts/recover/digits").glob("curriculum*/part-0/ipc-001.tar"))

@@ -67,19 +67,19 @@ def test_no_shard_is_computed_twice():
     assert len(parts) == len(set(parts))
 
 
-def test_a_dry_run_says_which_data_sets_have_no_part():
+def test_a_dry_run_names_data_sets_without_a_part():
     printed = snakemake("-n", "results/mini/table4.csv", "--config", "scale=mini")
     assert "validate" in planned(printed)
     assert "Not run: data set imagenet1k has no part in scale mini." in printed
 
 
 def test_controls_are_a_switch():
-    def asked(table, controls):
+    def trainings(table, controls):
         printed = snakemake("-n", "-F", f"results/{table}.csv", "--config", f"controls={controls}")
         return planned(printed)["validate"]
 
-    assert (asked("table1", "none"), asked("table1", "default")) == (3, 24)
-    assert (asked("table3", "default"), asked("table3", "all")) == (4, 4 + 1 + 4)
+    assert (trainings("table1", "none"), trainings("table1", "default")) == (3, 24)
+    assert (trainings("table3", "default"), trainings("table3", "all")) == (4, 4 + 1 + 4)
 
 
 def test_narrowing_to_a_data_set_plans_only_its_cells():

@@ -69,9 +69,9 @@ def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         figure = _draw_kind(experiments, name)
-        _save(figure, out, "png")
+        save_figure(figure, out, "png")
         if experiments.figures[name].plot:
-            _save(figure, out.with_suffix(".svg"), "svg")
+            save_figure(figure, out.with_suffix(".svg"), "svg")
 
 
 def _draw_kind(experiments: ExperimentSet, name: str) -> Figure:
@@ -109,7 +109,7 @@ def _note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=8, color="0.35")
 
 
-def _save(figure: Figure, out: Path, kind: str) -> None:
+def save_figure(figure: Figure, out: Path, kind: str) -> None:
     without = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     with atomic_write(out) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=without)

@@ -85,7 +85,7 @@ def figure(tree: Any, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Figu
     """What `draw` would save of the declared figure."""
     drawn: list[Figure] = []
     with monkeypatch.context() as patched:
-        patched.setattr(figures, "_save", lambda figure, *_: drawn.append(figure))
+        patched.setattr(figures, "save_figure", lambda figure, *_: drawn.append(figure))
         figures.draw(tree.experiments(**overrides), "drawn", OUT)
     return drawn[0]
 
