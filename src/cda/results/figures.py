@@ -110,6 +110,7 @@ def _note(figure: Figure, text: str) -> None:
 
 
 def save_figure(figure: Figure, out: Path, kind: str) -> None:
+    """Write a figure as `kind` (png or svg), with the same bytes for the same figure."""
     without = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     with atomic_write(out) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=without)
