@@ -76,9 +76,8 @@ def origin(tmp_path_factory, config_tree):
     for name in (".dvcignore", ".gitignore", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
     Path("workflow").symlink_to(ROOT / "workflow")
-    shutil.copytree(
-        ROOT / "src/cda/results", "src/cda/results", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for room in ("src/cda/results", "src/cda/experiments"):
+        shutil.copytree(ROOT / room, room, ignore=shutil.ignore_patterns("__pycache__"))
     git("init", "-q")
     Path(".dvc").mkdir()
     for name in ("config", ".gitignore"):
