@@ -17,6 +17,7 @@ from tests.slurm.cluster import INSTALL, Cluster
 from cda.cli import main
 from cda.config.load import load_settings
 from cda.data import sources
+from cda.experiments.cells import Cell
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.runs import Run
 from cda.stages.context import Context
@@ -120,6 +121,18 @@ table,dataset,method,recovery_model,ipc,recovery_iterations,setting,validation_m
 9,digits,cda,resnet18,1,6,,resnet18,top1,40.0,0.5
 9,digits,sre2l,resnet18,2,6,,resnet18,top1,60.0,
 """
+
+
+def cell_of(
+    experiments: ExperimentSet, table: str = "tiny", method: str = "cda", ipc: int = 1
+) -> Cell:
+    """A table's first cell of a method and an IPC."""
+    found = [
+        cell
+        for cell in experiments.cells(table)
+        if (cell.key["method"], int(cell.key["ipc"])) == (method, ipc)
+    ]
+    return found[0]
 
 
 class ConfigTree:

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.conftest import cell_of
 
-from cda.experiments.cells import Cell, replaced_name
-from cda.experiments.experiment_set import ExperimentSet
-
-
-def cell_of(
-    experiments: ExperimentSet, table: str = "tiny", method: str = "cda", ipc: int = 1
-) -> Cell:
-    found = [
-        cell
-        for cell in experiments.cells(table)
-        if (cell.key["method"], int(cell.key["ipc"])) == (method, ipc)
-    ]
-    return found[0]
+from cda.experiments.cells import replaced_name
 
 
 def test_equal_cells_of_two_tables_are_one_run_with_what_each_table_reports(tree):

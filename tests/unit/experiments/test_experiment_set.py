@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.conftest import cell_of
 
 from cda.config.load import load_settings
-from cda.experiments.cells import Cell
 from cda.experiments.experiment_set import ExperimentSet
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -48,17 +48,6 @@ def test_ids_of_the_paper_s_runs_stay_what_they_are(table, method, ipc, paper):
     """A changed id throws away what was computed: raise a stage's version or fix the code first."""
     cell = next(c for c in paper.cells(table) if (c.key["method"], c.key["ipc"]) == (method, ipc))
     assert {run.stage: run.id for run in cell.run.chain()} == GOLDEN[table, method, ipc]
-
-
-def cell_of(
-    experiments: ExperimentSet, table: str = "tiny", method: str = "cda", ipc: int = 1
-) -> Cell:
-    found = [
-        cell
-        for cell in experiments.cells(table)
-        if (cell.key["method"], int(cell.key["ipc"])) == (method, ipc)
-    ]
-    return found[0]
 
 
 def test_data_sets_that_are_not_at_hand_are_left_out(tree):
