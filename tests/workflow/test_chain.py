@@ -202,6 +202,16 @@ def test_forcing_everything_loses_no_run_json_before_its_successor_exists(copy):
         assert new == old
 
 
+def test_a_forced_measurement_that_fails_leaves_the_old_one(copy):
+    (copy / "data").rename(copy / "gone")  # validate tests on real images
+    path = next((copy / "results/runs").rglob("seed-0.json"))
+    before = path.read_bytes()
+    target = path.relative_to(copy).as_posix()
+    printed = snakemake("--cores", "1", "-f", target, cwd=copy, ok=False)
+    assert "Error in rule validate" in printed
+    assert path.read_bytes() == before
+
+
 def test_a_model_trained_again_under_the_same_id_runs_nothing_else_again(copy):
     model = next((copy / "artifacts/squeeze").rglob("model.safetensors"))
     target = model.relative_to(copy).as_posix()
