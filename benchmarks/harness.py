@@ -48,6 +48,10 @@ class Setting:
         """The device without the fast path: fp32, nothing compiled, block by block."""
         return self.open_device(precision="fp32", compile="never", blocks=1)
 
+    def bf16(self) -> Device:
+        """The device with bf16 matrix units, which the authors' runs did not use."""
+        return self.open_device(precision="bf16")
+
     def synchronise(self) -> None:
         """Wait until the device has finished its queue."""
         if self.cuda:

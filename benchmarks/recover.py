@@ -176,12 +176,13 @@ def plain(problem: Problem, setting: Setting, tf32: bool = True) -> Work:
 def engine(problem: Problem, open_device: Callable[[], Device], blocks: int) -> Work:
     """The engine with `blocks` class blocks packed."""
     device = open_device()
-    model = device.place(problem.network())
+    model = device.freeze(problem.network())
     packed = [Block(shard, 0, problem.images) for shard in range(blocks)]
     objective = Objective(model, blocks, problem.recipe, device, problem.recipe.iterations)
     recovery = Recovery(objective, packed, problem.recipe, problem.data)
 
     def work() -> float:
+        device.use_precision()
         for _ in range(problem.steps):
             recovery.step()
         return problem.steps * problem.images * blocks
@@ -202,10 +203,15 @@ def _sides(
         sides.append(
             side("plain without TF32", lambda: plain(problem, setting, tf32=False), blocks=1)
         )
-    for count in blocks:
-        sides.append(
-            side("ours", partial(engine, problem, setting.open_device, count), blocks=count)
-        )
+    precisions = {
+        "ours": setting.open_device,
+        **({"ours in bf16": setting.bf16} if setting.cuda else {}),
+    }
+    for name, open_device in precisions.items():
+        sides += [
+            side(name, partial(engine, problem, open_device, count), blocks=count)
+            for count in blocks
+        ]
     if reference:
         sides.append(side("reference", lambda: engine(problem, setting.reference, 1), blocks=1))
     return tuple(sides)

@@ -136,6 +136,7 @@ def engine(problem: Problem, open_device: Callable[[], Device]) -> Work:
     loss, epochs = smoothed_ce(recipe.label_smoothing), itertools.count()
 
     def epoch() -> float:
+        device.use_precision()
         trainer.model.train()
         for images, target in batches.epoch(next(epochs)):
             trainer.step(images, target, loss, recipe.lr)
@@ -155,6 +156,10 @@ def sides(
     if setting.cuda:
         found.append(Side("plain without TF32", lambda: plain_work(False), {}, problem.operations))
     found.append(Side("ours", lambda: engine_work(setting.open_device), {}, problem.operations))
+    if setting.cuda:
+        found.append(
+            Side("ours in bf16", lambda: engine_work(setting.bf16), {}, problem.operations)
+        )
     found.append(Side("reference", lambda: engine_work(setting.reference), {}, problem.operations))
     return tuple(found)
 

@@ -133,6 +133,7 @@ def engine(problem: Problem, open_device: Callable[[], Device]) -> Work:
     loss, epochs = loss_of(recipe, store), itertools.count()
 
     def epoch() -> float:
+        device.use_precision()
         trainer.model.train()
         for seen, target in batches.epoch(next(epochs) % LABEL_EPOCHS):
             trainer.step(seen, target, loss, recipe.lr)

@@ -7,7 +7,9 @@ float64, and ten steps.
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from functools import cache
 from typing import Any
 
@@ -19,6 +21,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset, Runtime
+from cda.engine import recovery as recovery_module
 from cda.engine.blocks import Block, blocks_of, start_images, step_views
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
@@ -196,6 +199,28 @@ def plain_loop(block: Block, values: Recover) -> tuple[Tensor, list[tuple[float,
 
 
 # The packed loop equals it
+
+
+def test_steps_drawn_at_once_are_those_drawn_one_by_one(monkeypatch):
+    own = recovered(RECIPES["cosine"], BLOCKS)
+    monkeypatch.setattr(recovery_module, "AHEAD", 3)
+    other = recovered(RECIPES["cosine"], BLOCKS)
+    assert torch.equal(own.images, other.images)
+    assert own.trace == other.trace
+
+
+def test_a_closed_objective_releases_the_last_steps_memory_without_the_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        recovery = begun(network(), BLOCKS[:1], recipe(), torch.float64)
+        recovery.objective(recovery.images, torch.tensor([[0, 0, SIZE, SIZE, 0]]), recovery.labels)
+        held = weakref.ref(recovery.images)
+        recovery.objective.close()
+        del recovery
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", RECIPES)

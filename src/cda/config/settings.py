@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cda.config.types import Count, Name, Natural, Positive, Ratio, Spread, Strict, Weight
 
+Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+
 
 def _names(value: Any) -> Any:
     if isinstance(value, str) and value != "all":
@@ -100,8 +103,11 @@ class Runtime(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU if one is present"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
+    precision: Precision | dict[Computing, Precision] = Field(
+        "auto",
+        description="of convolutions and linear layers, for all stages or by stage ({recover: "
+        "bf16}; the others: auto). auto: tf32 on a GPU, as the authors ran every stage, and fp32 "
+        "on a CPU; tf32: float32, convolutions with TF32 products; bf16: autocast",
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -130,8 +136,16 @@ class Runtime(Strict):
         "stage's own process decodes them",
     )
     checkpoint_seconds: Weight = Field(
-        60.0, description="seconds between checkpoints of a long stage"
+        60.0,
+        description="seconds between checkpoints of a long stage; more where saving takes over a "
+        "twentieth of them",
     )
+
+    def precision_of(self, stage: str) -> Precision:
+        """The precision of a stage."""
+        if isinstance(self.precision, str):
+            return self.precision
+        return next((own for name, own in self.precision.items() if name == stage), "auto")
 
 
 class Labels(Strict):

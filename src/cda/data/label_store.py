@@ -29,6 +29,8 @@ from cda.files import file_digest, read_json, write_json
 
 FORMAT = "cda-labels/1"
 FIRST = "fp16"  # the name of stored labels in the first stores
+# epoch, images, whether the logits fit fp16, rows, and the event after which those are on the host
+Pending = tuple[int, NDArray[np.int64], Tensor, Tensor, torch.cuda.Event | None]
 
 
 def logits_file(folder: Path) -> Path:
@@ -175,26 +177,46 @@ class LabelWriter:
         self._key = f"{key} {self.shape} {np.dtype(codec.dtype)}"
         self.done = pieces_done(self._mark, self.path, self._key)
         fix = "make room, lower labels.max_gb or store smaller labels (relabel.bits, top_k, reuse)"
+        self._pending: Pending | None = None  # a batch that a GPU may still be computing
         self._rows = allocate(self.path, self.shape, codec.dtype, fresh=not self.done, fix=fix)
 
     def write(self, epoch: int, images: NDArray[np.int64], logits: Tensor) -> None:
         """Write the logits [n, classes] of `images` [n] in the label epoch `epoch`.
 
-        Raises ArtifactError for NaN and for numbers that fp16 cannot hold.
+        A GPU's batch is stored at the next call, so that the GPU computes meanwhile. Raises
+        ArtifactError for NaN and for numbers that fp16 cannot hold.
         """
-        if not bool((logits.abs().amax() <= torch.finfo(torch.float16).max).all()):
+        fits = (logits.abs().amax() <= torch.finfo(torch.float16).max).all()
+        rows = self.codec.encode(logits)
+        copies = fits.to("cpu", non_blocking=True), rows.to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream().record_event() if rows.is_cuda else None
+        self._store()
+        self._pending = (epoch, images, *copies, copied)
+        if copied is None:
+            self._store()
+
+    def _store(self) -> None:
+        """Write the pending batch to the map once its copy from the device has ended."""
+        if self._pending is None:
+            return
+        (epoch, images, fits, rows, copied), self._pending = self._pending, None
+        if copied is not None:
+            copied.synchronize()
+        if not bool(fits):
             raise ArtifactError(
                 f"{self.path}: logits of epoch {epoch} do not fit fp16; "
                 "squeeze the relabel model again"
             )
-        self._rows[epoch, images] = self.codec.encode(logits).cpu().numpy()
+        self._rows[epoch, images] = rows.numpy()
 
     def mark(self, done: int) -> None:
         """Flush the first `done` epochs to the disk and record their number."""
+        self._store()
         self._rows.flush()
         write_json(self._mark, {"done": done, "key": self._key})
 
     def close(self) -> dict[str, Any]:
         """Flush everything to the disk; returns the header's entries on the rows."""
+        self._store()
         self._rows.flush()
         return {"shape": list(self.shape), "sha256": file_digest(self.path)}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cda.config.recipe import Recover
-from cda.method.augment import Views, draw_views
+from cda.method.augment import Views, draw_views, stack_views
 from cda.method.curriculum import min_crop
 from cda.rng import generator
 
@@ -71,3 +71,13 @@ def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Vie
         crop="random_resized_crop", scale=(low, recipe.max_crop), flip=recipe.flip,
         jitter=recipe.jitter,
     )  # fmt: skip
+
+
+def stack_steps(
+    blocks: Sequence[Block], recipe: Recover, steps: range, resolution: int
+) -> NDArray[np.int64]:
+    """The views of `steps` [S, N, 5 or 7] as `stack_views` stacks them, N those of all `blocks`."""
+    drawn = [step_views(block, recipe, step, resolution) for step in steps for block in blocks]
+    views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
+    stacked = stack_views(views, resolution)
+    return stacked.reshape(len(steps), -1, stacked.shape[1])

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,12 +24,15 @@ from cda.errors import ArtifactError
 from cda.files import atomic_write
 from cda.progress import log
 
+SPACING = 20  # seconds between two saves, for each second that the last one took
+
 
 def split_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON; its tensors move to `tensors`, and the JSON has their names."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        host = torch.empty(value.shape, dtype=value.dtype)  # one copy, whatever the layout
+        tensors[name] = host.copy_(value.detach())
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, split_tensors(item, tensors)] for key, item in value.items()]}
@@ -49,28 +53,31 @@ def join_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 class Checkpoint:
     """The newest state of unfinished work; `load` ignores a state with another `key`.
 
-    It is due every `every` seconds. Of several processes that share the work, one `writes`.
+    It is due every `every` seconds, more rarely if saving takes long. Of several processes that
+    share the work, one `writes`.
     """
 
     def __init__(self, path: Path, key: str, every: float, writes: bool = True) -> None:
         self.path, self.key, self.every, self.writes = path, key, every, writes
-        self._saved = time.monotonic()
+        self._saved, self._took = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether it is time to save again."""
-        return time.monotonic() - self._saved >= self.every
+        """Whether it is time to save again: saving takes a job at most a twentieth of its time."""
+        return time.monotonic() - self._saved >= max(self.every, SPACING * self._took)
 
     def save(self, state: Any) -> None:
         """Write `state`, which consists of tensors, JSON values, dicts and lists.
 
         The file is replaced atomically.
         """
+        began = time.monotonic()
         if self.writes:
             tensors: dict[str, Tensor] = {}
             header = {"key": self.key, "state": json.dumps(split_tensors(state, tensors))}
             with atomic_write(self.path) as temporary:
                 write_tensors(tensors, temporary, header)
         self._saved = time.monotonic()
+        self._took = self._saved - began
 
     def load(self) -> Any | None:
         """The saved state; None if there is none, it is damaged, or its key is another."""

@@ -13,9 +13,9 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cda.config.settings import Runtime
-from cda.engine.compiling import Compiled
+from cda.engine.compiling import Compiled, supported
+from cda.engine.graphs import Graphed
 from cda.engine.kernels import library
+from cda.engine.memory import release_memory
 from cda.engine.provenance import cpu_name, software
 from cda.errors import ConfigError
 from cda.progress import log
@@ -48,12 +50,18 @@ class Device:
 
     runtime: Runtime
     torch_device: torch.device
-    half: torch.dtype | None  # autocast's lower precision; None: fp32 throughout
+    half: torch.dtype | None  # autocast's lower precision; None: float32 throughout
+    tf32: bool = False  # whether a GPU's float32 convolutions multiply in TF32
     started: float = field(default_factory=time.monotonic)
     rank: int = 0
     world: int = 1
     control: dist.ProcessGroup | None = None  # of CPUs: `agree` must not wait for GPUs
     compiles: bool = False  # whether a step of the job is compiled or uses our kernels
+
+    def use_precision(self) -> None:
+        """Set torch's numerics, which are the process's, to this device's."""
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = self.tf32
 
     @property
     def leads(self) -> bool:
@@ -105,10 +113,10 @@ class Device:
         """
         if self.world == 1:
             return model
+        wrapper = nn.parallel.DistributedDataParallel
         index = None if self.torch_device.type == "cpu" else [self.torch_device.index]
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=index, forward_sync_buffers=False
-        )
+        own = supported(wrapper, forward_sync_buffers=False) or {"broadcast_buffers": False}
+        return wrapper(model, device_ids=index, **own)
 
     def take_buffers(self, model: nn.Module) -> None:
         """Copy rank 0's buffers to every rank, so that all evaluate the same network."""
@@ -132,21 +140,35 @@ class Device:
         placed: nn.Module = model.to(device=self.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return placed
 
-    def compiled(
-        self, function: F, steps: int, *, length: int | None = None, graphs: bool = False
-    ) -> F:
-        """`function`, compiled if that pays in a job that calls it `steps` times.
+    def freeze(self, model: nn.Module) -> nn.Module:
+        """The model on the device for forward passes alone.
 
-        Compiling changes rounding alone, and on a GPU the draws of dropout. `auto` decides by the
-        `steps` of the complete job, so that a killed and resumed job has the same bytes on a CPU.
-        With `length`, a first argument of another length (the last batch of an epoch) goes to the
-        plain function instead of a compilation of its own.
+        Under autocast a step would cast the weights of its matrix products each time; here they are
+        cast once.
+        """
+        model = self.place(model).eval().requires_grad_(False)
+        for module in model.modules() if self.half else ():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(self.half)
+        return model
 
-        `graphs` replays a GPU's kernels as one launch, which small batches need; the next call
-        overwrites the function's result and the gradients.
+    def _pays(self, steps: int) -> bool:
+        """Whether a function that a job calls `steps` times is compiled.
+
+        `auto` decides by the steps of the complete job, so that a killed and resumed job has the
+        same bytes on a CPU.
         """
         compiling = self.runtime.compile
-        if compiling == "never" or (compiling == "auto" and steps < COMPILED_STEPS):
+        return compiling == "always" or (compiling == "auto" and steps >= COMPILED_STEPS)
+
+    def compiled(self, function: F, steps: int, *, length: int | None = None) -> F:
+        """`function`, compiled if that pays in a job that calls it `steps` times.
+
+        Compiling changes rounding alone, and on a GPU the draws of dropout. With `length`, a first
+        argument of another length (the last batch of an epoch) goes to the plain function instead
+        of a compilation of its own.
+        """
+        if not self._pays(steps):
             return function
         if self.torch_device.type == "cpu" and not any(
             shutil.which(name) for name in ("c++", "g++", "clang++")
@@ -155,13 +177,27 @@ class Device:
             return function
 
         self.compiles, cuda = True, self.torch_device.type == "cuda"
-        graphs = graphs and cuda and self.world == 1
-        return Compiled(function, length, cuda, graphs, self.runtime.cpu_threads)  # type: ignore[return-value]
+        return Compiled(function, length, cuda, usable_cores())  # type: ignore[return-value]
+
+    def graphed(self, step: F, steps: int, length: int) -> F:
+        """`step`, whose kernels a GPU replays as one launch if it is called so often (`Graphed`).
+
+        Several processes do not: each waits for the others within a step.
+        """
+        if self.torch_device.type != "cuda" or self.world > 1 or not self._pays(steps):
+            return step
+        return Graphed(step, length)  # type: ignore[return-value]
+
+    def uncompiled(self) -> Device:
+        """The same device for steps that are neither compiled nor recorded."""
+        return replace(self, runtime=self.runtime.model_copy(update={"compile": "never"}))
 
     def forget(self) -> None:
-        """Drop compiled functions and the GPU memory of their graphs, before another model."""
+        """Drop compiled functions, and free a GPU's memory, before another model."""
         if self.compiles:
             torch.compiler.reset()
+        if self.torch_device.type == "cuda":
+            release_memory()
 
     def provenance(self) -> dict[str, Any]:
         """Host, device, time, memory, versions and code (`cda.engine.provenance`) of this process.
@@ -177,7 +213,7 @@ class Device:
         return {
             "host": socket.gethostname(),
             "device": torch.cuda.get_device_name() if cuda else cpu_name(),
-            "precision": "bf16" if self.half else "fp32",
+            "precision": "bf16" if self.half else "tf32" if self.tf32 else "fp32",
             "compiled": self.compiles,
             "cpu_threads": self.runtime.cpu_threads,
             **({"processes": self.world} if self.world > 1 else {}),
@@ -186,6 +222,12 @@ class Device:
             "threads": torch.get_num_threads(),
             **software(cuda),
         }
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _sharing_ranks(size: int, world: int) -> int:
@@ -198,11 +240,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
-def open_device(runtime: Runtime) -> Device:
+def open_device(runtime: Runtime, stage: str = "") -> Device:
     """Set threads and numerics of this process, and join the job's other processes.
 
-    Raises ConfigError if `runtime.device` is cuda and there is no GPU, or if there are fewer GPUs
-    than processes.
+    `stage` chooses among precisions that are configured by stage. Raises ConfigError if
+    `runtime.device` is cuda and there is no GPU, or if there are fewer GPUs than processes.
     """
     torch.set_num_threads(runtime.cpu_threads)
     available = torch.cuda.is_available()
@@ -215,12 +257,12 @@ def open_device(runtime: Runtime) -> Device:
     if device.type == "cpu":
         _reuse_freed_memory()
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    world = world_size()
-    if world == 1:
-        return Device(runtime, device, half_precision(runtime, device))
-    return _join_ranks(runtime, device, world)
+    half, tf32 = precision_on(device, runtime.precision_of(stage))
+    opened = Device(runtime, device, half, tf32)
+    if (world := world_size()) > 1:
+        opened = _join_ranks(opened, world)
+    opened.use_precision()
+    return opened
 
 
 def _reuse_freed_memory() -> None:
@@ -231,8 +273,9 @@ def _reuse_freed_memory() -> None:
         allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _join_ranks(runtime: Runtime, device: torch.device, world: int) -> Device:
+def _join_ranks(opened: Device, world: int) -> Device:
     """The device of this process, one of `world`: a GPU of its own, or the CPU."""
+    device = opened.torch_device
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK") or 0)
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
@@ -245,39 +288,30 @@ def _join_ranks(runtime: Runtime, device: torch.device, world: int) -> Device:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=RANK_TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
-    return Device(
-        runtime, device, half_precision(runtime, device), rank=rank, world=world, control=control
-    )
+    return replace(opened, torch_device=device, rank=rank, world=world, control=control)
 
 
-def half_precision(runtime: Runtime, device: torch.device) -> torch.dtype | None:
-    """bf16 where `runtime.precision` wants it and the device has units for it; else None."""
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+def precision_on(device: torch.device, precision: str) -> tuple[torch.dtype | None, bool]:
+    """Autocast's lower precision (None: float32), and whether convolutions multiply in TF32.
+
+    Logs if the device has no units for the `precision` that is configured, and runs in fp32.
+    """
+    cuda = device.type == "cuda"
+    if precision == "bf16":
+        # without bf16 units a training step on a CPU took 13 times as long
+        able = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if cuda
+            else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
     else:
-        # without bf16 units a training step took 13 times as long
-        able = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if runtime.precision == "bf16" and not able:
-        log(f"this {device.type} has no bf16: running in fp32")
-    wanted = runtime.precision == "bf16" or (runtime.precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if wanted and able else None
-
-
-@contextmanager
-def enough_memory(problem: Callable[[], str]) -> Iterator[None]:
-    """Raise ConfigError with `problem()` where the device or the host runs out of memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise ConfigError(problem()) from None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory ran out; torch has no class of its own for the host."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "can't allocate memory" in str(error)
+        able = cuda and torch.cuda.get_device_capability()[0] >= 8
+    if precision in ("bf16", "tf32") and not able:
+        log(f"this {device.type} has no {precision}: running in fp32")
+    return (
+        torch.bfloat16 if precision == "bf16" and able else None,
+        precision in ("auto", "tf32") and able,
+    )
 
 
 def seed_everything(*purpose: object) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cda.config.settings import Dataset
 from cda.data.sources import ImageSet
-from cda.engine.device import Device, out_of_memory
+from cda.engine.device import Device
+from cda.engine.memory import out_of_memory
 from cda.method.augment import (
     Cutouts,
     Views,
@@ -25,6 +26,7 @@ from cda.method.augment import (
     resample,
     stack_cutouts,
     stack_views,
+    to_device,
 )
 from cda.progress import log
 
@@ -129,7 +131,7 @@ class Images:
 
     def resident(self, values: NDArray[Any]) -> Tensor:
         """`values` on the device."""
-        return torch.from_numpy(values).to(self.torch_device)
+        return to_device(values, self.torch_device)
 
     def at(self, index: Tensor) -> Tensor:
         """Images `index` in [0, 1], float32 [n, 3, R, R]."""
@@ -142,12 +144,7 @@ class Images:
         """
         if self.remote is None:
             return self.pixels[index]
-        pixels = torch.from_numpy(self.remote[index.cpu().numpy() if chosen is None else chosen])
-        return (
-            pixels.pin_memory().to(self.torch_device, non_blocking=True)
-            if self.torch_device.type == "cuda"
-            else pixels
-        )
+        return self.resident(self.remote[index.cpu().numpy() if chosen is None else chosen])
 
     def logits(self, model: nn.Module, index: Tensor) -> Tensor:
         """The model's logits [n, classes] for images `index`, without augmentation.
@@ -163,12 +160,21 @@ class Images:
         log(f"no memory to evaluate {len(index)} images at a time: going on with half as many")
         return torch.cat([self.logits(model, half) for half in index.tensor_split(2)])
 
+    def even_batch(self, batch: int = 512) -> int:
+        """A batch size, half of `batch` or more, that leaves no smaller last batch on a GPU.
+
+        cuDNN times its algorithms anew for every size of a batch.
+        """
+        sizes = range(batch, batch // 2, -1) if self.torch_device.type == "cuda" else ()
+        return next((size for size in sizes if len(self) % size == 0), batch)
+
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module, batch: int = 512) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batch: int | None = None) -> dict[str, float]:
         """Top-1 and top-5 accuracy in percent of `model` on all images, without augmentation.
 
         Each rank evaluates its own batches.
         """
+        batch = batch or self.even_batch()
         model.eval()
         correct = torch.zeros(2, device=self.torch_device, dtype=torch.long)
         for start in range(self.device.rank * batch, len(self), self.device.world * batch):

@@ -1,4 +1,4 @@
-"""How many class blocks go through the network together: on a CPU one, on a GPU what memory holds.
+"""Memory that runs out, and how many class blocks it holds: on a CPU one, on a GPU what fits.
 
 Memory grows linearly with the number of blocks, so that two steps of one block give the need of any
 number. The number is recorded in the work folder: a job that is started again packs the same blocks
@@ -7,7 +7,10 @@ and can use its checkpoint, whatever memory is free by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +23,36 @@ from cda.progress import log
 
 # share of the free memory that is used: our estimate may be 15 % too low (not measured on a GPU)
 FILLED = 0.85
+# images and optimiser state of packed blocks: a checkpoint copies them to the host and to the disk
+STATE_BYTES = 1.5e9
+# torch has classes of its own for a few of these; the compiler wraps them in others
+EXHAUSTED = re.compile(
+    r"can't allocate memory|out of memory|(CUBLAS|CUDNN)_STATUS_\w*ALLOC\w*_FAILED"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that the memory of the device or of the host ran out."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or EXHAUSTED.search(str(error)) is not None
+
+
+@contextmanager
+def enough_memory(problem: Callable[[], str]) -> Iterator[None]:
+    """Raise ConfigError with `problem()` where the device or the host runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(problem()) from None
+
+
+def release_memory() -> None:
+    """Free what nothing refers to any more, cycles included, and return a GPU's cached memory."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -45,16 +78,19 @@ class Memory:
 def measure_memory(begin: Callable[[], Callable[[], None]]) -> Memory:
     """Memory of one block on this GPU, where `begin()` returns the function that makes a step.
 
-    The first step does not count, because it compiles and chooses algorithms.
+    The first step does not count, because it chooses algorithms.
     """
-    torch.cuda.empty_cache()
+    release_memory()
     base = torch.cuda.memory_allocated()
     step = begin()
     step()
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
-    return Memory(base, torch.cuda.max_memory_allocated() - base)
+    needed = Memory(base, torch.cuda.max_memory_allocated() - base)
+    del step
+    release_memory()
+    return needed
 
 
 def free_bytes() -> int:
@@ -71,11 +107,13 @@ class Packing:
     setting: int | Literal["auto"]  # runtime.blocks
     blocks: int  # of the part
     block_size: int
+    state: int  # bytes of a block's images and optimiser state
     device: str  # type of the torch device
 
     def choose(self, measure: Callable[[], Memory]) -> int:
         """The setting; else 1 on a CPU, the recorded number, or what fits by `measure()`.
 
+        As many groups as it takes are of equal size, so that the step is compiled once for all.
         Raises ConfigError if not even one block fits.
         """
         record = self.work / "packed.json"
@@ -87,17 +125,20 @@ class Packing:
             return int(read_json(record, "the number of packed blocks")["together"])
         try:
             needed = measure()
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             return self.halve(1)
-        count = min(self.blocks, needed.most(free_bytes()))
+        most = min(needed.most(free_bytes()), max(1, int(STATE_BYTES // self.state)))
+        groups = -(-self.blocks // most)
+        count = -(-self.blocks // groups)
         log(f"{self.label}: {count} class blocks together, {needed.of(count) / 1e9:.1f} GB")
         write_json(record, {"together": count})
         return count
 
     def halve(self, count: int) -> int:
         """Half of `count`, recorded; raises ConfigError if a single block did not fit."""
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+        release_memory()
         if count == 1:
             raise ConfigError(
                 f"{self.label}: a class block of {self.block_size} does not fit into memory; "

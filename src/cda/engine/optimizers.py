@@ -1,7 +1,7 @@
 """Optimisers and learning rates.
 
-The optimisers are torch's, without the import of torch.compile's machinery. Several methods of
-`torch.optim.Optimizer` are wrapped so that torch.compile skips them. The first call of such a
+The optimisers are torch's, fused, without the import of torch.compile's machinery. Several methods
+of `torch.optim.Optimizer` are wrapped so that torch.compile skips them. The first call of such a
 wrapper imports `torch._dynamo`, which takes a job over a second. We compile losses and never an
 optimiser, so that the methods inside the wrappers serve as they are: the steps are bit for bit the
 same.
@@ -15,10 +15,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cda.config.recipe import Optimisation
+from cda.engine.compiling import supported
 
 WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
@@ -29,6 +30,42 @@ def unwrapped(kind: type[Optimizer]) -> type[Any]:
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
     step = torch.no_grad()(inspect.unwrap(kind.step))
     return type(kind.__name__, (kind,), {**methods, "step": step, "__doc__": kind.__doc__})
+
+
+def make_optimizer(
+    kind: type[Optimizer], parameters: list[Any], lr: float, device: torch.device, **options: Any
+) -> Optimizer:
+    """An optimiser of `parameters` (tensors or groups of them) on `device`.
+
+    On a GPU the learning rate is a tensor there, so that a recorded step (`cda.engine.graphs`)
+    reads each step's own.
+    """
+    rate: float | Tensor = lr
+    if device.type == "cuda":
+        rate, options = torch.tensor(lr, device=device), options | supported(kind, capturable=True)
+    optimizer: Optimizer = unwrapped(kind)(  # type: ignore[arg-type]
+        parameters, lr=rate, fused=True, **options
+    )
+    return optimizer
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Use the learning rate `lr` from the next step on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the `state_dict` of an optimiser of the same parameters; options stay the own ones."""
+    optimizer.load_state_dict(state | {"param_groups": optimizer.state_dict()["param_groups"]})
+    # fused steps pair elements by their place in memory: states need the parameters' layout
+    for parameter, own in optimizer.state.items():
+        for name, value in own.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                own[name] = torch.empty_like(parameter).copy_(value)
 
 
 def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
@@ -66,7 +103,10 @@ def build_optimizer(model: nn.Module, values: Optimisation) -> Optimizer:
     ]
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     options = {"momentum": values.momentum} if values.optimizer == "sgd" else {}
-    optimizer: Optimizer = unwrapped(kinds[values.optimizer])(
-        [group for group in groups if group["params"]], lr=values.lr, fused=True, **options
+    return make_optimizer(
+        kinds[values.optimizer],
+        [group for group in groups if group["params"]],
+        values.lr,
+        trained[0].device,
+        **options,
     )
-    return optimizer

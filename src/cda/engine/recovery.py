@@ -11,7 +11,7 @@ resumes killed jobs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,20 +23,21 @@ from torch import Tensor, nn
 
 from cda.config.recipe import Recover
 from cda.config.settings import Dataset
-from cda.engine.blocks import Block, group_blocks, start_images, step_views
+from cda.engine.blocks import Block, group_blocks, stack_steps, start_images
 from cda.engine.checkpoint import Checkpoint
-from cda.engine.device import Device, out_of_memory
-from cda.engine.memory import Memory, Packing, measure_memory
+from cda.engine.device import Device
+from cda.engine.memory import Memory, Packing, measure_memory, out_of_memory
 from cda.engine.objective import Objective
-from cda.engine.optimizers import unwrapped
+from cda.engine.optimizers import make_optimizer, restore_optimizer, set_lr
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.experiments.runs import Run
-from cda.method.augment import Views, resampling
+from cda.method.augment import to_device
 from cda.method.curriculum import image_lr
 from cda.progress import Progress, log
 
 Pixels = NDArray[np.uint8]
+AHEAD = 64  # steps whose views are drawn, and copied to the device, at once
 
 
 class Recovery:
@@ -61,9 +62,7 @@ class Recovery:
         self.torch_device = device = objective.device.torch_device
         self.label, self.done = label, 0
         self.trace: list[dict[str, Any]] = []
-        start = [start_images(block, recipe.seed, data.resolution) for block in blocks]
-        images = torch.from_numpy(np.concatenate(start)).to(device, dtype)
-        self.images = images.requires_grad_()
+        self.images = self._start(dtype).requires_grad_()
         own = range(data.classes) if outputs is None else outputs
         labels = [own[label] for block in blocks for label in range(block.first, block.last)]
         self.labels = torch.tensor(labels, device=device)
@@ -71,27 +70,55 @@ class Recovery:
             torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
             for values in (data.mean, data.std)
         )
-        self.optimizer = unwrapped(torch.optim.Adam)(
-            [self.images], lr=recipe.lr, betas=(0.5, 0.9), eps=1e-8, fused=True
+        self.optimizer = make_optimizer(
+            torch.optim.Adam, [self.images], recipe.lr, device, betas=(0.5, 0.9), eps=1e-8
         )
+        views = len(self.images) if recipe.per_image else len(blocks)
+        self._iterate = objective.device.graphed(self._iteration(), recipe.iterations, views)
+        self._ahead, self._drawn = torch.empty(0, device=device), range(0)  # views of these steps
         self._last: tuple[Tensor, Tensor] | None = None
+
+    def _start(self, dtype: torch.dtype) -> Tensor:
+        """The blocks' start images, drawn block by block: in float64 all would fill the host."""
+        size = self.data.resolution
+        count = sum(block.size for block in self.blocks)
+        images = torch.empty(count, 3, size, size, dtype=dtype, device=self.torch_device)
+        places = images.split([block.size for block in self.blocks])
+        for block, place in zip(self.blocks, places, strict=True):
+            place.copy_(torch.from_numpy(start_images(block, self.recipe.seed, size)).to(dtype))
+        return images
+
+    def _iteration(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """One iteration under `views`: gradient, optimiser and clamp; it returns both losses [K].
+
+        It does not refer to `self`, which would make a cycle: a group's memory has to be free
+        before the next group begins.
+        """
+        objective, images, labels = self.objective, self.images, self.labels
+        optimizer, alpha = self.optimizer, self.recipe.alpha_bn
+        low, high = -self.mean / self.std, (1 - self.mean) / self.std
+
+        def iterate(views: Tensor) -> tuple[Tensor, Tensor]:
+            entropy, distance = objective(images, views, labels)
+            optimizer.zero_grad(set_to_none=True)
+            (entropy + alpha * distance).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch.clamp(images, low, high, out=images)
+            return entropy.detach(), distance.detach()
+
+        return iterate
 
     def step(self) -> None:
         """One iteration; raises ArtifactError if a block's loss is no longer finite."""
         recipe, step = self.recipe, self.done
-        drawn = [step_views(block, recipe, step, self.data.resolution) for block in self.blocks]
-        views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
-        matrices = resampling(views, self.data.resolution, self.torch_device, self.images.dtype)
-        entropy, distance = self.objective(self.images, *matrices, self.labels)
-        self.optimizer.param_groups[0]["lr"] = image_lr(step, recipe.iterations, recipe.lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        (entropy + recipe.alpha_bn * distance).sum().backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            low, high = -self.mean / self.std, (1 - self.mean) / self.std
-            self.images.copy_(self.images.maximum(low).minimum(high))
+        if step not in self._drawn:
+            self._drawn = range(step, max(step + 1, min(step + AHEAD, recipe.iterations)))
+            views = stack_steps(self.blocks, recipe, self._drawn, self.data.resolution)
+            self._ahead = to_device(views, self.torch_device)
+        set_lr(self.optimizer, image_lr(step, recipe.iterations, recipe.lr))
+        self._last = self._iterate(self._ahead[step - self._drawn.start])
         self.done += 1
-        self._last = (entropy.detach(), distance.detach())
         if self.done in (1, recipe.iterations) or self.done % max(1, recipe.iterations // 20) == 0:
             ce, bn = self.losses()
             self.trace.append({"step": self.done, "ce": ce, "bn": bn})
@@ -151,7 +178,7 @@ class Recovery:
         self.done, self.trace = state["done"], state["trace"]
         with torch.no_grad():
             self.images.copy_(state["images"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
 
 
 class Results(Protocol):
@@ -206,7 +233,7 @@ def recover_blocks(job: RecoverJob, blocks: Sequence[Block]) -> None:
     objectives = _Objectives(job, len(blocks))
     packing = Packing(
         job.work, job.label, runtime.blocks, len(blocks), recipe.block_size,
-        job.device.torch_device.type,
+        3 * 3 * 4 * recipe.block_size * job.run.data.resolution**2, job.device.torch_device.type,
     )  # fmt: skip
     count = packing.choose(lambda: objectives.measure(left[0])) if left else 0
     count = min(count, len(left))
@@ -238,11 +265,14 @@ class _Objectives:
         return self._open
 
     def measure(self, block: Block) -> Memory:
-        """Memory that `block` needs."""
-        run = self.job.run
-        return measure_memory(
-            lambda: Recovery(self.of(1), [block], run.recipe.recover, run.data).step
-        )
+        """Memory that `block` needs without compilation, which costs time and saves memory."""
+        run, device = self.job.run, self.job.device.uncompiled()
+        recipe = run.recipe.recover
+        objective = Objective(self.job.model, 1, recipe, device, recipe.iterations)
+        try:
+            return measure_memory(lambda: Recovery(objective, [block], recipe, run.data).step)
+        finally:
+            objective.close()
 
     def close(self) -> None:
         """Remove hooks and kernels from the model."""

@@ -5,9 +5,9 @@ complete batch. As in torch's DistributedDataParallel without SyncBatchNorm, a r
 statistics come from its share; the running statistics that are tested and saved are rank 0's.
 
 Where a job is long enough (`runtime.compile`), the forward pass, loss and backward pass of a full
-batch are compiled, on a GPU to one launch each. A compiled step differs in rounding alone, and on a
-CPU a resumed job has the same bits as an undisturbed one. The last, smaller batch of an epoch runs
-uncompiled.
+batch are compiled, and a GPU replays the step, the optimiser's included, as one launch. Such a step
+differs in rounding alone, and on a CPU a resumed job has the same bits as an undisturbed one. The
+last, smaller batch of an epoch runs uncompiled.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from cda.config.recipe import Optimisation
 from cda.engine.checkpoint import Checkpoint, load_state
-from cda.engine.device import Device, enough_memory, seed_everything
-from cda.engine.optimizers import build_optimizer, lr_at
+from cda.engine.device import Device, seed_everything
+from cda.engine.memory import enough_memory
+from cda.engine.optimizers import build_optimizer, lr_at, restore_optimizer, set_lr
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.progress import Progress, log
 
 Loss = Callable[[Tensor, Any], Tensor]
-Objective = Callable[[Tensor, Any], Tensor]
+Step = Callable[..., None]
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -78,7 +79,7 @@ class Trainer:
         self.history = History()
         self.at = (0, 0)  # the next epoch and the next step in it
         self.job = (values.epochs, values.batch_size)  # steps (at least) and images of a batch
-        self._objective: tuple[Loss, Objective] | None = None
+        self._step: tuple[Loss, Step] | None = None  # the step of a loss
         self.loss_sum = torch.zeros((), device=device.torch_device)
 
     def state(self) -> dict[str, Any]:
@@ -97,18 +98,19 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         load_state(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        # fused steps pair elements by their place in memory: states need the parameters' layout
-        for parameter, own in self.optimizer.state.items():
-            for name, value in own.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    own[name] = torch.empty_like(parameter).copy_(value)
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self._step = None  # a recorded step would use the state's former place in memory
         self.history = History(**state["history"])
         self.at = (state["at"][0], state["at"][1])
-        self.loss_sum = state["loss_sum"].to(self.device.torch_device)
+        self.loss_sum.copy_(state["loss_sum"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.torch_device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
+
+    def release(self) -> None:
+        """Drop the compiled and recorded step with its memory, before another model's."""
+        self._step = None
+        self.device.forget()
 
     def seed_epoch(self, epoch: int) -> None:
         """Seed torch's own generators (dropout) at the start of an epoch."""
@@ -124,29 +126,37 @@ class Trainer:
 
     def step(self, images: Tensor, target: Any, loss: Loss, lr: float, weight: float = 1.0) -> None:
         """One optimiser step; `weight` is the loss's in the mean over the ranks."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        value = self.objective(loss)(images, target)
-        if weight != 1:
-            value = value * weight
-        value.backward()
-        self.optimizer.step()
-        self.loss_sum += value.detach()
+        set_lr(self.optimizer, lr)
+        if self._step is None or self._step[0] is not loss:
+            self._step = (loss, self._build_step(loss))
+        self._step[1](images, target, *(() if weight == 1 else (weight,)))
 
-    def objective(self, loss: Loss) -> Objective:
-        """The function from (images, target) to the loss, compiled if that pays in this `job`."""
-        if self._objective is None or self._objective[0] is not loss:
+    def _build_step(self, loss: Loss) -> Step:
+        """The function of (images, target, weight) that makes a step.
 
-            def forward(images: Tensor, target: Any) -> Tensor:
-                with self.device.autocast():
-                    logits = self.shared(images.contiguous(memory_format=torch.channels_last))
-                return loss(logits, target)
+        Where that pays in this `job`, forward pass, loss and backward pass are compiled, and a GPU
+        replays the step as one launch.
+        """
 
-            steps, batch = self.job
-            own = len(self.device.share(torch.arange(batch)))
-            self._objective = (loss, self.device.compiled(forward, steps, length=own, graphs=True))
-        return self._objective[1]
+        def forward(images: Tensor, target: Any) -> Tensor:
+            with self.device.autocast():
+                logits = self.shared(images.contiguous(memory_format=torch.channels_last))
+            return loss(logits, target)
+
+        steps, batch = self.job
+        own = len(self.device.share(torch.arange(batch)))
+        objective = self.device.compiled(forward, steps, length=own)
+
+        def step(images: Tensor, target: Any, weight: float = 1.0) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            value = objective(images, target)
+            if weight != 1:
+                value = value * weight
+            value.backward()
+            self.optimizer.step()
+            self.loss_sum += value.detach()
+
+        return self.device.graphed(step, steps, own)
 
 
 def fit(
@@ -184,7 +194,7 @@ def fit(
 
     with enough_memory(too_large):
         _train(trainer, batches, loss, evaluate, checkpoint, stop, label)
-    trainer.device.forget()
+    trainer.release()
     return trainer.history
 
 
@@ -219,7 +229,7 @@ def _train(
                 mean_loss(trainer, step + 1, label)
                 trainer.history.seconds = time.monotonic() - began
                 # every rank continues from the mean
-                trainer.loss_sum = device.total(trainer.loss_sum) / device.world
+                device.total(trainer.loss_sum).div_(device.world)
                 checkpoint.save(trainer.state())
             if request > 1:
                 device.agree(0)  # torchrun kills the rank that still writes if another has ended

@@ -14,7 +14,7 @@ purpose and on nothing that ran before.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,11 +146,19 @@ def matrices(views: Tensor, size: int, dtype: torch.dtype = torch.float32) -> tu
     return rows, _axis(views[:, 1], views[:, 3], across, dtype)
 
 
+def to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    """`values` as a tensor on `device`; the host does not wait for a copy to a GPU."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def resampling(
     views: Views, size: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """`matrices` on `device` of drawn views."""
-    return matrices(torch.from_numpy(stack_views(views, size)).to(device), size, dtype)
+    return matrices(to_device(stack_views(views, size), device), size, dtype)
 
 
 def resample(images: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
@@ -208,7 +216,7 @@ def draw_cutouts(draws: np.random.Generator, count: int, size: int, share: float
 
 def cutout(images: Tensor, cutouts: Cutouts) -> Tensor:
     """Images [N, C, R, R] of values in [0, 1], each covered by its square."""
-    return cover(images, torch.from_numpy(stack_cutouts(cutouts)).to(images.device))
+    return cover(images, to_device(stack_cutouts(cutouts), images.device))
 
 
 def stack_cutouts(cutouts: Cutouts) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,43 @@ def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
     return layers
 
 
+class Moments(torch.autograd.Function):
+    """Biased variance and mean of x over the dimensions `over`, in float32 or better.
+
+    torch's own backward pass of `var_mean` reduces x a second time, and holds a float32 copy of it.
+    This one holds x and the mean.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
+        """Variance and mean, `over` of size 1."""
+        var, mean = torch.var_mean(_precise(x), dim=over, correction=0, keepdim=True)
+        ctx.save_for_backward(x, mean)
+        return var, mean
+
+    @staticmethod
+    def backward(ctx: Any, d_var: Tensor, d_mean: Tensor) -> tuple[Tensor, None]:
+        """(d_mean + 2 d_var (x − mean)) / n, in x's precision."""
+        x, mean = ctx.saved_tensors
+        count = x.numel() // mean.numel()
+        return ((d_mean + 2 * d_var * (x.to(mean.dtype) - mean)) / count).to(x.dtype), None
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Tensor:
     """‖var − RV‖₂ + ‖mean − RM‖₂ of each block [blocks] for features [blocks·B, C, …].
 
     Computed in float32 or better; `mean` and `var` [C] are the running statistics RM and RV.
     """
-    precise = features if features.dtype == torch.float64 else features.float()
-    grouped = precise.reshape(blocks, -1, *features.shape[1:])
+    grouped = features.reshape(blocks, -1, *features.shape[1:])
     over = [1, *range(3, grouped.ndim)]
-    block_var, block_mean = torch.var_mean(grouped, dim=over, correction=0)
+    if features.is_cuda:
+        block_var, block_mean = (part.flatten(1) for part in Moments.apply(grouped, over))
+    else:
+        block_var, block_mean = torch.var_mean(_precise(grouped), dim=over, correction=0)
     return _distance(block_mean, block_var, mean, var)
 
 
@@ -139,3 +167,4 @@ class BNMatching:
         for undo in self._undo:
             undo()
         self._undo.clear()
+        self._distances.clear()

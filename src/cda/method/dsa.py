@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cda.method.augment import Floats, cutmix, draw_views, resample, resampling
+from cda.method.augment import Floats, cutmix, draw_views, resample, resampling, to_device
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5  # DSA's published parameters, as all below
 CROP_PAD, CUTOUT, FLIP = 0.125, 0.5, 0.5
@@ -64,7 +64,7 @@ def _pixels(ratio: float, size: int) -> int:
 
 
 def _on(images: Tensor, values: NDArray[Any]) -> Tensor:
-    tensor = torch.from_numpy(values).to(images.device)
+    tensor = to_device(values, images.device)
     return tensor.to(images.dtype) if tensor.is_floating_point() else tensor
 
 

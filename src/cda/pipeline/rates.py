@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import Field
 
 from cda.config.experiment import Several
-from cda.config.settings import Settings
+from cda.config.settings import Computing, Settings
 from cda.config.types import Positive, Ratio, Strict, parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.errors import ArtifactError, ConfigError
@@ -28,8 +28,6 @@ from cda.experiments.runs import MEASURING, Run, seeds_of
 from cda.files import read_json
 from cda.pipeline.costs import Counting, multiply_adds, operations
 from cda.progress import log
-
-Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
 
 
 class DataSheet(Strict):

@@ -43,7 +43,7 @@ class Context:
             )
         if self.settings.runtime.device != "cpu":
             take_gpus(gpu_count(self.run, self.settings))
-        return open_device(self.settings.runtime)
+        return open_device(self.settings.runtime, self.run.stage)
 
     def work(self, name: str) -> Path:
         """Folder of this job's unfinished work."""

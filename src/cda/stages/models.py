@@ -93,7 +93,7 @@ def load_squeezed(path: Path, run: Run, device: Device) -> nn.Module:
         raise ArtifactError(
             f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it"
         )
-    return device.place(model).eval().requires_grad_(False)
+    return device.freeze(model)
 
 
 def accelerate(

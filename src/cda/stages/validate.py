@@ -26,6 +26,7 @@ from cda.engine.lock import work_folder
 from cda.engine.trainer import History, Loss, Trainer, fit
 from cda.errors import ConfigError, DataError
 from cda.files import write_json
+from cda.method.augment import to_device
 from cda.method.losses import kd_loss, mixed_ce
 from cda.stages.context import Context
 from cda.stages.models import fresh_model, load_squeezed
@@ -72,7 +73,7 @@ class LabelledBatches:
         at_once = max(1, LABEL_BYTES // (a_row * size)) * size
         for start in range(first_step * size, self.images, at_once):
             rows = self.store.rows(epoch, order[start : start + at_once])
-            yield from torch.from_numpy(rows).to(self.device.torch_device).split(size)
+            yield from to_device(rows, self.device.torch_device).split(size)
 
     def _online(self, inputs: Tensor) -> Tensor:
         """The teacher's logits [B, C], encoded and decoded as in a store."""

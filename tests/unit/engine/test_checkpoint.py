@@ -148,6 +148,34 @@ def test_it_is_due_after_its_time_and_after_every_save_anew(monkeypatch):
     assert Checkpoint(PATH, "run 1", 0.0).due()
 
 
+def test_saving_takes_at_most_a_twentieth_of_a_jobs_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    original = checkpoint.write_tensors
+
+    def slow(*arguments: Any) -> None:
+        now[0] += 9
+        original(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
+    made = Checkpoint(PATH, "run 1", 60.0)
+    made.save({})
+    now[0] += 179
+    assert not made.due()
+    now[0] += 1
+    assert made.due()
+
+
+def test_a_tensor_of_any_layout_is_copied_once():
+    for tensor in (torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.rand(3)[1:]):
+        tensors: dict[str, torch.Tensor] = {}
+        assert checkpoint.split_tensors(tensor, tensors) == {"tensor": "0"}
+        assert torch.equal(tensors["0"], tensor)
+        assert tensors["0"].is_contiguous()
+        tensor.zero_()
+        assert tensors["0"].any()
+
+
 def test_finished_work_leaves_no_checkpoint():
     made = saved({"step": 7})
     made.clear()

@@ -493,6 +493,17 @@ def test_accuracy_is_counted_as_by_hand(classes, batch):
     assert classes > 5 or found["top5"] == 100
 
 
+@pytest.mark.parametrize(
+    ("device", "count", "batch"),
+    [("cuda", 10_000, 500), ("cuda", 512, 512), ("cuda", 521, 512), ("cpu", 10_000, 512)],
+)
+def test_a_gpu_evaluates_batches_of_equal_size(device, count, batch):
+    """cuDNN would time its algorithms for the last batch too."""
+    images = object.__new__(Images)
+    images.torch_device, images.labels = torch.device(device), torch.zeros(count)
+    assert images.even_batch() == batch
+
+
 class Hungry(Table):
     """Has memory for so many images at a time."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cda.errors import ConfigError
-from cda.method.bn_matching import BNMatching, bn_distance, bn_layers
+from cda.method.bn_matching import BNMatching, Moments, bn_distance, bn_layers
 
 torch.set_num_threads(1)
 
@@ -143,6 +143,33 @@ def test_statistics_are_over_everything_but_the_channel(shape):
     assert found.tolist() == pytest.approx(
         [distance(x[:3], mean, var), distance(x[3:], mean, var)], rel=1e-12
     )
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 7), (6, 5, 3, 4)])
+def test_moments_and_their_gradient_are_torchs(shape):
+    draws = np.random.default_rng(5)
+    x = torch.from_numpy(draws.standard_normal((2, 3, *shape[1:]))).requires_grad_()
+    over = [1, *range(3, x.ndim)]
+    found = [part.flatten(1) for part in Moments.apply(x, over)]
+    expected = torch.var_mean(x, dim=over, correction=0)
+    weights = [torch.from_numpy(draws.standard_normal((2, 5))) for _ in range(2)]
+    gradients = [
+        torch.autograd.grad(
+            sum((w * part).sum() for w, part in zip(weights, parts, strict=True)), x
+        )[0]
+        for parts in (found, expected)
+    ]
+    for one, other in zip([*found, gradients[0]], [*expected, gradients[1]], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+
+
+def test_moments_of_half_precision_have_a_gradient_in_it():
+    x = torch.linspace(-1, 1, 60).view(1, 6, 5, 2).bfloat16().requires_grad_()
+    var, mean = Moments.apply(x, [1, 3])
+    assert var.dtype == mean.dtype == torch.float32
+    (3 * var + mean).sum().backward()
+    exact = (1 + 6 * (x.double() - x.double().mean((1, 3), keepdim=True))) / 12
+    torch.testing.assert_close(x.grad, exact.bfloat16(), rtol=1e-2, atol=1e-4)
 
 
 def test_half_precision_inputs_have_float32_statistics():
