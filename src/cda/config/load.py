@@ -19,6 +19,7 @@ from cda.config.yaml_source import (
     Sourced,
     below,
     nested,
+    overlay,
     places,
     read_layer,
     read_model,
@@ -39,8 +40,8 @@ def load_settings(overrides: Mapping[str, Any] | None = None, config: Path = CON
     scale = changes.get("scale", layer.get("scale", Sourced("paper", ""))).value
     if scale != "paper":
         read_scale(config, scale)
-        layer |= below(read_layer(scale_file(config, scale)), "settings")
-    layer |= changes
+        layer = overlay(layer, below(read_layer(scale_file(config, scale)), "settings"))
+    layer = overlay(layer, changes)
     return parse(Settings, nested(layer), str(file), places(layer))
 
 

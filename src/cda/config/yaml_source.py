@@ -199,6 +199,15 @@ def below(layer: Layer, prefix: str) -> Layer:
     return {key[cut:]: value for key, value in layer.items() if key.startswith(prefix + ".")}
 
 
+def overlay(layer: Layer, later: Layer) -> Layer:
+    """`layer` with the values of `later`; a mapping replaces a plain value, and the reverse."""
+    return {
+        key: value
+        for key, value in layer.items()
+        if not any(f"{key}.".startswith(f"{new}.") or new.startswith(f"{key}.") for new in later)
+    } | later
+
+
 def places(layer: Layer) -> dict[str, str]:
     """Where each key of a layer is written."""
     return {key: value.where for key, value in layer.items()}

@@ -480,3 +480,26 @@ def test_a_plan_of_another_scale_s_table_is_refused(tree, capsys):
     )
     assert tree.cda("plan", "results/huge.csv") == 1
     assert "there is no table 'huge' at scale paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "precision", "threads"),
+    [
+        ("precision: auto", ["runtime.precision={recover: bf16}"], {"recover": "bf16"}, 1),
+        ("precision: auto", ["runtime.precision.recover=bf16"], {"recover": "bf16"}, 1),
+        ("precision: {recover: bf16, squeeze: fp32}", ["runtime.precision=tf32"], "tf32", 1),
+        (
+            "precision: {squeeze: fp32}",
+            ["runtime={precision: {recover: bf16}, cpu_threads: 3}"],
+            {"squeeze": "fp32", "recover": "bf16"},
+            3,
+        ),
+    ],
+)
+def test_a_value_and_a_mapping_by_stage_replace_one_another(
+    file, overrides, precision, threads, tree
+):
+    path = Path("config/config.yaml")
+    path.write_text(path.read_text().replace("runtime:\n", f"runtime:\n  {file}\n"))
+    runtime = load_settings(read_overrides(overrides)).runtime
+    assert (runtime.precision, runtime.cpu_threads) == (precision, threads)
