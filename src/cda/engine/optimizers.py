@@ -40,12 +40,13 @@ def make_optimizer(
     On a GPU the learning rate is a tensor there, so that a recorded step (`cda.engine.graphs`)
     reads each step's own.
     """
-    rate: float | Tensor = lr
-    if device.type == "cuda":
-        rate, options = torch.tensor(lr, device=device), options | supported(kind, capturable=True)
+    cuda = device.type == "cuda"
+    options |= supported(kind, capturable=True) if cuda else {}
     optimizer: Optimizer = unwrapped(kind)(  # type: ignore[arg-type]
-        parameters, lr=rate, fused=True, **options
+        parameters, lr=lr, fused=True, **options
     )
+    for group in optimizer.param_groups if cuda else ():
+        group["lr"] = torch.tensor(lr, device=device)
     return optimizer
 
 
@@ -59,8 +60,15 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load the `state_dict` of an optimiser of the same parameters; options stay the own ones."""
-    optimizer.load_state_dict(state | {"param_groups": optimizer.state_dict()["param_groups"]})
+    """Load the `state_dict` of an optimiser of the same parameters, on any device.
+
+    The optimiser's options stay as they are: a checkpoint has another device's.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    groups = [group | {"lr": 0.0} for group in optimizer.state_dict()["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     # fused steps pair elements by their place in memory: states need the parameters' layout
     for parameter, own in optimizer.state.items():
         for name, value in own.items():

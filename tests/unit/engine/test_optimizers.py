@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cda.engine.optimizers import unwrapped
+from cda.engine.optimizers import make_optimizer, restore_optimizer, set_lr, unwrapped
 
 KINDS: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
     (torch.optim.Adam, {"betas": (0.5, 0.9)}),
@@ -47,3 +48,33 @@ def test_steps_and_states_are_bit_for_bit_those_of_torch(kind, options):
 def test_an_optimiser_stays_one_of_its_kind():
     assert issubclass(unwrapped(torch.optim.AdamW), torch.optim.AdamW)
     assert unwrapped(torch.optim.SGD) is unwrapped(torch.optim.SGD)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_restored_optimiser_goes_on_with_its_own_options(kind):
+    """A checkpoint from a GPU has its learning rate as a tensor there."""
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    networks = [nn.Linear(3, 2) for _ in range(2)]
+    one, other = (
+        make_optimizer(kind, list(net.parameters()), 0.1, torch.device("cpu"), **options)
+        for net in networks
+    )
+    inputs = torch.linspace(-1, 1, 12).view(4, 3)
+
+    def step(net: nn.Module, optimizer: Any, lr: float) -> None:
+        set_lr(optimizer, lr)
+        optimizer.zero_grad()
+        net(inputs).square().sum().backward()
+        optimizer.step()
+
+    step(networks[0], one, 0.2)
+    state = copy.deepcopy(one.state_dict())
+    for group in state["param_groups"]:
+        group |= {"lr": torch.tensor(7.0), "weight_decay": 3.0}
+    networks[1].load_state_dict(networks[0].state_dict())
+    restore_optimizer(other, state)
+    assert [group["lr"] for group in other.param_groups] == [0.1]
+    for net, optimizer in zip(networks, (one, other), strict=True):
+        step(net, optimizer, 0.3)
+    for mine, restored in zip(*(net.parameters() for net in networks), strict=True):
+        assert torch.equal(mine, restored)
