@@ -74,7 +74,7 @@ class Recovery:
             torch.optim.Adam, [self.images], recipe.lr, device, betas=(0.5, 0.9), eps=1e-8
         )
         views = len(self.images) if recipe.per_image else len(blocks)
-        self._iterate = objective.device.graphed(self._iteration(), recipe.iterations, views)
+        self.iterate = objective.device.graphed(self._iteration(), recipe.iterations, views)
         self._ahead, self._drawn = torch.empty(0, device=device), range(0)  # views of these steps
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -117,7 +117,7 @@ class Recovery:
             views = stack_steps(self.blocks, recipe, self._drawn, self.data.resolution)
             self._ahead = to_device(views, self.torch_device)
         set_lr(self.optimizer, image_lr(step, recipe.iterations, recipe.lr))
-        self._last = self._iterate(self._ahead[step - self._drawn.start])
+        self._last = self.iterate(self._ahead[step - self._drawn.start])
         self.done += 1
         if self.done in (1, recipe.iterations) or self.done % max(1, recipe.iterations // 20) == 0:
             ce, bn = self.losses()
