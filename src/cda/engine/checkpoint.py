@@ -62,8 +62,12 @@ class Checkpoint:
         self._saved, self._took = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether it is time to save again: saving takes a job at most a twentieth of its time."""
-        return time.monotonic() - self._saved >= max(self.every, SPACING * self._took)
+        """Whether it is time to save again: saving takes a job at most a twentieth of its time.
+
+        With `every` 0 it always is.
+        """
+        wait = max(self.every, SPACING * self._took) if self.every else 0.0
+        return time.monotonic() - self._saved >= wait
 
     def save(self, state: Any) -> None:
         """Write `state`, which consists of tensors, JSON values, dicts and lists.

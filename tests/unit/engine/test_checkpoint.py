@@ -164,6 +164,9 @@ def test_saving_takes_at_most_a_twentieth_of_a_jobs_time(monkeypatch):
     assert not made.due()
     now[0] += 1
     assert made.due()
+    always = Checkpoint(PATH, "run 1", 0.0)
+    always.save({})
+    assert always.due()
 
 
 def test_a_tensor_of_any_layout_is_copied_once():
