@@ -1,10 +1,10 @@
 """`cda run`: the missing jobs of some tables, one after another, within a time budget.
 
 It needs no Snakemake. It makes the files that Snakemake's rules make, so the two can take turns in
-one folder. Jobs run in the order of the targets, then of their groups, and all first seeds run before
-any second one. The later validation seeds of a run share a process, which reads and compiles once.
-A job that has to stop gets SIGTERM and saves; the next call continues it. After a failed job only
-those that read its output are skipped.
+one folder. Jobs run in the order of the targets, then of their groups, and all first seeds run
+before any second one. The later validation seeds of a run share a process, which reads and compiles
+once. A job that has to stop gets SIGTERM and saves; the next call continues it. After a failed job
+only those that read its output are skipped.
 """
 
 from __future__ import annotations
