@@ -484,6 +484,104 @@ def test_a_file_that_cannot_be_written_ends_in_one_line_and_the_next_start_goes_
     assert chain.made(stage, folder) == chain.wanted(stage)
 
 
+# Several seeds in one process
+# ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(chain: Chain, jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What seeds 1 and 2 measure, each in a process of its own."""
+    folder = chain.without("validate", tmp_path_factory.mktemp("alone") / "chain")
+    for seed in ("1", "2"):
+        jobs.finish(folder, (*chain.command("validate"), "--seed", seed))
+    return chain.made("validate", folder)
+
+
+def together(chain: Chain) -> tuple[str, ...]:
+    return (*chain.command("validate"), "--seeds", "1", "2")
+
+
+def test_seeds_of_one_process_measure_what_they_measure_alone(chain, jobs, alone, tmp_path):
+    assert alone["seed-1.json"]["curve"] != alone["seed-2.json"]["curve"]
+    folder = chain.without("validate", tmp_path / "again")
+    log = jobs.finish(folder, together(chain)).log
+    assert chain.made("validate", folder) == alone
+    assert re.findall(r"^validate \S+ (seed \d): ", log, re.MULTILINE)[::2] == ["seed 1", "seed 2"]
+    assert not list(chain.work("validate", folder).parent.iterdir())
+    spent = [
+        json.loads((chain.output("validate", folder).parent / name).read_text())["provenance"]
+        for name in alone
+    ]
+    assert 0 < spent[1]["seconds"] < spent[0]["seconds"]  # the first seed's include the start
+
+
+def test_seeds_of_one_process_with_online_labels_measure_what_they_measure_alone(
+    chain, jobs, tmp_path
+):
+    folder = chain.without("relabel", tmp_path / "again")
+    online = "labels.max_gb=1e-9"
+    jobs.finish(folder, (*chain.command("relabel"), online))
+    measured = []
+    for seeds in (["--seed", "1"], ["--seed", "2"]), (["--seeds", "1", "2"],):
+        shutil.rmtree(chain.output("validate", folder).parent)
+        for words in seeds:
+            jobs.finish(folder, (*chain.command("validate"), online, *words))
+        measured.append(chain.made("validate", folder))
+    assert list(measured[0]) == ["seed-1.json", "seed-2.json"]
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
+def test_a_process_of_several_seeds_goes_on_with_the_seed_at_which_it_ended(
+    number, chain, jobs, alone, tmp_path
+):
+    folder = chain.without("validate", tmp_path / "again")
+    ended = jobs.run(folder, together(chain), kill=("forward", 20), number=number)
+    assert ended.code == (143 if number == SIGTERM else -SIGKILL), ended.log
+    assert chain.made("validate", folder) == {"seed-1.json": alone["seed-1.json"]}
+    ended = jobs.finish(folder, together(chain))
+    assert ended.went_on
+    assert "seed 1" not in ended.log
+    assert chain.made("validate", folder) == alone
+
+
+def test_a_signal_while_a_seed_s_json_is_written_starts_no_other_seed(chain, jobs, alone, tmp_path):
+    folder = chain.without("validate", tmp_path / "again")
+    ended = jobs.run(folder, together(chain), kill=("results/runs", 1), number=SIGTERM)
+    assert (ended.code, ended.lines) == (143, [STOPPED])
+    assert chain.made("validate", folder) == {"seed-1.json": alone["seed-1.json"]}
+    assert not list(chain.work("validate", folder).parent.iterdir())
+
+
+def test_a_seed_that_another_job_works_on_does_not_cost_the_others(chain, jobs, alone, tmp_path):
+    folder = chain.without("validate", tmp_path / "again")
+    one = (*chain.command("validate"), "--seed", "1")
+    first, _ = jobs.start(folder, one, ("forward", 5), SIGSTOP, 0)
+    assert jobs.request(wait=first) == "stopped"
+    second = jobs.run(folder, together(chain))
+    assert second.code == 1
+    assert "seed-1/lease.json: another job works here" in second.lines[-1]
+    assert chain.made("validate", folder) == {"seed-2.json": alone["seed-2.json"]}
+    os.kill(first, signal.SIGCONT)
+    assert jobs.request(wait=first) == 0
+    assert chain.made("validate", folder) == alone
+
+
+def test_a_seed_that_another_job_finishes_does_not_cost_the_others(chain, jobs, alone, tmp_path):
+    folder = chain.without("validate", tmp_path / "again")
+    one = (*chain.command("validate"), "--seed", "1")
+    first, _ = jobs.start(folder, one, ("forward", 5), SIGSTOP, 0)
+    assert jobs.request(wait=first) == "stopped"
+    second, log = jobs.start(folder, together(chain), NEVER, SIGKILL, 0, patience=600.0)
+    while not log.exists() or "waiting for it to end" not in log.read_text(encoding="utf-8"):
+        time.sleep(0.01)
+    os.kill(first, signal.SIGCONT)
+    assert jobs.request(wait=first) == jobs.request(wait=second) == 0
+    assert "another job has just finished this work" in log.read_text(encoding="utf-8")
+    assert "seed 1: " not in log.read_text(encoding="utf-8")
+    assert chain.made("validate", folder) == alone
+
+
 # What is not what it should be is refused by name
 # ---------------------------------------------------------------------
 

@@ -87,6 +87,12 @@ def test_a_user_s_mistake_is_one_line_with_status_1(words, problem, tree, capsys
     assert problem in line
 
 
+def test_several_seeds_have_no_single_output(tree, capsys):
+    run = tree.runs()["validate"].id
+    assert tree.cda("validate", "--run", run, "--seeds", "1", "2", "--out", "seed.json") == 1
+    assert capsys.readouterr().err.startswith("cda: --out: is one file; leave it out")
+
+
 def test_list_prints_runs_upstream_first_and_paths_of_what_exists(tree, capsys):
     assert tree.cda("list", "tiny") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -130,10 +130,11 @@ class Runtime(Strict):
         24.0, description="longest time limit of a job; a longer job continues when resubmitted"
     )
     gpus: Count = Field(8, description="largest number of GPUs, and processes, of one squeeze job")
-    workers: Natural = Field(
-        4,
-        description="extra processes that decode a streamed data set's training images; 0: the "
-        "stage's own process decodes them",
+    workers: Literal["auto"] | Natural = Field(
+        "auto",
+        description="extra processes that decode a streamed data set's training images, for each "
+        "GPU; auto: the job's cores less one, 1 to 16, where Snakemake requests 8 cores for them; "
+        "0: the stage's own process decodes them",
     )
     checkpoint_seconds: Weight = Field(
         60.0,
@@ -146,6 +147,14 @@ class Runtime(Strict):
         if isinstance(self.precision, str):
             return self.precision
         return next((own for name, own in self.precision.items() if name == stage), "auto")
+
+    @property
+    def requested_workers(self) -> int:
+        """Decoding processes that a job's cores are requested for, and its time is estimated with.
+
+        With the two cores of `cpu_threads`, 8 make the share of a GPU on common nodes.
+        """
+        return 8 if self.workers == "auto" else self.workers
 
 
 class Labels(Strict):

@@ -247,13 +247,13 @@ def open_device(runtime: Runtime, stage: str = "") -> Device:
     `runtime.device` is cuda and there is no GPU, or if there are fewer GPUs than processes.
     """
     torch.set_num_threads(runtime.cpu_threads)
-    available = torch.cuda.is_available()
+    available = runtime.device != "cpu" and torch.cuda.is_available()
     if runtime.device == "cuda" and not available:
         raise ConfigError(
             "config key runtime.device: cuda, but torch sees no GPU; use auto or cpu, or fix "
             "the driver"
         )
-    device = torch.device("cuda" if available and runtime.device != "cpu" else "cpu")
+    device = torch.device("cuda" if available else "cpu")
     if device.type == "cpu":
         _reuse_freed_memory()
     torch.backends.cudnn.benchmark = True

@@ -2,13 +2,15 @@
 
 A job holds a GPU by a lock on a file, which the kernel releases whenever and however the process
 ends. Under SLURM a job sees its allocation's GPUs alone, and each allocation has locks of its own.
-GPUs must be taken before CUDA is initialised.
+GPUs must be taken before CUDA is initialised. A slice of a card that MIG divides counts as a GPU.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from cda.errors import ConfigError
 from cda.progress import log
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SMI_SECONDS = 30.0  # nvidia-smi may have to wake every card
 held_locks: list[int] = []  # descriptors of the lock files, open until the process ends
 
 
@@ -26,7 +29,29 @@ def visible_gpus(devices: Path = Path("/dev")) -> list[str]:
     visible = os.environ.get(VISIBLE)
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
-    return [str(index) for index, _ in enumerate(devices.glob("nvidia[0-9]*"))]
+    cards = [str(index) for index, _ in enumerate(devices.glob("nvidia[0-9]*"))]
+    return (_slices() if cards else []) or cards
+
+
+def _slices() -> list[str]:
+    """UUIDs of MIG slices and of cards without any; empty if no card has slices.
+
+    Only a UUID names a slice. Without `nvidia-smi`, or if it fails, no slice is known.
+    """
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=SMI_SECONDS
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    # a card's line, then those of its slices: a card that another card follows has none
+    names = re.findall(r"UUID: (MIG-[\w/-]+|GPU-[\w-]+(?=\)\s*(?:GPU|$)))", listed)
+    return names if any(map(is_slice, names)) else []
+
+
+def is_slice(name: str) -> bool:
+    """Whether a GPU is a MIG slice; CUDA shows a process one slice at most."""
+    return name.startswith("MIG-")
 
 
 def lock_folder() -> Path:
@@ -46,15 +71,18 @@ def take_gpus(
     """Lock `count` of the GPUs `names` and make them the only ones that CUDA sees.
 
     Waits for GPUs that other jobs hold. Does nothing if there is no GPU, none is wanted, or
-    torchrun or an earlier call took them. Raises ConfigError if there are fewer than wanted.
+    torchrun or an earlier call took them. Several are cards, never MIG slices. Raises ConfigError
+    if there are fewer than wanted.
     """
     names = visible_gpus() if names is None else names
     if not (count and names) or held_locks or "RANK" in os.environ:
         return []
+    if count > 1:
+        names = [name for name in names if not is_slice(name)]
     if len(names) < count:
         raise ConfigError(
-            f"the job wants {count} GPUs, but there are {len(names)}; set runtime.gpus, or "
-            f"{VISIBLE}"
+            f"the job wants {count} GPUs, but there are {len(names)}; set runtime.gpus (to 1 for "
+            f"MIG slices), or {VISIBLE}"
         )
     folder, waiting = lock_folder(), False
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,15 +23,25 @@ from torchvision.transforms import v2
 from cda.config.recipe import Squeeze
 from cda.data.base import fit
 from cda.data.folders import Folders
-from cda.engine.device import Device
+from cda.engine.device import Device, usable_cores
 from cda.engine.images import Normalisation
 from cda.errors import DataError
 from cda.method.augment import draw_cutouts
 from cda.rng import generator
 
+MOST = 16  # decoding processes of a rank: each holds two batches
 MAGNITUDE = 9  # of RandAugment's operations, of 31
 # a worker returns an error instead of raising it, which would print a traceback
 Sample = tuple[Tensor, int] | DataError
+
+
+def worker_count(device: Device) -> int:
+    """Processes that decode for one rank: `runtime.workers`, or its cores less one for itself.
+
+    Images do not depend on their number.
+    """
+    setting = device.runtime.workers
+    return setting if setting != "auto" else min(max(usable_cores() // device.world - 1, 1), MOST)
 
 
 class StreamedBatches:
@@ -55,7 +65,7 @@ class StreamedBatches:
         loader = DataLoader(
             self.files,
             batch_sampler=self._samples(epoch, first_step),
-            num_workers=self.device.runtime.workers,
+            num_workers=worker_count(self.device),
             collate_fn=_collate,
             pin_memory=cuda,
             worker_init_fn=_ignore_signals,

@@ -112,6 +112,22 @@ class Trainer:
         self._step = None
         self.device.forget()
 
+    def restart(self, model: nn.Module, seed: tuple[object, ...]) -> None:
+        """Begin another training, with the weights of `model`, an equal network.
+
+        Compiled steps refer to the module's and the optimiser's tensors, so that these are
+        overwritten in place: the next training runs what this one compiled.
+        """
+        with torch.no_grad():
+            for own, fresh in zip(_tensors(self.model), _tensors(model), strict=True):
+                own.copy_(fresh)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+        self.seed, self.history, self.at = seed, History(), (0, 0)
+        self.loss_sum.zero_()
+
     def seed_epoch(self, epoch: int) -> None:
         """Seed torch's own generators (dropout) at the start of an epoch."""
         seed_everything(*self.seed, "epoch", epoch)
@@ -159,6 +175,12 @@ class Trainer:
         return self.device.graphed(step, steps, own)
 
 
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    yield from model.parameters()
+    yield from model.buffers()
+
+
 def fit(
     trainer: Trainer,
     batches: Batches,
@@ -194,7 +216,6 @@ def fit(
 
     with enough_memory(too_large):
         _train(trainer, batches, loss, evaluate, checkpoint, stop, label)
-    trainer.release()
     return trainer.history
 
 

@@ -1,6 +1,7 @@
 """The graph of jobs: what each job reads and writes, and which jobs are missing.
 
 A job is one process: a part of a recover run, a seed of a measuring run, or all of another run.
+`cda run` alone gives several jobs, later validation seeds of a run, to one process.
 Snakemake's input functions, `cda plan`, `cda run`, `cda pull` and `cda list` all walk this graph.
 It imports no torch.
 """

@@ -79,7 +79,7 @@ def hours_of(
     rate = rates.of(run)
     computing = operations(run, settings.labels.max_gb, count) / rate.tflops / 1e12
     images = 0 if rate.measured else decoded_images(run)
-    decoding = images / rates.decode / max(1, settings.runtime.workers)
+    decoding = images / rates.decode / max(1, settings.runtime.requested_workers)
     return computing / 3600, decoding / 3600
 
 

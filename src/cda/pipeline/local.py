@@ -1,9 +1,10 @@
 """`cda run`: the missing jobs of some tables, one after another, within a time budget.
 
-It needs no Snakemake. It runs the commands of Snakemake's rules, so the two can take turns in one
-folder. Jobs run in the order of the targets, then of their groups, and all first seeds run before
-any second one. A job that has to stop gets SIGTERM and saves; the next call continues it. After a
-failed job only those that read its output are skipped.
+It needs no Snakemake. It makes the files that Snakemake's rules make, so the two can take turns in
+one folder. Jobs run in the order of the targets, then of their groups, and all first seeds run
+before any second one. The later validation seeds of a run share a process, which reads and compiles
+once. A job that has to stop gets SIGTERM and saves; the next call continues it. After a failed job
+only those that read its output are skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LISTED = 15  # jobs that a forecast lists
 
 
 def ordered_jobs(experiments: ExperimentSet, targets: Sequence[str]) -> list[Job]:
-    """The missing jobs of tables and figures, inputs first; raises ConfigError."""
+    """The missing jobs of tables and figures, inputs first, in order; raises ConfigError."""
     graph, wanted = graph_of(experiments), []
     for seed in range(experiments.settings.seeds):
         for target in targets:
@@ -46,12 +47,31 @@ def ordered_jobs(experiments: ExperimentSet, targets: Sequence[str]) -> list[Job
                 continue
             runs = experiments.requested_runs(target)
             wanted += [graph.job(run, seed) for run in runs if seed < seeds_of(run, seed + 1)]
-    return graph.missing(wanted)
+    return [job for jobs in processes_of(graph.missing(wanted)) for job in jobs]
 
 
-def command(job: Job) -> list[str]:
-    """The program that does a job."""
-    return [sys.executable, "-m", "cda", *job.arguments]
+def processes_of(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs of each process: one, or a run's validation seeds after seed 0.
+
+    Seed 0 has a process of its own, so that every table has its first numbers early.
+    """
+    processes: dict[str, list[Job]] = {}
+    for job in jobs:
+        later = job.run.stage == "validate" and job.index > 0
+        processes.setdefault(job.run.id if later else job.output, []).append(job)
+    return list(processes.values())
+
+
+def arguments(jobs: Sequence[Job]) -> list[str]:
+    """The command line, after `cda`, of the process that does `jobs`."""
+    if len(jobs) == 1:
+        return jobs[0].arguments
+    return [*jobs[0].arguments[:3], "--seeds", *(str(job.index) for job in jobs)]
+
+
+def command(jobs: Sequence[Job]) -> list[str]:
+    """The program that does `jobs`."""
+    return [sys.executable, "-m", "cda", *arguments(jobs)]
 
 
 @dataclass(frozen=True)
@@ -113,26 +133,29 @@ class Runner:
 
     def _run(self, jobs: Sequence[Job], seconds: Mapping[Job, float]) -> None:
         absent: set[Job] = set()  # jobs whose output this call will not make
-        for number, job in enumerate(jobs, start=1):
-            if job.is_done():  # another process has made it
+        for process in processes_of(jobs):
+            todo = [job for job in process if not job.is_done()]  # another process made the rest
+            if not todo:
                 continue
-            if absent.intersection(self.graph.inputs(job)):
-                absent.add(job)
-                self.outcome.skipped.append(job)
+            if absent.intersection(self.graph.inputs(todo[0])):
+                absent.update(todo)
+                self.outcome.skipped += todo
                 continue
-            if self.outcome.signal or not self.budget.allows(seconds[job], self.budget.used):
+            expected = sum(seconds[job] for job in todo)
+            if self.outcome.signal or not self.budget.allows(expected, self.budget.used):
                 return
-            log(f"[{number} of {len(jobs)}] {job.name}, about {clock(seconds[job])}")
-            child = subprocess.Popen(command(job), env=self.environment)
+            run, number = todo[0].run, jobs.index(todo[0]) + 1
+            name = " ".join([run.stage, run.dataset, run.id, *arguments(todo)[3:]])
+            log(f"[{number} of {len(jobs)}] {name}, about {clock(expected)}")
+            child = subprocess.Popen(command(todo), env=self.environment)
             interrupted = self._wait(child)
-            if job.is_done():
-                self.outcome.done.append(job)
-            elif not interrupted:
-                absent.add(job)
-                self.outcome.failed[job.name] = _ending(child.returncode)
+            left = [job for job in todo if not job.is_done()]
+            self.outcome.done += [job for job in todo if job not in left]
             if interrupted:
-                self.outcome.stopped = None if job.is_done() else job
+                self.outcome.stopped = left[0] if left else None
                 return
+            absent.update(left)
+            self.outcome.failed |= {job.name: _ending(child.returncode) for job in left}
 
     def _wait(self, child: subprocess.Popen[bytes]) -> bool:
         """Wait for a job, or make it save and end in time; whether it was interrupted."""
@@ -193,7 +216,9 @@ def run_tables(
     if not jobs:
         print(f"{', '.join(targets)}: nothing is missing.")
         return
-    seconds = {job: START + 3600 * job_hours(job.run, rates, settings) for job in jobs}
+    seconds = {job: 3600 * job_hours(job.run, rates, settings) for job in jobs}
+    for process in processes_of(jobs):
+        seconds[process[0]] += START
     print(forecast(jobs, seconds, budget), flush=True)
     if dry:
         return

@@ -213,7 +213,7 @@ class Plan:
     def squeeze_threads(self, wildcards: Wildcards) -> int:
         """Cores of a squeeze job: each of its processes computes and decodes streamed images."""
         data, runtime = self._run(wildcards).data, self.settings.runtime
-        each = runtime.cpu_threads + (runtime.workers if data.stream else 0)
+        each = runtime.cpu_threads + (runtime.requested_workers if data.stream else 0)
         return max(1, self.gpus(wildcards)) * each
 
     def minutes(self, wildcards: Wildcards, attempt: int) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cda.command import Arguments, command, option
 from cda.config.load import load_settings, read_overrides
+from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import process_count
 from cda.experiments.runs import Run, recover_run_of
@@ -140,10 +141,31 @@ def relabel(arguments: Arguments) -> None:
     relabel.run(context, images, model, Path(arguments.out or context.layout.labels(context.run)))
 
 
-@command("stages", RUN, OUT, IMAGES, LABELS, MODEL, SEED)
+@command(
+    "stages",
+    RUN,
+    OUT,
+    IMAGES,
+    LABELS,
+    MODEL,
+    SEED,
+    option(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="several seeds in one process; those whose JSON exists are skipped",
+    ),
+)
 def validate(arguments: Arguments) -> None:
     """Train a fresh model on images and labels, and test it."""
     context = _context(arguments, "validate")
+    seeds = arguments.seeds or [arguments.seed]
+    if arguments.out and len(seeds) > 1:
+        raise ConfigError("--out: is one file; leave it out, several --seeds have standard places")
+    outs = {
+        seed: Path(arguments.out or context.layout.run_json(context.run, seed)) for seed in seeds
+    }
     from cda.stages import validate
 
     labels, images = context.run.upstream["labels"], _images(arguments, context)
@@ -153,8 +175,7 @@ def validate(arguments: Arguments) -> None:
         images,
         Path(arguments.labels or context.layout.labels(labels)),
         _model(arguments, context, labels.upstream.get("model")),
-        arguments.seed,
-        Path(arguments.out or context.layout.run_json(context.run, arguments.seed)),
+        outs,
     )
 
 

@@ -35,15 +35,19 @@ class Context:
     def open_device(self) -> Device:
         """The device of this job, on a machine with several GPUs one that no other job holds.
 
+        It is the CPU if the job computes no network: its context on a GPU would take memory there.
         Raises ConfigError if torchrun started several processes for another stage than squeeze.
         """
         if world_size() > 1 and self.run.stage != "squeeze":
             raise ConfigError(
                 f"torchrun: {self.run.stage} is a job of one process; only squeeze may have more"
             )
-        if self.settings.runtime.device != "cpu":
-            take_gpus(gpu_count(self.run, self.settings))
-        return open_device(self.settings.runtime, self.run.stage)
+        runtime, gpus = self.settings.runtime, gpu_count(self.run, self.settings)
+        if not gpus:
+            runtime = runtime.model_copy(update={"device": "cpu"})
+        elif runtime.device != "cpu":
+            take_gpus(gpus)
+        return open_device(runtime, self.run.stage)
 
     def work(self, name: str) -> Path:
         """Folder of this job's unfinished work."""

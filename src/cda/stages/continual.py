@@ -159,6 +159,7 @@ class Learner:
             stop,
             f"continual {run.id} seed {self.seed}, {len(seen)} classes",
         )
+        trainer.release()
         write_json(finished, {"key": key, "curve": history.curve})
         return history.curve
 

@@ -22,22 +22,21 @@ from cda.method import networks
 def fresh_model(run: Run, device: Device, purpose: tuple[object, ...]) -> nn.Module:
     """The run's network on the device, with weights drawn for `purpose` (`cda.rng`).
 
-    Raises ConfigError if the network cannot take images of the data set's size.
+    Raises ConfigError if the network cannot take images of the data set's size. One image goes
+    through it on the CPU, where an error has no other cause.
     """
     seed_everything(*purpose, "weights")
-    model = device.place(
-        networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
-    )
     size = run.data.resolution
+    model = networks.build(run.model, run.data.classes, size, run.recipe.architecture)
     try:
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size, device=device.torch_device))
+            model.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"model {run.model!r} cannot take {size}×{size} images ({reason}); use another model"
         ) from None
-    return model
+    return device.place(model)
 
 
 def read_description(path: Path, run: Run) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Validate (post-train): train a fresh model on distilled images, test it on real ones.
 
 The test images are the real validation set. Reads shards, a label store and, for online labels,
-the relabel model; writes one JSON, the only file that tables read.
+the relabel model; writes a JSON a seed, the only file that tables read. Several seeds in one
+process share what they read and compile, and train one after another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,13 @@ from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.lock import work_folder
+from cda.engine.signals import Stop
 from cda.engine.trainer import History, Loss, Trainer, fit
-from cda.errors import ConfigError, DataError
+from cda.errors import AlreadyDone, ArtifactError, ConfigError, DataError
 from cda.files import write_json
 from cda.method.augment import to_device
 from cda.method.losses import kd_loss, mixed_ce
+from cda.progress import log
 from cda.stages.context import Context
 from cda.stages.models import fresh_model, load_squeezed
 
@@ -111,18 +116,75 @@ def loss_of(recipe: Validate, store: LabelStore) -> Loss:
     return {"stored": stored, "online": online, "hard": hard}[store.mode]
 
 
+@dataclass
+class PostTraining:
+    """What the seeds of a run share: images, labels, test set, and what their steps compile."""
+
+    context: Context
+    device: Device
+    batches: LabelledBatches
+    loss: Loss
+    test: Images
+    key: str  # of the images and labels
+    trainer: Trainer | None = None
+
+    def train(self, seed: int, stop: Stop) -> History:
+        """Train a fresh model with `seed`, from its checkpoint if there is one; raises as `fit`."""
+        run, purpose = self.context.run, ("validate", seed)
+        model = fresh_model(run, self.device, purpose)
+        if self.trainer is None:
+            self.trainer = Trainer(model, run.recipe.validate_, self.device, purpose)
+        else:
+            self.trainer.restart(model, purpose)
+        path = self.context.work(f"seed-{seed}") / "state.safetensors"
+        seconds = self.context.settings.runtime.checkpoint_seconds
+        checkpoint = Checkpoint(path, f"{run.id} {seed} {self.key}", seconds)
+        label = f"validate {run.id} seed {seed}"
+        return fit(
+            self.trainer, self.batches, self.loss, self.test.evaluate, checkpoint, stop, label
+        )
+
+
 def run(
     context: Context,
     images_folder: Path,
     labels: Path,
     model_path: Path | None,
-    seed: int,
-    out: Path,
+    outs: Mapping[int, Path],
 ) -> None:
-    """Train and test with one seed; write the run's JSON at `out`."""
+    """Train and test with every seed of `outs`; write each one's JSON there when it is done.
+
+    Of several seeds, those whose JSON exists are skipped. A seed that another job works on, or that
+    diverges, does not cost the others: its ArtifactError is raised at the end. Raises Interrupted
+    after a signal, with the state saved.
+    """
+    if min(outs) < 0:
+        raise ConfigError(f"--seed {min(outs)}: seeds are counted from 0")
+    training = _prepare(context, images_folder, labels, model_path)
+    errors: list[str] = []
+    stop = Stop()
+    for seed, out in outs.items():
+        if len(outs) > 1 and out.exists():
+            continue
+        stop.check()  # a signal that came when the seed before was nearly done
+        try:
+            with work_folder(context.work(f"seed-{seed}")) as stop:
+                history = training.train(seed, stop)
+                write_json(out, _record(context, history, seed, training.device))
+        except AlreadyDone as message:
+            log(f"cda: {message}")
+        except ArtifactError as error:
+            errors.append(str(error))
+        training.device.started = time.monotonic()  # of the next seed
+    if errors:
+        raise ArtifactError("; ".join(errors))
+
+
+def _prepare(
+    context: Context, images_folder: Path, labels: Path, model_path: Path | None
+) -> PostTraining:
+    """Read and check what all seeds share."""
     run, recipe = context.run, context.run.recipe.validate_
-    if seed < 0:
-        raise ConfigError(f"--seed {seed}: seeds are counted from 0")
     store = LabelStore(labels)
     pixels, targets, classes, images_digest = load_distilled(
         images_folder,
@@ -145,21 +207,11 @@ def run(
         if store.mode == "online" and model_path
         else None
     )
-    with work_folder(context.work(f"seed-{seed}")) as stop:
-        path = context.work(f"seed-{seed}") / "state.safetensors"
-        key = f"{run.id} {seed} {images_digest} {store.header.get('sha256')}"
-        checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
-        images = Images(pixels, targets, run.data, device)
-        distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
-        trainer = Trainer(
-            fresh_model(run, device, ("validate", seed)), recipe, device, ("validate", seed)
-        )
-        batches = LabelledBatches(distilled, store, teacher, device, recipe.epochs)
-        label = f"validate {run.id} seed {seed}"
-        history = fit(
-            trainer, batches, loss_of(recipe, store), test.evaluate, checkpoint, stop, label
-        )
-        write_json(out, _record(context, history, seed, device))
+    images = Images(pixels, targets, run.data, device)
+    distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
+    batches = LabelledBatches(distilled, store, teacher, device, recipe.epochs)
+    key = f"{images_digest} {store.header.get('sha256')}"
+    return PostTraining(context, device, batches, loss_of(recipe, store), test, key)
 
 
 def _record(context: Context, history: History, seed: int, device: Device) -> dict[str, Any]:

@@ -150,3 +150,75 @@ def test_gpus_are_counted_by_their_device_files(tmp_path, monkeypatch):
     assert gpus.visible_gpus(tmp_path) == ["0", "1"]
     monkeypatch.setenv(gpus.VISIBLE, "")
     assert gpus.visible_gpus(tmp_path) == []
+
+
+# MIG slices
+
+
+CARDS = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)
+  MIG 3g.20gb     Device  0: (UUID: MIG-7c2b3a1f-0a5e-5a53-ae0d-6e4a6a5b1c11)
+  MIG 3g.20gb     Device  1: (UUID: MIG-GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77/2/0)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-8a1e4ee2-6b8f-4f0b-8b0e-0f2f5c1d2e3f)
+GPU 2: NVIDIA A100-SXM4-40GB (UUID: GPU-0c1d2e3f-6b8f-4f0b-8b0e-8a1e4ee2aaaa)
+"""
+SLICES = [
+    "MIG-7c2b3a1f-0a5e-5a53-ae0d-6e4a6a5b1c11",
+    "MIG-GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77/2/0",  # drivers before R470 name them so
+]
+UNDIVIDED = [
+    "GPU-8a1e4ee2-6b8f-4f0b-8b0e-0f2f5c1d2e3f",
+    "GPU-0c1d2e3f-6b8f-4f0b-8b0e-8a1e4ee2aaaa",
+]
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """A function that puts a program `nvidia-smi` on the path; three device files in a folder."""
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for index in range(3):
+        (tmp_path / f"nvidia{index}").touch()
+
+    def write(listing, status=0):
+        (tmp_path / "listing").write_text(listing)
+        program = tmp_path / "nvidia-smi"
+        called = f'test "$*" = -L && /bin/cat {tmp_path}/listing && exit {status}'
+        program.write_text(f"#!/bin/sh\n{called}\n")
+        program.chmod(0o755)
+        return tmp_path
+
+    return write
+
+
+def test_slices_and_undivided_cards_are_gpus_by_their_uuids(smi):
+    assert gpus.visible_gpus(smi(CARDS)) == SLICES + UNDIVIDED
+
+
+def test_cards_without_slices_have_their_numbers(smi):
+    undivided = [line for line in CARDS.splitlines() if "MIG" not in line]
+    assert gpus.visible_gpus(smi("\n".join(undivided))) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_without_a_listing_cards_have_their_numbers(found, smi, tmp_path):
+    if found:
+        smi(CARDS, status=9)
+    assert gpus.visible_gpus(tmp_path) == ["0", "1", "2"]
+
+
+def test_two_jobs_take_two_slices_of_a_card(jobs):
+    names = ",".join(SLICES)
+    assert {jobs.took(1, names), jobs.took(1, names)} == set(SLICES)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_job_of_two_gpus_takes_no_slices():
+    assert gpus.take_gpus(2, [*SLICES, *UNDIVIDED]) == UNDIVIDED
+    assert os.environ[gpus.VISIBLE] == ",".join(UNDIVIDED)
+
+
+@pytest.mark.usefixtures("device")
+def test_two_gpus_are_refused_where_there_are_slices_alone():
+    with pytest.raises(ConfigError, match=r"wants 2 GPUs, but there are 0; set .*1 for"):
+        gpus.take_gpus(2, SLICES)

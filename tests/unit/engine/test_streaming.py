@@ -5,6 +5,7 @@ are decoded once.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cda.engine import images
 from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.signals import Stop
-from cda.engine.streaming import StreamedBatches
+from cda.engine.streaming import StreamedBatches, worker_count
 from cda.errors import ArtifactError, ConfigError, DataError, Interrupted
 from cda.experiments.runs import decode_run
 from cda.method.augment import draw_cutouts
@@ -37,7 +38,7 @@ DATA = Dataset(
 )  # fmt: skip
 
 
-def device(workers: int = 0, **place: int) -> Device:
+def device(workers: int | str = 0, **place: int) -> Device:
     return Device(Runtime(device="cpu", workers=workers), torch.device("cpu"), None, **place)
 
 
@@ -144,6 +145,25 @@ def test_workers_change_nothing_nor_what_torch_draws_next(root):
         made.append(epoch(batches(root, values, workers), 1))
         assert torch.equal(torch.rand(3), expected)
     assert_equal(*made)
+
+
+@pytest.mark.parametrize(
+    ("setting", "cores", "world", "expected"),
+    [
+        ("auto", 10, 1, 9),
+        ("auto", 1, 1, 1),
+        ("auto", 128, 1, 16),
+        ("auto", 40, 4, 9),
+        ("auto", 2, 4, 1),
+        (3, 128, 4, 3),
+        (0, 128, 1, 0),
+    ],
+)
+def test_a_rank_decodes_with_its_share_of_the_job_s_cores(
+    setting, cores, world, expected, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert worker_count(device(setting, world=world)) == expected
 
 
 def test_a_resumed_epoch_goes_on_and_reads_nothing_that_it_skips(root, monkeypatch):

@@ -393,6 +393,57 @@ def test_another_error_of_a_step_is_not_taken_for_that(tmp_path):
         train(tmp_path, SGD, loss=broken)
 
 
+# Several trainings of one trainer
+
+
+def toy_model(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return Mixed()
+
+
+def fitted(trainer: Trainer, folder: Path, loss: Any = F.cross_entropy) -> Trainer:
+    checkpoint = Checkpoint(folder / "state.safetensors", "toy", 1e9)
+    fit(trainer, Toy(), loss, measure, checkpoint, Stop(), "toy")
+    return trainer
+
+
+@pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_a_restarted_training_has_the_bits_of_a_fresh_one(tmp_path, values):
+    trainer = fitted(Trainer(toy_model(1), values, MACHINE, ("toy", 1)), tmp_path / "1")
+    first = trainer.history
+    for seed in (2, 3):
+        alone = fitted(Trainer(toy_model(seed), values, MACHINE, ("toy", seed)), tmp_path / "alone")
+        trainer.restart(toy_model(seed), ("toy", seed))
+        assert_same(fitted(trainer, tmp_path / str(seed)), alone)
+    assert first.curve != trainer.history.curve
+
+
+def test_a_diverged_training_leaves_nothing_to_the_next(tmp_path):
+    trainer = Trainer(toy_model(1), ADAMW, MACHINE, ("toy", 1))
+    with pytest.raises(ArtifactError):
+        fitted(trainer, tmp_path / "1", lambda logits, y: F.cross_entropy(logits, y) * math.nan)
+    trainer.restart(toy_model(2), ("toy", 2))
+    alone = fitted(Trainer(toy_model(2), ADAMW, MACHINE, ("toy", 2)), tmp_path / "alone")
+    assert_same(fitted(trainer, tmp_path / "2"), alone)
+
+
+def test_a_restart_writes_into_the_tensors_of_the_training_before(tmp_path):
+    """A CUDA graph reads and writes these addresses."""
+    trainer = fitted(Trainer(toy_model(1), SGD, MACHINE, ("toy", 1)), tmp_path / "1")
+
+    def addresses() -> list[int]:
+        states = trainer.optimizer.state.values()
+        momenta = [value for state in states for value in state.values()]
+        tensors = [*trainer.model.state_dict().values(), *momenta, trainer.loss_sum]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before = addresses()
+    trainer.restart(toy_model(2), ("toy", 2))
+    assert addresses() == before
+    fitted(trainer, tmp_path / "2")
+    assert addresses() == before
+
+
 # Compiled
 
 
@@ -437,6 +488,22 @@ def test_a_compiled_training_differs_in_rounding_alone_and_goes_on_to_the_same_b
     assert_same(
         train(tmp_path / "often", FULL_BATCHES, start=4, device=COMPILED, loss=scaled), compiled
     )
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_restarted_training_compiles_nothing_and_has_the_bits_of_a_fresh_one(tmp_path):
+    from torch._dynamo.utils import counters
+
+    trainer = Trainer(toy_model(1), FULL_BATCHES, COMPILED, ("toy", 1))
+    fitted(trainer, tmp_path / "1", scaled)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    trainer.restart(toy_model(2), ("toy", 2))
+    fitted(trainer, tmp_path / "2", scaled)
+    assert counters["stats"]["unique_graphs"] == compiled
+    alone = Trainer(toy_model(2), FULL_BATCHES, COMPILED, ("toy", 2))
+    assert_same(trainer, fitted(alone, tmp_path / "alone", scaled))
 
 
 @pytest.mark.slow

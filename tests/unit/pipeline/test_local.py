@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,15 +15,24 @@ import pytest
 from cda.errors import CdaError, ConfigError, Interrupted
 from cda.experiments.runs import MEASURING
 from cda.pipeline import local
-from cda.pipeline.local import GRACE, START, Budget, forecast, ordered_jobs, run_tables
+from cda.pipeline.local import (
+    GRACE,
+    START,
+    Budget,
+    command,
+    forecast,
+    ordered_jobs,
+    processes_of,
+    run_tables,
+)
 from cda.pipeline.rates import rates_of
 
 MAKE = """
 import pathlib, sys
-path = pathlib.Path(sys.argv[1])
-path.parent.mkdir(parents=True, exist_ok=True)
-path.touch() if path.suffix else path.mkdir()
-path.with_name("squeeze.json").touch()
+for path in map(pathlib.Path, sys.argv[1:]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch() if path.suffix else path.mkdir()
+    path.with_name("squeeze.json").touch()
 """
 FAIL = "raise SystemExit(3)"
 SAVE = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); time.sleep(60)"
@@ -33,9 +43,9 @@ def programs(monkeypatch):
     """Replace stages by small programs, by stage; a stage that is not named makes its output."""
     chosen: dict[str, str] = {}
 
-    def command(job):
-        code = chosen.get(job.run.stage, MAKE)
-        return [sys.executable, "-c", code, job.output]
+    def command(jobs):
+        code = chosen.get(jobs[0].run.stage, MAKE)
+        return [sys.executable, "-c", code, *(job.output for job in jobs)]
 
     monkeypatch.setattr(local, "command", command)
     return chosen
@@ -56,6 +66,26 @@ def test_the_first_seed_of_everything_comes_before_the_second_of_anything(tree):
     first = [job.run.ipc for job in measuring if job.index == 0]
     assert first == [1, 1, 1, 2, 2, 2, 4]  # in the order of the targets, then of their cells
     assert [job.run.ipc for job in ordered_jobs(tree.experiments(), ["other", "tiny"])][-1] == 2
+
+
+def test_a_run_s_validation_seeds_after_the_first_share_a_process(tree):
+    jobs = [job for job in ordered_jobs(tree.experiments(seeds=4), ["tiny"]) if job.run.ipc == 1]
+    validate = [p for p in processes_of(jobs) if p[0].run.stage == "validate"]
+    assert [[job.index for job in process] for process in validate] == [[0]] * 3 + [[1, 2, 3]] * 3
+    alone, together = validate[0], validate[3]
+    assert [job.run.id for job in together] == [alone[0].run.id] * 3
+    run = ["validate", "--run", alone[0].run.id]
+    assert command(alone)[3:] == [*run, "--seed", "0"]
+    assert command(together)[3:] == [*run, "--seeds", "1", "2", "3"]
+
+
+def test_only_a_process_s_first_job_pays_its_start(tree, capsys):
+    tree.experiment("tiny", {"methods": ["random"], "ipc": [1]})
+    run(tree, overrides={"seeds": 4}, dry=True)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validate")]
+    seconds = [re.search(r"--seed \d +(\S+) s ", row)[1] for row in rows]
+    assert float(seconds[0]) == float(seconds[1]) >= START
+    assert float(seconds[2]) == float(seconds[3]) == pytest.approx(float(seconds[0]) - START, 0.1)
 
 
 def test_jobs_run_until_nothing_is_missing(tree, programs, capsys):
@@ -121,6 +151,45 @@ def test_the_forecast_lists_what_finishes_begins_and_waits(tree):
     assert fates[:4] == ["finishes", "finishes", "begins", "waits"]
     assert set(fates[4:]) == {"waits"}
     assert page[-1] == f"Expected in 2.2 min: 2 of {len(jobs)} jobs finish."
+
+
+FIRST = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+
+
+@pytest.mark.parametrize("ending", ["budget", "signal"])
+def test_a_stopped_process_of_several_seeds_leaves_the_unfinished_ones(
+    ending, tree, programs, monkeypatch, capsys
+):
+    tree.experiment("tiny", {"methods": ["random"], "ipc": [1]})
+    run(tree, overrides={"seeds": 1})
+    monkeypatch.setattr(local, "GRACE", 1.0)
+    monkeypatch.setattr(local, "START", 0.1)
+    programs["validate"] = f"{FIRST}; {SAVE}"
+    options = {"overrides": {"seeds": 4}}
+    if ending == "budget":
+        run(tree, **options, minutes=3 / 60)
+    else:
+        stop = threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM))
+        stop.start()
+        with pytest.raises(Interrupted):
+            run(tree, **options)
+    printed = capsys.readouterr().out
+    assert "1 jobs finished; 2 left" in printed
+    assert re.search(r"the next call continues it: validate digits \S+ --seed 2\n", printed)
+    left = ordered_jobs(tree.experiments(seeds=4), ["tiny"])
+    assert [job.index for job in left] == [2, 3]
+    del programs["validate"]
+    run(tree, **options)
+    assert ordered_jobs(tree.experiments(seeds=4), ["tiny"]) == []
+
+
+def test_a_failed_process_of_several_seeds_costs_those_it_did_not_make(tree, programs):
+    tree.experiment("tiny", {"methods": ["random"], "ipc": [1]})
+    run(tree, overrides={"seeds": 1})
+    programs["validate"] = f"{FIRST}; {FAIL}"
+    with pytest.raises(CdaError) as failed:
+        run(tree, overrides={"seeds": 4})
+    assert re.findall(r"--seed (\d) \(exit status 3\)", str(failed.value)) == ["2", "3"]
 
 
 @pytest.mark.parametrize("minutes", [0.1, 0, -1])

@@ -114,6 +114,16 @@ def test_a_model_that_came_alone_is_not_trained_again_for_its_test_images(tree, 
     assert plan.decoded(wildcards(job)) == []
 
 
+@pytest.mark.parametrize(("runtime", "cores"), [({}, 1 + 8), ({"workers": 3}, 1 + 3)])
+def test_a_squeeze_of_streamed_data_requests_cores_to_decode(runtime, cores, tree, plan_of):
+    squeeze = wildcards(chain(tree)["squeeze"])
+    assert plan_of(runtime=runtime).squeeze_threads(squeeze) == 1
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\nstream: true")
+    assert plan_of(runtime=runtime).squeeze_threads(squeeze) == cores
+    tree.edit("datasets/digits.yaml", "stream: true", "stream: true\ngpus: 2")
+    assert plan_of(runtime=runtime).squeeze_threads(squeeze) == 2 * cores
+
+
 def test_a_table_reads_its_run_jsons_and_with_present_cells_those_that_exist(tree, plan_of):
     table = SimpleNamespace(table="tiny")
     everything = plan_of().measurements(table)
