@@ -151,9 +151,8 @@ def run(
         checkpoint = Checkpoint(path, key, context.settings.runtime.checkpoint_seconds)
         images = Images(pixels, targets, run.data, device)
         distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
-        trainer = Trainer(
-            fresh_model(run, device, ("validate", seed)), recipe, device, ("validate", seed)
-        )
+        model = fresh_model(run, device, ("validate", seed))
+        trainer = Trainer(model, recipe, device, ("validate", seed), recipe.batch_parts)
         batches = LabelledBatches(distilled, store, teacher, device, recipe.epochs)
         label = f"validate {run.id} seed {seed}"
         history = fit(
