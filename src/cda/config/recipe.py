@@ -30,7 +30,17 @@ class Architecture(Strict):
     stem: Literal["imagenet", "small"] = Field(
         "imagenet", description="small: 3×3 convolution of stride 1, no max-pool, for small images"
     )
+    stem_init: Literal["kaiming", "torch"] = Field(
+        "kaiming",
+        description="first weights of a ResNet's small stem; kaiming: normal by fan-out, as its "
+        "other convolutions; torch: uniform by fan-in, as torch.nn.Conv2d draws them",
+    )
     width: Positive = Field(1.0, description="multiplies the channels; 1 is the published network")
+
+    def identity(self) -> dict[str, Any]:
+        """The values that change the network; `stem_init` where it is not neutral."""
+        neutral = self.stem != "small" or self.stem_init == "kaiming"
+        return self.model_dump(mode="json", exclude={"stem_init"} if neutral else None)
 
 
 class Augmentation(Strict):
@@ -66,6 +76,11 @@ class Optimisation(Strict):
     momentum: Ratio = Field(0.9, description="of SGD")
     weight_decay: Weight = Field(0.0, description="decoupled for adamw")
     decay_vectors: bool = Field(True, description="decay biases and normalisation weights too")
+    decay_names: Literal["all", "weight"] = Field(
+        "all",
+        description="weight: decay only parameters with `weight` in their name, so no class "
+        "tokens, positions or layer scales",
+    )
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="of the learning rate after warm-up"
     )
@@ -87,6 +102,7 @@ class Optimisation(Strict):
     def optimisation(self) -> dict[str, Any]:
         """The values that matter for this optimiser and schedule; evaluations change no result."""
         ignored = {"evaluate_every"}
+        ignored |= {"decay_names"} if self.decay_names == "all" else set()
         ignored |= {"momentum"} if self.optimizer != "sgd" else set()
         ignored |= {"step_epochs", "step_factor"} if self.schedule != "step" else set()
         ignored |= {"warmup_factor"} if not self.warmup_epochs else set()
@@ -234,14 +250,28 @@ class Relabel(Augmentation):
 class Validate(Optimisation):
     """Stage 4 (post-train): train a fresh model on the distilled set, test it on real images."""
 
+    batch_parts: Count = Field(
+        1,
+        description="equal parts of a batch that pass through the network one after the other, "
+        "each with BN statistics of its own; a step takes the mean of their gradients",
+    )
     temperature: Positive = Field(20.0, description="T of the distillation loss")
     temperature_squared: bool = Field(False, description="multiply the loss by T²")
     label_smoothing: Ratio = Field(0.0, description="share of soft labels spread over all classes")
+
+    @model_validator(mode="after")
+    def _equal_parts(self) -> Validate:
+        if self.batch_size % self.batch_parts:
+            raise ValueError(
+                f"batch_parts ({self.batch_parts}) must divide batch_size ({self.batch_size})"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The values that change the trained model."""
         own = {"temperature", "temperature_squared"}
         own |= {"label_smoothing"} if self.label_smoothing else set()
+        own |= {"batch_parts"} if self.batch_parts > 1 else set()
         return self.optimisation() | self.model_dump(mode="json", include=own)
 
 

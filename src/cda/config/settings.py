@@ -46,6 +46,12 @@ class Dataset(Strict):
     resize: int | None = Field(
         None, ge=8, description="shorter side before the centre crop; default: the resolution"
     )
+    fit: Literal["auto", "crop", "squash"] = Field(
+        "auto",
+        description="how an image is brought to the resolution; crop: its shorter side to resize, "
+        "then the centre; squash: both sides, whatever its shape; auto: crop, unless the image has "
+        "the resolution",
+    )
     mean: tuple[Ratio, Ratio, Ratio] = Field(description="per channel, of values in [0, 1]")
     std: tuple[Spread, Spread, Spread] = Field(description="per channel, of values in [0, 1]")
     train_images: Count | None = Field(
@@ -79,6 +85,8 @@ class Dataset(Strict):
             raise ValueError(
                 f"resize ({self.resize}) must be at least the resolution ({self.resolution})"
             )
+        if self.resize is not None and self.fit == "squash":
+            raise ValueError("resize is of a crop, and fit: squash crops nothing; drop one of them")
         return self
 
     @model_validator(mode="after")
@@ -94,6 +102,7 @@ class Dataset(Strict):
         """The values that change a result."""
         keys = {"name", "classes", "resolution", "resize", "mean", "std"}
         keys |= {"class_names"} if self.class_names else set()
+        keys |= {"fit"} if self.fit != "auto" else set()
         return self.model_dump(mode="json", include=keys)
 
 

@@ -107,9 +107,14 @@ class Source(ABC):
 
 
 def fit(image: Image.Image, dataset: Dataset) -> np.ndarray:
-    """An RGB image as uint8 [R, R, 3], resized and centre-cropped as torchvision does."""
+    """An RGB image as uint8 [R, R, 3], resized and centre-cropped as torchvision does.
+
+    `fit: squash` resizes both sides to R instead.
+    """
     size = dataset.resolution
-    if image.size != (size, size):
+    if dataset.fit == "squash":
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    elif dataset.fit == "crop" or image.size != (size, size):
         side = dataset.resize or size
         assert side >= size, f"{dataset.name}: resize {side} is below the resolution {size}"
         short = min(image.size)

@@ -97,14 +97,21 @@ def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
     return values.lr
 
 
-def build_optimizer(model: nn.Module, values: Optimisation) -> Optimizer:
-    """The recipe's optimiser.
+def is_decayed(name: str, parameter: Tensor, values: Optimisation) -> bool:
+    """Whether a parameter has weight decay.
 
-    Without `decay_vectors` 1-D parameters (biases, normalisation) have no weight decay.
+    Without `decay_vectors` 1-D parameters (biases, normalisation) have none; with `decay_names:
+    weight` those without `weight` in their name have none (fidelity 15).
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if values.decay_vectors or p.ndim > 1]
-    free = [p for p in trained if not (values.decay_vectors or p.ndim > 1)]
+    matrix = values.decay_vectors or parameter.ndim > 1
+    return matrix and (values.decay_names == "all" or "weight" in name)
+
+
+def build_optimizer(model: nn.Module, values: Optimisation) -> Optimizer:
+    """The recipe's optimiser."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if is_decayed(name, p, values)]
+    free = [p for name, p in trained if not is_decayed(name, p, values)]
     groups = [
         {"params": decayed, "weight_decay": values.weight_decay},
         {"params": free, "weight_decay": 0.0},
@@ -115,6 +122,6 @@ def build_optimizer(model: nn.Module, values: Optimisation) -> Optimizer:
         kinds[values.optimizer],
         [group for group in groups if group["params"]],
         values.lr,
-        trained[0].device,
+        trained[0][1].device,
         **options,
     )

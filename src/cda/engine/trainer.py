@@ -71,9 +71,15 @@ class Trainer:
     """One model in training: its optimiser and position, which `state` saves."""
 
     def __init__(
-        self, model: nn.Module, values: Optimisation, device: Device, seed: tuple[object, ...]
+        self,
+        model: nn.Module,
+        values: Optimisation,
+        device: Device,
+        seed: tuple[object, ...],
+        batch_parts: int = 1,
     ) -> None:
         self.model, self.values, self.device, self.seed = model, values, device, seed
+        self.batch_parts = batch_parts
         self.shared = device.parallel(model)
         self.optimizer = build_optimizer(model, values)
         self.history = History()
@@ -141,7 +147,10 @@ class Trainer:
             seed_everything(*self.seed, "epoch", epoch, "step", step, "rank", self.device.rank)
 
     def step(self, images: Tensor, target: Any, loss: Loss, lr: float, weight: float = 1.0) -> None:
-        """One optimiser step; `weight` is the loss's in the mean over the ranks."""
+        """One optimiser step; `weight` is the loss's in the mean over the ranks.
+
+        With `batch_parts` the gradient is the mean of the parts' gradients (fidelity 27).
+        """
         set_lr(self.optimizer, lr)
         if self._step is None or self._step[0] is not loss:
             self._step = (loss, self._build_step(loss))
@@ -161,16 +170,22 @@ class Trainer:
 
         steps, batch = self.job
         own = len(self.device.share(torch.arange(batch)))
-        objective = self.device.compiled(forward, steps, length=own)
+        size = own if self.batch_parts == 1 else self.values.batch_size // self.batch_parts
+        objective = self.device.compiled(forward, steps, length=size)
 
         def step(images: Tensor, target: Any, weight: float = 1.0) -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            value = objective(images, target)
-            if weight != 1:
-                value = value * weight
-            value.backward()
+            parts = [(images, target)]
+            if self.batch_parts > 1:
+                parts = split_batch(images, target, size)
+            share = weight / len(parts)
+            for part in parts:
+                value = objective(*part)
+                if share != 1:
+                    value = value * share
+                value.backward()
+                self.loss_sum += value.detach()
             self.optimizer.step()
-            self.loss_sum += value.detach()
 
         return self.device.graphed(step, steps, own)
 
@@ -260,6 +275,18 @@ def _train(
         _close_epoch(trainer, epoch, batches.steps, evaluate, progress)
     trainer.history.seconds = time.monotonic() - began
     progress.close()
+
+
+def split_batch(images: Tensor, target: Any, size: int) -> list[tuple[Tensor, Any]]:
+    """A batch in parts of `size` images; an epoch's last batch may have fewer or smaller parts.
+
+    A target is a tensor [B, …] or a tuple of such.
+    """
+    if isinstance(target, tuple):
+        targets = zip(*(each.split(size) for each in target), strict=True)
+    else:
+        targets = target.split(size)
+    return list(zip(images.split(size), targets, strict=True))
 
 
 def batch_sizes(images: int, steps: int, batch_size: int) -> list[int]:

@@ -84,7 +84,7 @@ def squeeze_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run
         data,
         {},
         model=model,
-        architecture=recipe.architecture.model_dump(),
+        architecture=recipe.architecture.identity(),
         recipe=recipe.squeeze.identity(),
     )
     slug = f"published-{model}" if recipe.squeeze.weights else model
@@ -147,7 +147,7 @@ def _codec_slug(relabel: Relabel) -> str:
 def validate_run(data: Dataset, recipe: Recipe, labels: Run, model: str, values: Layer) -> Run:
     """A fresh `model` trained on the distilled images; its JSON's name holds the seed."""
     upstream = {"labels": labels}
-    architecture = recipe.architecture.model_dump()
+    architecture = recipe.architecture.identity()
     spec = _spec(
         "validate",
         data,
@@ -201,7 +201,7 @@ def continual_run(
     """
     assert recipe.continual is not None
     upstream = {"images": images, "model": teacher}
-    architecture, own = recipe.architecture.model_dump(), recipe.continual.identity()
+    architecture, own = recipe.architecture.identity(), recipe.continual.identity()
     spec = _spec(
         "continual", data, upstream, model=model, architecture=architecture, recipe=own, ipc=ipc
     )

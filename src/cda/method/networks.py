@@ -95,8 +95,9 @@ class ResNet(nn.Module):
                 ins = width * 4 if bottleneck else width
             setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(ins, classes)
+        drawn = self.conv1 if small and architecture.stem_init == "torch" else None
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module is not drawn:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ class PostTraining:
         run, purpose = self.context.run, ("validate", seed)
         model = fresh_model(run, self.device, purpose)
         if self.trainer is None:
-            self.trainer = Trainer(model, run.recipe.validate_, self.device, purpose)
+            recipe = run.recipe.validate_
+            self.trainer = Trainer(model, recipe, self.device, purpose, recipe.batch_parts)
         else:
             self.trainer.restart(model, purpose)
         path = self.context.work(f"seed-{seed}") / "state.safetensors"

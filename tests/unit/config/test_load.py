@@ -93,6 +93,27 @@ BAD_VALUES = {
         "warmup_epochs",
         "smaller than epochs",
     ),
+    "uneven parts": (
+        RECIPE,
+        "batch_size: 6 ",
+        "batch_parts: 4\n  batch_size: 6 ",
+        "batch_parts (4)",
+        "must divide batch_size (6)",
+    ),
+    "unknown parameters": (
+        RECIPE,
+        "lr: 2.0e-3",
+        "decay_names: bias\n  lr: 2.0e-3",
+        "validate.decay_names",
+        "'weight'",
+    ),
+    "unknown first weights": (
+        RECIPE,
+        "  stem: small ",
+        "  stem_init: zeros\n  stem: small ",
+        "architecture.stem_init",
+        "'torch'",
+    ),
     "labels too short": (
         RECIPE,
         "  epochs: 5 ",
@@ -114,6 +135,13 @@ BAD_VALUES = {
     ),
     "one class": (DATASET, "classes: 10", "classes: 1", "classes", "greater than or equal to 2"),
     "no spread": (DATASET, "std: [0.318,", "std: [0.0,", "std.0", "greater than 0"),
+    "resized and squashed": (
+        DATASET,
+        "resolution: 8",
+        "resolution: 8\nresize: 9\nfit: squash",
+        "resize",
+        "drop one of them",
+    ),
     "unknown layout": (DATASET, "layout: digits", "layout: zip", "layout", "'image_folder'"),
 }
 

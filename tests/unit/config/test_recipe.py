@@ -315,7 +315,7 @@ CODE: list[tuple[int, str, str, tuple[str, ...], dict[str, Any]]] = [
         "cifar100",
         "cda",
         (),
-        {"relabel.mixing": "mixup", "relabel.mixing_alpha": 0.8, "relabel.batch_size": 128},
+        {"relabel.mixing": "mixup", "relabel.mixing_alpha": 0.8, "relabel.batch_size": 8},
     ),
     (
         11,
@@ -331,7 +331,13 @@ CODE: list[tuple[int, str, str, tuple[str, ...], dict[str, Any]]] = [
         (),
         {"relabel.augment": "random_resized_crop", "relabel.crop_scale": (0.08, 1.0)},
     ),
-    (11, "cifar100", "cda", ("post-train-batch-128",), {"validate.batch_size": 128}),
+    (
+        11,
+        "cifar100",
+        "cda",
+        ("post-train-batch-128",),
+        {"validate.batch_size": 128, "relabel.batch_size": 128},
+    ),
     (
         12,
         "cifar100",
@@ -364,6 +370,7 @@ CODE: list[tuple[int, str, str, tuple[str, ...], dict[str, Any]]] = [
         (),
         {"validate.decay_vectors": False, "validate.schedule_per": "epoch"},
     ),
+    (15, "imagenet1k", "cda", (), {"validate.decay_names": "weight"}),
     (15, "imagenet1k", "cda", (), {"relabel.mixing": "cutmix", "relabel.mixing_alpha": 1.0}),
     (15, "imagenet1k", "cda", (), {"relabel.labels": "stored"}),
     (15, "imagenet1k", "cda", (), {"relabel.flip": 0.5, "relabel.crop_scale": (0.08, 1.0)}),
@@ -381,6 +388,11 @@ CODE: list[tuple[int, str, str, tuple[str, ...], dict[str, Any]]] = [
         (),
         {"validate.decay_vectors": False, "relabel.mixing": "none", "relabel.flip": 0.0},
     ),
+    (16, "imagenet21k_p", "cda", (), {"validate.decay_names": "weight"}),
+    *[
+        (19, "tiny_imagenet", method, (), {f"{stage}.evaluate_every": 1})
+        for stage, method in product(("squeeze", "validate"), ("cda", "sre2l"))
+    ],
     (21, "imagenet1k", "cda", (), {"relabel.batch_size": 128}),
     (21, "imagenet1k", "sre2l", (), {"relabel.batch_size": 1024}),
     (21, "imagenet1k", "sre2l", ("post-train-batch-128",), {"relabel.batch_size": 128}),
@@ -414,6 +426,16 @@ CODE: list[tuple[int, str, str, tuple[str, ...], dict[str, Any]]] = [
         (),
         {f"continual.{key}": value for key, value in CONTINUAL.items()},
     ),
+    (27, "imagenet1k", "sre2l", (), {"validate.batch_parts": 2}),
+    (27, "imagenet1k", "sre2l", ("post-train-batch-128",), {"validate.batch_parts": 1}),
+    *[
+        (27, name, "cda", (), {"validate.batch_parts": 1})
+        for name in ("cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k_p")
+    ],
+    *[
+        (28, name, method, (), {"architecture.stem": "small", "architecture.stem_init": "torch"})
+        for name, method in product(("cifar100", "tiny_imagenet"), ("cda", "sre2l"))
+    ],
 ]
 
 ROLES = {
@@ -504,6 +526,20 @@ def test_the_data_sets_are_the_paper_s(dataset, classes, resolution, train, val)
     assert (data.name, data.classes, data.resolution) == (dataset, classes, resolution)
     assert (data.train_images, data.val_images) == (train, val)
     assert data.stream == (resolution == 224)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "resize", "fit"),  # fidelity 15 and 22; the others hold images of one size
+    [
+        ("cifar100", None, "auto"),
+        ("tiny_imagenet", None, "auto"),
+        ("imagenet1k", 256, "crop"),
+        ("imagenet21k_p", None, "squash"),
+    ],
+)
+def test_images_are_fitted_as_in_public_code(dataset, resize, fit):
+    data = parse(Dataset, read_plain(CONFIG / "datasets" / f"{dataset}.yaml"), dataset)
+    assert (data.resize, data.fit) == (resize, fit)
 
 
 def test_imagenet21k_is_not_normalised():

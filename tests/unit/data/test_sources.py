@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from cda.config.settings import Dataset
+from cda.data import base, sources
 from cda.data import folders as folder_layout
-from cda.data import sources
 from cda.errors import DataError
 
 GET = "fetch it from example.org."
@@ -202,6 +202,36 @@ def test_other_sizes_are_fitted_exactly_as_torchvision_does(tmp_path, resize):
         np.testing.assert_array_equal(
             image, np.asarray(reference(Image.fromarray(pixels(i, *sizes[i]))))
         )
+
+
+SIZES = [(37, 53), (53, 37), (16, 16), (5, 9), (16, 33), (12, 12)]
+
+
+@pytest.mark.parametrize(
+    ("fit", "resize"), [("auto", 19), ("crop", 19), ("crop", None), ("squash", None)]
+)
+def test_images_of_every_size_are_fitted_as_the_public_scripts_do(fit, resize):
+    """Resize and CenterCrop of all images (fidelity 15), or both sides at once (fidelity 22)."""
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    data = dataset("image_folder", resolution=16, resize=resize, fit=fit)
+    crop = Compose([Resize(resize or 16), CenterCrop(16)])
+    for i, (height, width) in enumerate(SIZES):
+        image = Image.fromarray(pixels(i, height, width))
+        expected = Resize((16, 16))(image) if fit == "squash" else crop(image)
+        if fit == "auto" and (height, width) == (16, 16):
+            expected = image
+        np.testing.assert_array_equal(base.fit(image, data), np.asarray(expected))
+
+
+def test_the_ways_to_fit_differ():
+    image = Image.fromarray(pixels(0, 16, 16))
+    auto, crop = (
+        base.fit(image, dataset("image_folder", resolution=16, resize=19, fit=fit))
+        for fit in ("auto", "crop")
+    )
+    assert np.array_equal(auto, np.asarray(image))
+    assert not np.array_equal(auto, crop)
 
 
 def test_missing_folder_names_path_and_fix(tmp_path):

@@ -62,8 +62,10 @@ def root(tmp_path):
     return tmp_path
 
 
-def batches(root: Path, values: Squeeze, workers: int = 0, **place: int) -> StreamedBatches:
-    return StreamedBatches(sources.files(DATA, root), values, device(workers, **place))
+def batches(
+    root: Path, values: Squeeze, workers: int = 0, data: Dataset = DATA, **place: int
+) -> StreamedBatches:
+    return StreamedBatches(sources.files(data, root), values, device(workers, **place))
 
 
 def epoch(
@@ -79,7 +81,9 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert torch.equal(labels, other_labels)
 
 
-def by_hand(root: Path, values: Squeeze, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def by_hand(
+    root: Path, values: Squeeze, number: int, fit: str = "auto"
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The epoch one image after the other, with torchvision's transforms composed and the square
     put in by a loop.
     """
@@ -93,6 +97,8 @@ def by_hand(root: Path, values: Squeeze, number: int) -> list[tuple[torch.Tensor
         ],
         "none": [v2.Resize(SIZE), v2.CenterCrop(SIZE)],
     }
+    if fit == "squash":
+        crops["none"] = [v2.Resize((SIZE, SIZE))]
     first = v2.Compose([*crops[values.augment], v2.RandomHorizontalFlip(values.flip)])
     images, labels = [], []
     for index in generator("squeeze", values.seed, number, "order").permutation(7):
@@ -133,6 +139,13 @@ def test_images_are_those_of_torchvision(root, values):
     assert (stream.images, stream.steps) == (7, 2)
     for number in (0, 1):
         assert_equal(epoch(stream, number), by_hand(root, recipe(**values), number))
+
+
+def test_squashed_images_are_those_of_torchvision(root):
+    """As ImageNet-21K-P's are (fidelity 22)."""
+    values = recipe(augment="none", flip=0.0, randaugment=2, cutout=0.5)
+    stream = batches(root, values, data=DATA.model_copy(update={"fit": "squash"}))
+    assert_equal(epoch(stream, 0), by_hand(root, values, 0, "squash"))
 
 
 def test_workers_change_nothing_nor_what_torch_draws_next(root):

@@ -22,7 +22,7 @@ from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.optimizers import build_optimizer, lr_at
 from cda.engine.signals import Stop
-from cda.engine.trainer import History, Trainer, fit
+from cda.engine.trainer import History, Trainer, fit, split_batch
 from cda.errors import ArtifactError, ConfigError, Interrupted
 
 torch.set_num_threads(1)
@@ -149,6 +149,61 @@ def test_one_step_without_gradient_shrinks_the_decayed_parameters_alone(optimize
     for name, value in found.items():
         decayed = name != "frozen" and (vectors or name in matrices)
         assert value == pytest.approx(1.9 if decayed else 2.0), name  # 2 · (1 − 0.5 · 0.1)
+
+
+class Scaled(nn.Module):
+    """Parameters of several dimensions without `weight` in their name, as networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.layer_scale = (
+            nn.Conv2d(3, 4, 3, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Parameter(torch.rand(4, 1, 1)),
+        )
+        self.token, self.mixed_weights = (
+            nn.Parameter(torch.rand(1, 1, 4)),
+            nn.Parameter(torch.rand(2, 4)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.norm(self.conv(x)) * self.layer_scale).mean(dim=(2, 3))
+        return (x + self.token[0]) @ self.mixed_weights.mT
+
+
+@pytest.mark.parametrize("names", ["all", "weight"])
+@pytest.mark.parametrize("vectors", [True, False])
+def test_decay_by_name_is_that_of_the_public_script(names, vectors):
+    """Its groups, `weight` in the name and more than one dimension, in torch's own AdamW."""
+    torch.manual_seed(0)
+    own, plain, x = Scaled(), Scaled(), torch.randn(5, 3, 6, 6)
+    plain.load_state_dict(own.state_dict())
+    decayed = [
+        name
+        for name, parameter in plain.named_parameters()
+        if (names == "all" or name.find("weight") >= 0) and (vectors or len(parameter.size()) > 1)
+    ]
+    if (names, vectors) == ("weight", False):
+        assert decayed == ["mixed_weights", "conv.weight"]
+    groups = [
+        {"params": [p for n, p in plain.named_parameters() if n in decayed]},
+        {"params": [p for n, p in plain.named_parameters() if n not in decayed]},
+    ]
+    groups[1] |= {"weight_decay": 0.0}
+    values = recipe(
+        optimizer="adamw", lr=0.05, weight_decay=0.3, decay_names=names, decay_vectors=vectors
+    )
+    mine = build_optimizer(own, values)
+    torchs_own = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=0.05, weight_decay=0.3, foreach=False
+    )
+    for _ in range(3):
+        for model, optimizer in ((own, mine), (plain, torchs_own)):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    for (name, one), other in zip(own.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "adam"])
@@ -326,6 +381,83 @@ def test_a_training_is_the_plain_loop(tmp_path, per):
     assert [row["loss"] for row in curve] == pytest.approx(
         [np.mean(losses[4:8]), np.mean(losses[12:])], abs=1e-4
     )
+
+
+# Parts of a batch
+
+
+def normalising() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6)
+    )
+
+
+@pytest.mark.parametrize("batches", [(6, 6), (6, 5), (6, 2)], ids=str)
+def test_parts_of_a_batch_accumulate_as_in_the_public_script(batches):
+    """Two parts, each with BN statistics of its own, each divided by two (fidelity 27).
+
+    The script divides a last batch of a single part by two as well, which is a fault of its own.
+    """
+    values = recipe(batch_size=6, lr=0.2, momentum=0.9)
+    trainer, plain = Trainer(normalising(), values, MACHINE, ("toy", 0), 2), normalising()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.2, momentum=0.9)
+    draws, total = torch.Generator().manual_seed(1), 0.0
+    trainer.model.train()
+    for size in batches:
+        images = torch.randn(size, 3, 8, 8, generator=draws)
+        target = torch.randint(6, (size,), generator=draws)
+        trainer.step(images, target, F.cross_entropy, 0.2)
+        optimizer.zero_grad()
+        accumulated = math.ceil(size / 3)
+        for part in range(accumulated):
+            own = slice(part * 3, (part + 1) * 3)
+            loss = F.cross_entropy(plain(images[own]), target[own]) / accumulated
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], tensor, msg=name)
+    assert trainer.model[1].num_batches_tracked == sum(math.ceil(size / 3) for size in batches)
+    assert trainer.loss_sum.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_a_batch_in_one_part_is_the_batch_itself():
+    def trained(*parts: int) -> dict[str, Tensor]:
+        # a batch larger than the recipe's, which only several parts divide
+        trainer = Trainer(normalising(), recipe(batch_size=4), MACHINE, ("toy", 0), *parts)
+        trainer.model.train()
+        images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        trainer.step(images, torch.arange(6), F.cross_entropy, 0.2)
+        return trainer.model.state_dict()
+
+    usual, one, two = trained(), trained(1), trained(2)
+    assert all(torch.equal(tensor, one[name]) for name, tensor in usual.items())
+    counts = [state["1.num_batches_tracked"].item() for state in (usual, one, two)]
+    assert counts == [1, 1, 3]
+
+
+def test_targets_of_several_tensors_are_divided_with_their_images():
+    images, own, share = torch.arange(5.0)[:, None], torch.arange(5), torch.rand(5)
+    parts = split_batch(images, (own, share), 2)
+    assert [part.flatten().tolist() for part, _ in parts] == [[0, 1], [2, 3], [4]]
+    assert [target[0].tolist() for _, target in parts] == [[0, 1], [2, 3], [4]]
+    assert torch.equal(torch.cat([target[1] for _, target in parts]), share)
+    assert [target.tolist() for _, target in split_batch(images, own, 3)] == [[0, 1, 2], [3, 4]]
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_compiled_parts_differ_in_rounding_alone(tmp_path, capsys):
+    values, trained = SGD.model_copy(update={"batch_size": 6, "epochs": 2}), []
+    for name, device in (("plain", MACHINE), ("compiled", COMPILED)):
+        trainer = Trainer(device.place(normalising()), values, device, ("toy", 0), 2)
+        checkpoint = Checkpoint(tmp_path / name, "toy", 1e9)
+        fit(trainer, Toy(), F.cross_entropy, measure, checkpoint, Stop(), "toy")
+        trained.append(trainer.model.state_dict())
+    assert "cannot compile" not in capsys.readouterr().err
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_last_epoch_is_always_evaluated_and_others_as_the_recipe_wants(tmp_path):

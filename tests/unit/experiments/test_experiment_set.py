@@ -9,6 +9,7 @@ from tests.conftest import cell_of
 
 from cda.config.load import load_settings
 from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.runs import Run
 
 CONFIG = Path(__file__).parents[3] / "config"
 IDS = Path(__file__).with_name("run_ids.txt")  # "scale id" a line, of all tables and figures
@@ -24,16 +25,16 @@ def test_every_run_keeps_its_id(scale):
 
 GOLDEN = {
     ("table4", "cda", 50): {
-        "squeeze": "resnet18-0a870a9a",
-        "recover": "curriculum-cosine-resnet18-81a964d2",
-        "relabel": "curriculum-cosine-resnet18-ipc50-23127554",
-        "validate": "curriculum-cosine-resnet18-ipc50-resnet18-09238b1c",
+        "squeeze": "resnet18-ab89ac37",
+        "recover": "curriculum-cosine-resnet18-d07bad9d",
+        "relabel": "curriculum-cosine-resnet18-ipc50-c58c4a0d",
+        "validate": "curriculum-cosine-resnet18-ipc50-resnet18-ca409e42",
     },
     ("table1", "cda", 10): {
-        "squeeze": "resnet18-e2763bb5",
-        "recover": "curriculum-cosine-resnet18-578dba02",
-        "relabel": "curriculum-cosine-resnet18-ipc10-431793da",
-        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-66ab45a6",
+        "squeeze": "resnet18-00ac7977",
+        "recover": "curriculum-cosine-resnet18-c835f858",
+        "relabel": "curriculum-cosine-resnet18-ipc10-6cd8b98d",
+        "validate": "curriculum-cosine-resnet18-ipc10-resnet18-26bda43c",
     },
 }
 
@@ -48,6 +49,30 @@ def test_ids_of_the_paper_s_runs_stay_what_they_are(table, method, ipc, paper):
     """A changed id throws away what was computed: raise a stage's version or fix the code first."""
     cell = next(c for c in paper.cells(table) if (c.key["method"], c.key["ipc"]) == (method, ipc))
     assert {run.stage: run.id for run in cell.run.chain()} == GOLDEN[table, method, ipc]
+
+
+def trainings(experiments: ExperimentSet) -> list[Run]:
+    return [run for run in experiments.runs().values() if run.stage == "validate"]
+
+
+def test_images_are_mixed_within_the_batch_that_they_are_trained_in(paper):
+    """As in public code: CutMix's partners and ratio (fidelity 21), mixup's (fidelity 11)."""
+    mixed = [run for run in trainings(paper) if run.recipe.relabel.mixing != "none"]
+    assert {run.dataset for run in mixed} == {"cifar100", "imagenet1k"}
+    differ = {
+        run.id for run in mixed if run.recipe.relabel.batch_size != run.recipe.validate_.batch_size
+    }
+    assert differ == set()
+
+
+def test_a_batch_of_1024_has_two_halves(paper):
+    """Tables 2, 3 and 18 as well as SRe²L's rows (fidelity 27)."""
+    parts = {
+        (run.recipe.validate_.batch_size, run.recipe.validate_.batch_parts)
+        for run in trainings(paper)
+    }
+    assert {size: count for size, count in parts if count > 1} == {1024: 2}
+    assert (1024, 1) not in parts
 
 
 def test_data_sets_that_are_not_at_hand_are_left_out(tree):

@@ -38,6 +38,8 @@ def changed(tree: Any, values: dict[str, Any], method: str = "cda") -> tuple[str
 
 MATTERS = [
     ("squeeze", "architecture.width", 0.25),
+    ("squeeze", "architecture.stem_init", "torch"),
+    ("squeeze", "squeeze.decay_names", "weight"),
     ("squeeze", "squeeze.epochs", 3),
     ("squeeze", "squeeze.lr", 0.2),
     ("squeeze", "squeeze.padding", 2),
@@ -69,6 +71,8 @@ MATTERS = [
     ("validate", "validate.temperature_squared", True),
     ("validate", "validate.warmup_factor", 0.5),
     ("validate", "validate.decay_vectors", False),
+    ("validate", "validate.decay_names", "weight"),
+    ("validate", "validate.batch_parts", 2),
 ]
 
 
@@ -97,6 +101,15 @@ IGNORED = [
         "cda",
         {"relabel.bits": 16, "relabel.top_k": 0, "relabel.reuse": 1},
     ),  # as before they were there
+    (
+        "cda",
+        {
+            "architecture.stem_init": "kaiming",
+            "squeeze.decay_names": "all",
+            "validate.decay_names": "all",
+            "validate.batch_parts": 1,
+        },
+    ),  # as before they were there
     ("cda", {"recover.release": "another"}),
     ("sre2l", {"recover.scheduler": "linear", "recover.milestone": 0.5}),  # its mode is constant
     (
@@ -118,6 +131,16 @@ IGNORED = [
 )
 def test_a_value_that_changes_no_result_changes_no_id(method, values, tree):
     assert changed(tree, values, method) == ()
+
+
+@pytest.mark.parametrize(
+    ("fit", "moved"), [("auto", ()), ("crop", STAGES), ("squash", STAGES)], ids=str
+)
+def test_how_images_are_fitted_changes_every_id_unless_it_is_neutral(fit, moved, tree):
+    before = ids(tree)
+    tree.edit(DATASET, "resolution: 8\n", f"resolution: 8\nfit: {fit}\n")
+    after = ids(tree)
+    assert tuple(stage for stage in before if after[stage] != before[stage]) == moved
 
 
 @pytest.mark.parametrize("key", ["mixing_alpha", "batch_size"])

@@ -107,6 +107,45 @@ def test_equal_seeds_give_equal_weights():
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_the_usual_weights_are_drawn_as_they_always_were():
+    torch.manual_seed(3)
+    drawn = build("resnet18", 10, 16, Architecture(stem="small", width=0.25)).state_dict()
+    first = {
+        "conv1.weight": [-0.0299161747, 0.1366521120, -0.0809018984],
+        "layer1.0.conv1.weight": [-0.0378700309, -0.0537026115, -0.1407975256],
+        "layer4.1.conv2.weight": [0.0281408112, 0.0433543436, 0.0014402790],
+        "fc.weight": [-0.0744847357, 0.0067212633, 0.0094812289],
+    }
+    for name, values in first.items():
+        assert drawn[name].flatten()[:3].tolist() == pytest.approx(values, rel=1e-6), name
+
+
+def test_a_torch_stem_is_a_new_convolution_and_the_others_are_torchvisions():
+    """The authors put a new nn.Conv2d into torchvision's network (fidelity 28)."""
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False).weight
+    torch.manual_seed(0)
+    own = build("resnet18", 10, 32, Architecture(stem="small", stem_init="torch")).state_dict()
+    usual = build("resnet18", 10, 32, SMALL).state_dict()
+    assert torch.equal(own["conv1.weight"], stem)
+    assert own["conv1.weight"].std().item() == pytest.approx(0.111, rel=0.05)
+    assert usual["conv1.weight"].std().item() == pytest.approx(0.059, rel=0.05)
+    reference = torchvisions.resnet18(num_classes=10).state_dict()
+    for name, tensor in reference.items():
+        if tensor.ndim == 4 and name != "conv1.weight":
+            assert own[name].std().item() == pytest.approx(tensor.std().item(), rel=0.1), name
+
+
+def test_a_published_stem_is_drawn_as_published_whatever_stem_init_is():
+    def drawn(architecture: Architecture) -> Tensor:
+        torch.manual_seed(1)
+        return build("resnet18", 10, 32, architecture).conv1.weight
+
+    other = Architecture(stem_init="torch")
+    assert torch.equal(drawn(other), drawn(PUBLISHED))
+    assert other.identity() == PUBLISHED.identity() == {"stem": "imagenet", "width": 1.0}
+
+
 @pytest.mark.parametrize(
     ("width", "channels"), [(1.0, 64), (0.25, 16), (0.5, 32), (2.0, 128), (0.01, 8)]
 )
