@@ -38,6 +38,7 @@ from cda.engine.batches import DistilledBatches, SqueezeBatches
 from cda.engine.blocks import Block, blocks_of
 from cda.engine.checkpoint import join_tensors, split_tensors
 from cda.engine.device import Device, open_device
+from cda.engine.graphs import Graphed
 from cda.engine.images import Images
 from cda.engine.objective import Objective
 from cda.engine.recovery import RecoverJob, Recovery, recover_blocks
@@ -62,8 +63,17 @@ DATA = Dataset(
 POST = Validate(epochs=2, batch_size=BATCH, optimizer="adamw", lr=1e-3)
 
 
-def device() -> Device:
-    return open_device(Runtime(device="cuda", compile="never", cpu_threads=1))
+def device(replays: bool = False) -> Device:
+    """The device without compilation; `replays`: it records steps as CUDA graphs all the same."""
+    on = open_device(Runtime(device="cuda", compile="never", cpu_threads=1))
+    return Replaying(**vars(on)) if replays else on
+
+
+class Replaying(Device):
+    """A device that does not compile, and replays a step from its fifth call on."""
+
+    def graphed(self, step: Any, steps: int, length: int) -> Any:
+        return Graphed(step, length)
 
 
 def images(on: Device, folder: Path | None = None) -> Images:
@@ -86,12 +96,12 @@ def small(on: Device, frozen: bool = False) -> nn.Module:
         nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
     )  # fmt: skip
-    return on.place(model.eval().requires_grad_(False) if frozen else model)
+    return on.freeze(model) if frozen else on.place(model)
 
 
 def resnet(on: Device) -> nn.Module:
     model = networks.build("resnet18", CLASSES, 32, Architecture(stem="small", width=0.125))
-    return on.place(model.eval().requires_grad_(False))
+    return on.freeze(model)
 
 
 def trainer_of(model: nn.Module, values: Optimisation, on: Device) -> Trainer:
@@ -100,8 +110,8 @@ def trainer_of(model: nn.Module, values: Optimisation, on: Device) -> Trainer:
     return trainer
 
 
-def squeeze(optimizer: str, on_disk: bool = False) -> Phases:
-    on = device()
+def squeeze(optimizer: str, on_disk: bool = False, replays: bool = False) -> Phases:
+    on = device(replays)
     recipe = Squeeze.model_validate(
         {"epochs": 4, "batch_size": BATCH, "lr": 0.01, "augment": "random_resized_crop",
          "cutout": 0.3, "optimizer": optimizer}
@@ -109,9 +119,10 @@ def squeeze(optimizer: str, on_disk: bool = False) -> Phases:
     trainer, loss = trainer_of(small(on), recipe, on), smoothed_ce(0.1)
     batches = SqueezeBatches(images(on, new_folder() if on_disk else None), recipe)
     yield "start"
-    for index, (seen, labels) in enumerate(batches.epoch(0)):
-        trainer.step(seen, labels, loss, 0.01)
-        yield "step" if index else "first step"
+    for epoch in range(3 if replays else 1):
+        for index, (seen, labels) in enumerate(batches.epoch(epoch)):
+            trainer.step(seen, labels, loss, 0.01)
+            yield "step" if index else "first step"
 
 
 def relabelled(recipe: Relabel, folder: Path, on: Device) -> Phases:
@@ -173,17 +184,19 @@ def score() -> Phases:
     yield "set"
 
 
-def recover(blocks: int, **values: Any) -> Phases:
-    on, size = device(), 5
+def recover(blocks: int, replays: bool = False, **values: Any) -> Phases:
+    on, size = device(replays), 5
     recipe = Recover.model_validate(
         {"mode": "curriculum", "block_size": size, "jitter": 4, "iterations": 1000} | values
     )
     objective = Objective(resnet(on), blocks, recipe, on, 10)
     recovery = Recovery(objective, [Block(i, 0, size) for i in range(blocks)], recipe, DATA)
     yield "start"
-    for step in range(2):
+    for step in range(6 if replays else 2):
         recovery.step()
         yield "step" if step else "first step"
+    if replays:  # a recorded step must not be restored
+        return
     tensors: dict[str, torch.Tensor] = {}
     state = join_tensors(split_tensors(recovery.state(), tensors), tensors)
     yield "save"
@@ -278,6 +291,7 @@ def wait() -> Phases:
 
 STAGES: dict[str, Callable[[], Phases]] = {
     **{f"squeeze {name}": partial(squeeze, name) for name in ("sgd", "adam", "adamw")},
+    "squeeze replayed": partial(squeeze, "sgd", replays=True),
     "squeeze from the disk": partial(squeeze, "sgd", on_disk=True),
     **{
         f"validate q{bits} top{top_k} {mixing}": partial(
@@ -297,6 +311,7 @@ STAGES: dict[str, Callable[[], Phases]] = {
     "score": score,
     "recover 1 block": partial(recover, 1),
     "recover 2 blocks": partial(recover, 2),
+    "recover replayed": partial(recover, 1, replays=True),
     "recover part": recover_part,
     "recover per image": partial(recover, 2, per_image=True),
     **{f"dsa {name}": partial(augment, name) for name in dsa.OPERATIONS},

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,13 +89,45 @@ def _patch_cuda() -> None:
     for name, value in values.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     torch.cuda.synchronize = lambda *_: Census.wait("synchronize")
+    torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph = _Event, _Stream, _Graph
+    torch.cuda.current_stream = lambda *_: _Stream()
+    torch.cuda.stream, torch.cuda.graph = lambda _: nullcontext(), _record
     torch.cuda.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
     torch.get_rng_state = lambda: torch.zeros(16, dtype=torch.uint8)
     torch.set_rng_state = lambda _: None
 
 
+class _Event:
+    def synchronize(self) -> None:
+        Census.wait("event")
+
+
+class _Stream:
+    def record_event(self) -> _Event:
+        return _Event()
+
+    def wait_stream(self, other: _Stream) -> None:
+        """The host does not wait."""
+
+
+class _Graph:
+    def replay(self) -> None:
+        Census.launch("replay")
+
+
+@contextmanager
+def _record(_graph: _Graph, **_options: Any) -> Iterator[None]:
+    """`torch.cuda.graph`: what the host does here happens once, and it must not wait."""
+    assert Census.present is not None
+    before, Census.recording = Census.present.take(), True
+    try:
+        yield
+    finally:
+        Census.recording, Census.present.counts = False, before
+
+
 def _patch_reads() -> None:
-    """Let the host read values of fake tensors: each is 1."""
+    """Let the host read values of fake tensors: each is 1, and comparisons are those of 1."""
 
     def numpy(tensor: Tensor, *, force: bool = False) -> np.ndarray[Any, Any]:
         assert tensor.device.type == "cpu", "numpy() of a tensor on the device"
@@ -106,6 +139,7 @@ def _patch_reads() -> None:
         return np.full(tuple(tensor.shape), _one(tensor)).tolist()
 
     FakeTensor.numpy, FakeTensor.tolist = numpy, tolist
+    FakeTensor.__deepcopy__ = lambda tensor, _: tensor.clone()
 
 
 def _move(model: nn.Module, device: torch.device, memory_format: torch.memory_format) -> nn.Module:
@@ -126,7 +160,7 @@ class Counts:
     """What the host did since the last count: names of operations, with their numbers."""
 
     waits: Counter[str] = field(default_factory=Counter)  # reads, copies, synchronisation
-    copies: Counter[str] = field(default_factory=Counter)  # from pinned memory: nobody waits
+    copies: Counter[str] = field(default_factory=Counter)  # with pinned memory: nobody waits
     launches: Counter[str] = field(default_factory=Counter)  # operations that are no views
 
 
@@ -142,6 +176,7 @@ class Census(TorchDispatchMode):
     """Counts launches, copies and waits, and refuses operations on tensors of two devices."""
 
     present: Census | None = None
+    recording = False  # whether a CUDA graph is being recorded
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,9 +190,17 @@ class Census(TorchDispatchMode):
 
     @classmethod
     def wait(cls, name: str) -> None:
-        """Count a wait that no operation shows."""
+        """Count a wait; while a graph is recorded it is CUDA's error."""
+        if cls.recording:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         if cls.present is not None:
             cls.present.counts.waits[name] += 1
+
+    @classmethod
+    def launch(cls, name: str) -> None:
+        """Count a launch."""
+        if cls.present is not None:
+            cls.present.counts.launches[name] += 1
 
     def take(self) -> Counts:
         """The counts since the last call."""
@@ -176,12 +219,14 @@ class Census(TorchDispatchMode):
         if name == "is_pinned":
             return inputs[0].untyped_storage()._cdata in self._pinned
         if name in READS and inputs[0].device.type == "cuda":
-            self.counts.waits[name] += 1
+            self.wait(name)
         if name in READS:
             return READS[name](inputs[0])
         pins = name == "_pin_memory"
         result = torch.empty_like(inputs[0]) if pins else function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if name in COMPARISONS and not isinstance(args[1], Tensor):
+            result.read = getattr(operator, name)(1, args[1])
         if pins or kwargs.get("pin_memory"):
             storage = outputs[0].untyped_storage()
             self._pinned[storage._cdata] = storage
@@ -196,31 +241,34 @@ class Census(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             source, target = inputs[-1], outputs[0]
             if source.device == target.device:
-                self.counts.launches[name] += 1
+                self.launch(name)
                 return
-            way = f"{name} {source.device.type} to {target.device.type}"
             free = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
-            pinned = source.untyped_storage()._cdata in self._pinned
-            queued = free and pinned and target.device.type == "cuda"
-            (self.counts.copies if queued else self.counts.waits)[way] += 1
+            host = source if target.is_cuda else target
+            pinned = host.untyped_storage()._cdata in self._pinned
+            if free and (pinned or (source.is_cuda and name == "_to_copy")):  # torch pins the copy
+                self.counts.copies[name] += 1
+            else:
+                self.wait(f"{name} {source.device.type} to {target.device.type}")
             return
         # a kernel takes a number on the host as its argument
         devices = {tensor.device.type for tensor in inputs if tensor.ndim or tensor.is_cuda}
         if len(devices) > 1:
             if "index" not in name or inputs[0].device.type != "cuda":
                 raise RuntimeError(f"{function}: tensors on {sorted(devices)}")
-            self.counts.waits[f"{name} by a tensor on the host"] += 1
+            self.wait(f"{name} by a tensor on the host")
         if name not in VIEWS:
-            self.counts.launches[name] += 1
+            self.launch(name)
 
 
 def _one(tensor: Tensor) -> bool | int | float:
     """The value that the host reads from any fake tensor, in its type."""
     if tensor.dtype == torch.bool:
-        return True
+        return bool(getattr(tensor, "read", True))
     return 1.0 if tensor.is_floating_point() else 1
 
 
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 # Operations that the host waits for, whose results depend on values.
 READS: dict[str, Callable[[Tensor], Any]] = {
     "_local_scalar_dense": _one,
