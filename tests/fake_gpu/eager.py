@@ -55,7 +55,9 @@ from cda.stages.squeeze import smoothed_ce
 from cda.stages.validate import LabelledBatches, loss_of
 
 Phases = Iterator[str]
+Network = Callable[[Device], nn.Module]
 CLASSES, COUNT, BATCH = 10, 16, 8
+COMPILE = "never"
 DATA = Dataset(
     name="toy", layout="digits", classes=CLASSES, resolution=32, mean=(0.5,) * 3, std=(0.25,) * 3,
     get="made up",
@@ -65,7 +67,9 @@ POST = Validate(epochs=2, batch_size=BATCH, optimizer="adamw", lr=1e-3)
 
 def device(replays: bool = False) -> Device:
     """The device without compilation; `replays`: it records steps as CUDA graphs all the same."""
-    on = open_device(Runtime(device="cuda", compile="never", cpu_threads=1))
+    on = open_device(
+        Runtime.model_validate({"device": "cuda", "compile": COMPILE, "cpu_threads": 1})
+    )
     return Replaying(**vars(on)) if replays else on
 
 
@@ -99,9 +103,9 @@ def small(on: Device, frozen: bool = False) -> nn.Module:
     return on.freeze(model) if frozen else on.place(model)
 
 
-def resnet(on: Device) -> nn.Module:
-    model = networks.build("resnet18", CLASSES, 32, Architecture(stem="small", width=0.125))
-    return on.freeze(model)
+def resnet(on: Device, frozen: bool = True, width: float = 0.125) -> nn.Module:
+    model = networks.build("resnet18", CLASSES, 32, Architecture(stem="small", width=width))
+    return on.freeze(model) if frozen else on.place(model)
 
 
 def trainer_of(model: nn.Module, values: Optimisation, on: Device) -> Trainer:
@@ -110,7 +114,9 @@ def trainer_of(model: nn.Module, values: Optimisation, on: Device) -> Trainer:
     return trainer
 
 
-def squeeze(optimizer: str, on_disk: bool = False, replays: bool = False) -> Phases:
+def squeeze(
+    optimizer: str, on_disk: bool = False, replays: bool = False, epochs: int = 1
+) -> Phases:
     on = device(replays)
     recipe = Squeeze.model_validate(
         {"epochs": 4, "batch_size": BATCH, "lr": 0.01, "augment": "random_resized_crop",
@@ -119,7 +125,7 @@ def squeeze(optimizer: str, on_disk: bool = False, replays: bool = False) -> Pha
     trainer, loss = trainer_of(small(on), recipe, on), smoothed_ce(0.1)
     batches = SqueezeBatches(images(on, new_folder() if on_disk else None), recipe)
     yield "start"
-    for epoch in range(3 if replays else 1):
+    for epoch in range(epochs):
         for index, (seen, labels) in enumerate(batches.epoch(epoch)):
             trainer.step(seen, labels, loss, 0.01)
             yield "step" if index else "first step"
@@ -150,8 +156,8 @@ def relabelled(recipe: Relabel, folder: Path, on: Device) -> Phases:
     write_json(folder / "header.json", header)
 
 
-def validate(**values: Any) -> Phases:
-    """Relabel with a recipe, then train on what it wrote."""
+def validate(network: Network = small, epochs: int = 1, **values: Any) -> Phases:
+    """Relabel with a recipe, then train `network` on what it wrote."""
     on, folder = device(), new_folder() / "labels"
     folder.mkdir()
     recipe = Relabel.model_validate({"epochs": 2, "batch_size": 16, "cutout": 0.4} | values)
@@ -161,11 +167,12 @@ def validate(**values: Any) -> Phases:
     teacher = small(on, frozen=True) if store.mode == "online" else None
     distilled = DistilledBatches(images(on), store.recipe, BATCH, POST.epochs)
     batches = LabelledBatches(distilled, store, teacher, on, POST.epochs)
-    trainer, loss = trainer_of(small(on), POST, on), loss_of(POST, store)
+    trainer, loss = trainer_of(network(on), POST, on), loss_of(POST, store)
     yield "start"
-    for index, (seen, target) in enumerate(batches.epoch(0)):
-        trainer.step(seen, target, loss, 1e-3)
-        yield "step" if index else "first step"
+    for epoch in range(epochs):
+        for index, (seen, target) in enumerate(batches.epoch(epoch % POST.epochs)):
+            trainer.step(seen, target, loss, 1e-3)
+            yield "step" if index else "first step"
 
 
 def evaluate() -> Phases:
@@ -184,18 +191,20 @@ def score() -> Phases:
     yield "set"
 
 
-def recover(blocks: int, replays: bool = False, **values: Any) -> Phases:
+def recover(
+    blocks: int, replays: bool = False, network: Network = resnet, steps: int = 2, **values: Any
+) -> Phases:
     on, size = device(replays), 5
     recipe = Recover.model_validate(
         {"mode": "curriculum", "block_size": size, "jitter": 4, "iterations": 1000} | values
     )
-    objective = Objective(resnet(on), blocks, recipe, on, 10)
+    objective = Objective(network(on), blocks, recipe, on, 10)
     recovery = Recovery(objective, [Block(i, 0, size) for i in range(blocks)], recipe, DATA)
     yield "start"
-    for step in range(6 if replays else 2):
+    for step in range(steps):
         recovery.step()
         yield "step" if step else "first step"
-    if replays:  # a recorded step must not be restored
+    if steps > 3:  # a recorded step must not be restored
         return
     tensors: dict[str, torch.Tensor] = {}
     state = join_tensors(split_tensors(recovery.state(), tensors), tensors)
@@ -291,7 +300,7 @@ def wait() -> Phases:
 
 STAGES: dict[str, Callable[[], Phases]] = {
     **{f"squeeze {name}": partial(squeeze, name) for name in ("sgd", "adam", "adamw")},
-    "squeeze replayed": partial(squeeze, "sgd", replays=True),
+    "squeeze replayed": partial(squeeze, "sgd", replays=True, epochs=3),
     "squeeze from the disk": partial(squeeze, "sgd", on_disk=True),
     **{
         f"validate q{bits} top{top_k} {mixing}": partial(
@@ -311,7 +320,7 @@ STAGES: dict[str, Callable[[], Phases]] = {
     "score": score,
     "recover 1 block": partial(recover, 1),
     "recover 2 blocks": partial(recover, 2),
-    "recover replayed": partial(recover, 1, replays=True),
+    "recover replayed": partial(recover, 1, replays=True, steps=6),
     "recover part": recover_part,
     "recover per image": partial(recover, 2, per_image=True),
     **{f"dsa {name}": partial(augment, name) for name in dsa.OPERATIONS},
