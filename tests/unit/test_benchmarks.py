@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks import __main__ as program
 from benchmarks import recover, squeeze, table, validate
-from benchmarks.harness import Case, Setting, Side, measure, rows
+from benchmarks.harness import Case, Setting, Side, measure, peak_flops, rows
 from benchmarks.pictures import Pictures, synthetic, transform_of
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -124,10 +124,10 @@ def test_a_share_of_the_peak_is_operations_a_second_over_it():
 
 def test_a_gpus_peak_is_its_data_sheets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert program._peak_flops(Setting("cuda")) == 989e12
+    assert peak_flops(Setting("cuda")) == 989e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An unknown card")
-    assert program._peak_flops(Setting("cuda")) is None
-    assert program._peak_flops(QUICK) is None
+    assert peak_flops(Setting("cuda")) is None
+    assert peak_flops(QUICK) is None
     # docs/fidelity.md: 0.56 G multiply-adds a forward pass at 32 px, two passes, two operations
     assert recover.Problem(32).operations == pytest.approx(4 * 0.56e9, rel=0.01)
 
