@@ -85,7 +85,8 @@ def measure(look: Look, setting: Setting, seconds: float) -> tuple[Work, float, 
 
 def report_kernels(look: Look, work: Work, setting: Setting, a_step: float) -> None:
     """Print what one profiled call launches and how long the GPU computes."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.cuda else [])]
+    with profile(activities=activities) as seen:
         work()
         setting.synchronise()
     kernels, busy, calls = 0, 0.0, Counter[str]()
