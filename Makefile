@@ -15,10 +15,10 @@ unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test slurm-up slurm-down slurm-matrix bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
+.PHONY: help setup demo test fake-gpu-compiled slurm-up slurm-down slurm-matrix bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED) ## Make .venv: the exact packages of requirements.lock, and this one, editable
 
@@ -29,6 +29,9 @@ demo: $(INSTALLED) ## Distil, train and compare on handwritten digits: the whole
 
 test: $(INSTALLED) ## Run the tests, each file in one of as many processes as there are cores, four at most
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+fake-gpu-compiled: $(INSTALLED) ## Count what the compiled steps would launch on an H100, without one (STAGES='squeeze')
+	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.fake_gpu.compiled $(STAGES)
 
 slurm-up: $(INSTALLED) ## Start a SLURM of one node on this machine, and say how a shell finds it (SLURM=FOLDER)
 	@$(BIN)/python tests/slurm/cluster.py up $(SLURM)

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import table
-from benchmarks.harness import Case, Row, Setting, grown, measure, peak_elsewhere, rows
-from cda.config.load import CONFIG
-from cda.pipeline.rates import read_devices
+from benchmarks.harness import Case, Row, Setting, grown, measure, peak_elsewhere, peak_flops, rows
 from cda.progress import Progress, log
 
 HOST = ("label_store", "dag")  # benchmarks that use no GPU
@@ -115,7 +113,7 @@ def _rows(name: str, setting: Setting) -> list[Row]:
             for index, one in enumerate(timed):
                 one.peak = peak_elsewhere(case, index, setting)
                 progress.update()
-        found += rows(case, timed, _peak_flops(setting))
+        found += rows(case, timed, peak_flops(setting))
     progress.close()
     return found
 
@@ -125,19 +123,6 @@ def _peak(name: str, what: str, index: int, setting: Setting) -> int:
     cases: list[Case] = importlib.import_module(f"benchmarks.{name}").cases(setting)
     case = next(case for case in cases if case.what == what)
     return grown(case.sides[index], case.warm_calls)
-
-
-def _peak_flops(setting: Setting) -> float | None:
-    """The GPU's bf16 operations a second by its data sheet; None for a CPU or an unknown GPU."""
-    if not setting.cuda:
-        return None
-    name = torch.cuda.get_device_name().lower()
-    known = [
-        device
-        for device in read_devices(CONFIG).devices.values()
-        if any(n.lower() in name for n in device.names)
-    ]
-    return known[0].tflops * 1e12 if known else None
 
 
 def _label_store(setting: Setting) -> list[Row]:

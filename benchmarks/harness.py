@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 
+from cda.config.load import CONFIG
 from cda.config.settings import Runtime
 from cda.engine.device import Device, open_device
+from cda.pipeline.rates import read_devices
 
 Work = Callable[[], float]  # does the work of a call; returns its number of units
 Row = dict[str, Any]
@@ -190,6 +192,19 @@ def rows(case: Case, found: list[Timed], peak_flops: float | None = None) -> lis
         }
         for timed in found
     ]
+
+
+def peak_flops(setting: Setting) -> float | None:
+    """The GPU's bf16 operations a second by its data sheet; None for a CPU or an unknown GPU."""
+    if not setting.cuda:
+        return None
+    name = torch.cuda.get_device_name().lower()
+    known = [
+        device
+        for device in read_devices(CONFIG).devices.values()
+        if any(n.lower() in name for n in device.names)
+    ]
+    return known[0].tflops * 1e12 if known else None
 
 
 # The kernel never forgets a process's peak of memory, so every side has a process of its own.

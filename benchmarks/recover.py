@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from benchmarks.harness import Case, Setting, Side, Work
 from benchmarks.precision import as_torch_ships_it
+from benchmarks.table import ITERATIONS
 from cda.config.recipe import Architecture, Recover
 from cda.config.settings import Dataset
 from cda.engine.blocks import Block
@@ -42,6 +43,7 @@ class Problem:
     images: int = 100
     classes: int = 100
     steps: int = 1  # iterations of one call
+    iterations: int = ITERATIONS  # of a recovery; one that is finished starts again
 
     @property
     def architecture(self) -> Architecture:
@@ -64,7 +66,12 @@ class Problem:
     @property
     def recipe(self) -> Recover:
         """The paper's values; the roll is an eighth of the image, as on CIFAR-100 and at 224 px."""
-        return Recover(mode="curriculum", block_size=self.images, jitter=self.resolution // 8)
+        return Recover(
+            mode="curriculum",
+            block_size=self.images,
+            jitter=self.resolution // 8,
+            iterations=self.iterations,
+        )
 
     def network(self) -> nn.Module:
         """The recovery model, with random weights, which do not change the speed."""
@@ -137,6 +144,7 @@ class PlainRecovery:
     def step(self) -> float:
         """One iteration; returns its loss, read from the device as for printing."""
         recipe = self.recipe
+        self.done %= recipe.iterations
         for group in self.optimizer.param_groups:
             group["lr"] = image_lr(self.done, recipe.iterations, recipe.lr)
         self.optimizer.zero_grad()
@@ -184,6 +192,7 @@ def engine(problem: Problem, open_device: Callable[[], Device], blocks: int) -> 
     def work() -> float:
         device.use_precision()
         for _ in range(problem.steps):
+            recovery.done %= problem.iterations
             recovery.step()
         return problem.steps * problem.images * blocks
 

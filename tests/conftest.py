@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,14 @@ REQUIREMENTS = {
     "compiler": (
         lambda: shutil.which("cc") and shutil.which("g++"),
         "a C and a C++ compiler (Debian: apt-get install g++)",
+    ),
+    "fake_gpu": (
+        lambda: (
+            (sys.platform, platform.machine()) == ("linux", "x86_64")
+            and torch.__version__.startswith("2.13.")
+            and shutil.which("g++")
+        ),
+        "g++ and torch 2.13 on x86-64 Linux, whose internals tests/fake_gpu patches",
     ),
     "gpu": (torch.cuda.is_available, "a CUDA device"),
     "slurm": (lambda: not Cluster().missing(), INSTALL),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks import __main__ as program
 from benchmarks import recover, squeeze, table, validate
-from benchmarks.harness import Case, Setting, Side, measure, rows
+from benchmarks.harness import Case, Setting, Side, measure, peak_flops, rows
 from benchmarks.pictures import Pictures, synthetic, transform_of
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -122,6 +122,16 @@ def test_a_share_of_the_peak_is_operations_a_second_over_it():
     assert rows(case, measure(case, QUICK, clock=clock), peak_flops=200.0)[0]["peak_share"] == 0.25
 
 
+def test_a_gpus_peak_is_its_data_sheets(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert peak_flops(Setting("cuda")) == 989e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An unknown card")
+    assert peak_flops(Setting("cuda")) is None
+    assert peak_flops(QUICK) is None
+    # docs/fidelity.md: 0.56 G multiply-adds a forward pass at 32 px, two passes, two operations
+    assert recover.Problem(32).operations == pytest.approx(4 * 0.56e9, rel=0.01)
+
+
 def test_memory_is_what_a_fresh_process_grew_by():
     """In a process of its own, as the harness does: this one may still hold what it once freed."""
     code = (
@@ -181,6 +191,39 @@ def test_the_page_is_made_from_the_rows(tmp_path):
     assert "peak memory, MB" not in page  # nothing was measured
 
 
+def test_seconds_an_image_follow_from_the_rate_of_recovery_alone(tmp_path):
+    path = tmp_path / "benchmarks.csv"
+    rows = [
+        row("cpu", "recover", rate=40.0, unit="image-iterations/s"),
+        row("cpu", "squeeze", rate=40.0),
+    ]
+    table.write(path, table.merged([], rows, "cpu", ["recover", "squeeze"]))
+    assert [line["seconds_an_image"] for line in table.read(path)] == ["25", ""]  # 1000 / 40
+    page = path.with_suffix(".md").read_text()
+    assert page.count("seconds an image") == 2  # recovery's table, and the published ones
+    path.write_text(path.read_text().replace(",25\n", "\n").replace(",seconds_an_image", ""))
+    table.write(path, table.read(path))  # a file of before the column
+    assert table.read(path)[0]["seconds_an_image"] == "25"
+
+
+def test_published_seconds_are_hours_of_all_cards_over_images():
+    found = {peer.what: round(peer.seconds_an_image, 2) for peer in table.PEERS}
+    assert found == {
+        "CDA, ImageNet-1K, IPC 50, 224 px": 2.09,  # 29 h, 50,000 images
+        "CDA, ImageNet-21K-P, IPC 20, 224 px": 3.79,  # 4 × 55 h, 20 × 10,450 images
+        "CDA, Tiny-ImageNet, IPC 50, 64 px": 1.62,  # 4.5 h, 10,000 images
+    }
+
+
+def test_the_page_in_results_is_made_from_its_rows():
+    path = ROOT / "results" / "benchmarks.csv"
+    found = table.read(path)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == table.markdown(found)
+    assert [line["seconds_an_image"] for line in map(table.with_seconds, found)] == [
+        line["seconds_an_image"] for line in found
+    ]
+
+
 # Plain is the same work
 
 
@@ -218,6 +261,17 @@ def test_plain_recovery_is_the_engines():
         assert loss == pytest.approx(entropy[0] + recipe.alpha_bn * distance[0], rel=1e-9)
     objective.close()
     assert (plain.images - engine.images).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("side", ["plain", "ours"])
+def test_recovery_starts_again_where_its_iterations_end(side):
+    """A fast device makes more steps than the recipe has."""
+    problem = recover.Problem(16, width=0.125, images=4, classes=4, steps=2, iterations=3)
+    if side == "plain":
+        work = recover.plain(problem, QUICK)
+    else:
+        work = recover.engine(problem, QUICK.reference, 1)
+    assert [work() for _ in range(4)] == [8.0] * 4
 
 
 def trained(
