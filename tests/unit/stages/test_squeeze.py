@@ -1,12 +1,17 @@
-"""Squeeze's loss, and the rounding of what it stores."""
+"""Squeeze's loss, that the stage trains with it, and the rounding of what it stores."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from cda.stages import squeeze
 from cda.stages.squeeze import round_to_half, smoothed_ce
 
 torch.set_num_threads(1)
@@ -40,3 +45,23 @@ def test_matrices_are_rounded_to_half_and_vectors_are_not():
     third, half = torch.tensor(1 / 3), torch.tensor(1 / 3).half().float()
     for name, parameter in model.named_parameters():
         assert (parameter == (half if parameter.ndim > 1 else third)).all(), name
+
+
+def first_loss(tree: Any) -> float:
+    """The mean loss of the stage's first epoch, whose learning rate is next to nothing."""
+    squeeze.run(tree.context(tree.runs()["squeeze"]), Path("model.safetensors"))
+    loss: float = json.loads(Path("squeeze.json").read_text(encoding="utf-8"))["curve"][0]["loss"]
+    return loss
+
+
+def test_the_stage_trains_with_the_recipe_s_smoothing(tree):
+    """A half-smoothed label's loss lies midway between a plain label's and a uniform one's."""
+    tree.few_images()
+    tree.edit("recipes/digits.yaml", "lr: 0.1 ", "lr: 1.0e-12\n  evaluate_every: 1 ")
+    plain = first_loss(tree)
+    line = "  augment: pad_crop "
+    tree.edit("recipes/digits.yaml", line, f"  label_smoothing: 0.5\n{line}")
+    half = first_loss(tree)
+    tree.edit("recipes/digits.yaml", "label_smoothing: 0.5", "label_smoothing: 1.0")
+    assert half == pytest.approx((plain + first_loss(tree)) / 2, rel=1e-4)
+    assert half != pytest.approx(plain, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Validate's loss, for every kind of label."""
+"""Validate's loss, for every kind of label, and that the stage trains with it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from cda.config.recipe import Relabel, Validate
+from cda.data import sources
 from cda.data.label_codec import Codec
 from cda.data.label_store import FORMAT, LabelStore, LabelWriter
+from cda.data.shards import write_shard
+from cda.stages import relabel, squeeze, validate
+from cda.stages.models import fresh_model
 from cda.stages.validate import loss_of
 
 torch.set_num_threads(1)
@@ -78,3 +82,37 @@ def test_hard_labels_are_the_mixture_s_classes(tmp_path, smoothing):
     store = store_of(tmp_path / "labels", "hard", student)
     found = loss_of(values, store)(student, (own, partner, share))
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def first_loss(tree: Any) -> float:
+    """The mean loss of the stage's first epoch, whose learning rate is next to nothing."""
+    images, model, labels, out = (
+        Path("images"),
+        Path("model.safetensors"),
+        Path("labels"),
+        Path("o"),
+    )
+    runs = tree.runs()
+    if not model.exists():
+        context = tree.context(runs["squeeze"])
+        teacher = fresh_model(context.run, context.open_device(), ("a teacher", 0))
+        squeeze.write_model(context, teacher, list("0123456789"), model, {})
+        train = sources.load(runs["squeeze"].data, "train", Path("data/digits"))
+        pixels = train.images[[np.flatnonzero(train.labels == label)[0] for label in range(10)]]
+        path = images / "part-0" / "ipc-000.tar"
+        write_shard(path, pixels, train.classes, 0, runs["recover"].id, "digits")
+        relabel.run(tree.context(runs["relabel"]), images, model, labels)
+    validate.run(tree.context(runs["validate"]), images, labels, None, 0, out)
+    loss: float = json.loads(out.read_text(encoding="utf-8"))["curve"][0]["loss"]
+    return loss
+
+
+def test_the_stage_trains_with_the_recipe_s_loss(tree):
+    tree.few_images()
+    tree.edit("recipes/digits.yaml", "lr: 2.0e-3 ", "lr: 1.0e-12\n  evaluate_every: 1 ")
+    plain = first_loss(tree)
+    line = "  warmup_epochs: 1 "
+    tree.edit("recipes/digits.yaml", line, f"  temperature_squared: true\n{line}")
+    assert first_loss(tree) == pytest.approx(16 * plain, rel=1e-3)
+    tree.edit("recipes/digits.yaml", line, f"  label_smoothing: 0.9\n{line}")
+    assert first_loss(tree) != pytest.approx(16 * plain, rel=0.02)
