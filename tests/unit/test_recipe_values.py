@@ -19,7 +19,7 @@ from cda.config.recipe import Recipe
 from cda.config.types import parse
 from cda.config.yaml_source import nested, read_layer
 
-CONFIG = Path(__file__).resolve().parents[3] / "config"
+CONFIG = Path(__file__).resolve().parents[2] / "config"
 DATASETS = sorted(path.stem for path in (CONFIG / "recipes").glob("*.yaml"))
 NAMED = ("recovery_models.", "methods.", "variants.")
 OTHER_METHODS = r"methods\.(?!cda\.|sre2l\.)"  # controls and the ablations of Tables 2, 3, 9 and 18
