@@ -2,10 +2,10 @@
 
     python tools/mutations.py FOLDER [--count 400] [--seed 0]
 
-Copies the committed tree into FOLDER, draws `count` of all possible mutants by `seed`, and runs the
-tests of each mutant's file in a process forked from one that has imported torch and pytest. FOLDER
-gets a line of `results.jsonl` for each mutant; a second start goes on from there, and prints the
-summary if nothing is left. `docs/mutations.md` has the last run.
+Copies the committed tree to FOLDER/tree and draws mutants of it by the seed. A mutant's tests run in
+a process forked from one that has imported torch. FOLDER/results.jsonl gets a line for each mutant;
+a second start tests those without a line and prints the summary. `docs/mutations.md` has the last
+run.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SECONDS = 600  # a mutant's tests at most
 LIBRARIES = "numpy pandas PIL pydantic pytest safetensors.torch scipy torch torchvision yaml"
 NUMBERS, GOLDEN = "golden/test_numbers", ("golden/test_numbers", "golden/test_recovery")
 RECOVERY = (*GOLDEN, "unit/engine/test_recovery")
@@ -157,7 +158,7 @@ def all_mutants(tree: Path) -> list[Mutant]:
     return found
 
 
-def run_tests(tree: Path, file: str, seconds: float) -> tuple[str, str]:
+def run_tests(tree: Path, file: str) -> tuple[str, str]:
     """(survived, killed or timeout, the first test that failed) of the tests for `file`."""
     tests = next(tests for place, tests in TESTS.items() if file.startswith(place.split(":")[0]))
     log = tree.with_name("tests.log")
@@ -171,7 +172,7 @@ def run_tests(tree: Path, file: str, seconds: float) -> tuple[str, str]:
         options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not compiler and not slow"]
         files = [f"tests/{name}.py" for name in tests]
         os._exit(int(importlib.import_module("pytest").main([*options, *files])))
-    end = time.monotonic() + seconds
+    end = time.monotonic() + SECONDS
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
@@ -201,13 +202,13 @@ def copy_tree(tree: Path) -> None:
     subprocess.run(["git", "init", "-q", tree], check=True)
 
 
-def test_mutant(tree: Path, mutant: Mutant, seconds: float) -> dict[str, Any]:
+def test_mutant(tree: Path, mutant: Mutant) -> dict[str, Any]:
     """The tests' verdict on a mutant, which is undone again."""
     path, began = tree / mutant.file, time.monotonic()
     source = path.read_bytes()
     path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
     try:
-        result, test = run_tests(tree, mutant.file, seconds)
+        result, test = run_tests(tree, mutant.file)
     finally:
         path.write_bytes(source)
     before = source[mutant.start : mutant.end].decode().strip()
@@ -217,13 +218,10 @@ def test_mutant(tree: Path, mutant: Mutant, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Test the mutants that are left; then print the summary."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=600, help="of a mutant's tests at most")
     options = parser.parse_args()
     tree, results = options.folder.resolve() / "tree", options.folder / "results.jsonl"
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree / "src")}
@@ -232,15 +230,16 @@ def main() -> None:
         importlib.import_module(name)
     if not tree.exists():
         copy_tree(tree)
-    if not results.exists():
         for place in TESTS:
-            verdict = run_tests(tree, place, options.seconds)
+            verdict = run_tests(tree, place)
             assert verdict[0] == "survived", f"{place}: {verdict} without a mutation"
     rows = [json.loads(line) for line in results.open()] if results.exists() else []
-    for mutant in random.Random(options.seed).sample(all_mutants(tree), options.count)[len(rows) :]:
-        rows.append(test_mutant(tree, mutant, options.seconds))
-        with results.open("a") as file:
-            file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+    done = [[row[name] for name in Mutant._fields] for row in rows]
+    for mutant in random.Random(options.seed).sample(all_mutants(tree), options.count):
+        if list(mutant) not in done:
+            rows.append(test_mutant(tree, mutant))
+            with results.open("a") as file:
+                file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
     summarise(rows)
 
 
