@@ -2,10 +2,10 @@
 
     python tools/mutations.py FOLDER [--count 400] [--seed 0]
 
-Copies the committed tree to FOLDER/tree and draws mutants of it by the seed. A mutant's tests run in
-a process forked from one that has imported torch. FOLDER/results.jsonl gets a line for each mutant;
-a second start tests those without a line and prints the summary. `docs/mutations.md` has the last
-run.
+Copies the committed tree to FOLDER/tree and draws mutants of it by the seed. A mutant's tests run
+in a process forked from one that has imported torch. FOLDER/results.jsonl gets a line for each
+mutant; a second start tests those without a line and prints the summary. `docs/mutations.md` has
+the last run.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as torchs
 
+from cda import progress
 from cda.config.recipe import Optimisation
 from cda.config.settings import Dataset, Runtime
 from cda.engine.checkpoint import Checkpoint
@@ -757,6 +758,37 @@ def test_one_process_has_the_complete_batch():
     assert (MACHINE.weight(3), MACHINE.agree(5), MACHINE.leads) == (1.0, 5, True)
     model = Mixed()
     assert MACHINE.parallel(model) is model
+
+
+def test_a_training_removes_its_bar(tmp_path, monkeypatch):
+    closed: list[str] = []
+    monkeypatch.setattr(progress.Progress, "close", lambda self: closed.append(self.label))
+    train(tmp_path, recipe())
+    assert closed == ["toy"]
+
+
+def test_a_step_is_built_once_for_a_loss_and_anew_for_another(monkeypatch):
+    device, built = Device(Runtime(device="cpu"), torch.device("cpu"), None), []
+
+    def compiled(function: Any, *_: Any, **__: Any) -> Any:
+        built.append(function)
+        return function
+
+    monkeypatch.setattr(device, "compiled", compiled)
+    trainer = Trainer(Mixed(), recipe(), device, ("toy", 0))
+
+    def doubled(logits: Tensor, target: Tensor) -> Tensor:
+        return 2 * F.cross_entropy(logits, target)
+
+    trainer.model.drop.p = 0.0
+    images, target = torch.ones(4, 3, 8, 8), torch.arange(4)
+    sums = []
+    for loss in (F.cross_entropy, F.cross_entropy, doubled):
+        trainer.loss_sum.zero_()
+        trainer.step(images, target, loss, 0.0)
+        sums.append(trainer.loss_sum.item())
+    assert len(built) == 2
+    assert sums == pytest.approx([sums[0], sums[0], 2 * sums[0]])
 
 
 def test_progress_counts_images(tmp_path, capsys):
