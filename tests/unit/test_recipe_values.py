@@ -1,4 +1,4 @@
-"""Every value of every `cda` and `sre2l` recipe, from the paper's tables and from public scripts.
+"""Every value of every recipe, from the paper's tables and from public scripts.
 
 The rows were written from the sources and not from config/. A value that is changed, removed or
 added without its source fails here. `SRe2L …` and `CDA …` are files of VILA-Lab/SRe2L, `Tiny …` of
@@ -22,7 +22,6 @@ from cda.config.yaml_source import nested, read_layer
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 DATASETS = sorted(path.stem for path in (CONFIG / "recipes").glob("*.yaml"))
 NAMED = ("recovery_models.", "methods.", "variants.")
-OTHER_METHODS = r"methods\.(?!cda\.|sre2l\.)"  # controls and the ablations of Tables 2, 3, 9 and 18
 RUNNING = {"name", "layout", "get", "stream", "gpus", "shards_per_job"}  # how jobs run
 
 Rows = dict[str, tuple[Any, str]]  # key: (value, source)
@@ -39,6 +38,21 @@ CURRICULUM: Rows = {
 NAMED_CHANGES: Rows = {
     "variants.per-image.recover.per_image": (True, "the other reading of Section 2.3 (fidelity 3)"),
     "variants.shards-jpeg.recover.image": ("jpg", "CDA recover_cda_*.py: save_images (fidelity 9)"),
+}
+
+RANDOM: Rows = {"methods.random.recover.mode": ("random", "the control: real images")}
+ABLATIONS: Rows = {
+    "methods.real.recover.mode": ("random", "paper Table 9"),
+    "methods.ctl-easy.recover.mode": ("constant", "paper Table 2"),
+    "methods.ctl-hard.recover.mode": ("constant", "paper Table 2"),
+    "methods.rcl-step.recover.mode": ("reverse", "paper Table 3"),
+    "methods.rcl-step.recover.scheduler": ("step", "paper Table 3"),
+    "methods.cl-step.recover.mode": ("curriculum", "paper Table 18"),
+    "methods.cl-step.recover.scheduler": ("step", "paper Table 18"),
+    "methods.cl-linear.recover.mode": ("curriculum", "paper Table 18"),
+    "methods.cl-linear.recover.scheduler": ("linear", "paper Table 18"),
+    "methods.cl-cosine.recover.mode": ("curriculum", "paper Table 18"),
+    "methods.cl-cosine.recover.scheduler": ("cosine", "paper Table 18"),
 }
 
 CIFAR100: Rows = {
@@ -111,6 +125,7 @@ CIFAR100: Rows = {
         128,
         "SRe2L relabel_cifar.sh: --batch-size 128 (fidelity 11)",
     ),
+    **RANDOM,
     **NAMED_CHANGES,
 }
 
@@ -186,6 +201,9 @@ TINY: Rows = {
     "variants.recover-paper.recover.alpha_bn": (1.0, "paper Table 12b"),
     "variants.post-train-batch-64.validate.batch_size": (64, "paper Table 12a"),
     "variants.post-train-lr-0.05.validate.lr": (0.05, "0.2 · 64 / 256 (fidelity 13)"),
+    "methods.cda-released.recover.mode": ("imported", "CDA README.md: Download"),
+    "methods.cda-released.recover.release": ("cda_tiny_rn18_4k_ipc100", "CDA README.md: Download"),
+    **RANDOM,
     **NAMED_CHANGES,
 }
 
@@ -274,6 +292,10 @@ IMAGENET1K: Rows = {
     "variants.squeeze-from-scratch.squeeze.weights": (None, "paper Table 16a"),
     "variants.post-train-batch-128.relabel.batch_size": (128, "as post-training (fidelity 21)"),
     "variants.post-train-batch-128.validate.batch_size": (128, "paper Table 16b"),
+    "methods.cda-released.recover.mode": ("imported", "CDA README.md: Download"),
+    "methods.cda-released.recover.release": ("cda_in1k_rn18_4k_ipc200", "CDA README.md: Download"),
+    **ABLATIONS,
+    **RANDOM,
     **NAMED_CHANGES,
 }
 
@@ -345,6 +367,7 @@ IMAGENET21K: Rows = {
     "variants.squeeze-sgd.squeeze.optimizer": ("sgd", "Ridnik create_optimizer_sgd (fidelity 22)"),
     "variants.squeeze-sgd.squeeze.lr": (0.01, "Ridnik …_from_scratch.py: --lr (fidelity 22)"),
     "variants.squeeze-sgd.squeeze.momentum": (0.0, "Ridnik create_optimizer_sgd (fidelity 22)"),
+    **RANDOM,
     **NAMED_CHANGES,
 }
 
@@ -415,6 +438,8 @@ DIGITS: Rows = {  # of the demo: no paper has them
     "variants.init-random.squeeze.epochs": (14, "a choice: 140 of paper Table 21a / 10"),
     "variants.post-train-batch-64.validate.batch_size": (25, "a choice: the smaller batch"),
     "variants.post-train-batch-128.validate.batch_size": (25, "a choice: the smaller batch"),
+    **RANDOM,
+    **ABLATIONS,
 }
 
 TABLES = {
@@ -445,14 +470,10 @@ NEUTRAL = {  # unless a recipe writes it
 
 
 def written(dataset: str) -> dict[str, Any]:
-    """Every value in the data set's files that a `cda` or `sre2l` result depends on, by key."""
+    """Every value in the data set's files that a result depends on, by key."""
     recipe = read_layer(CONFIG / "recipes" / f"{dataset}.yaml")
     data = read_layer(CONFIG / "datasets" / f"{dataset}.yaml")
-    found = {
-        key: sourced.value
-        for key, sourced in recipe.items()
-        if sourced.value != {} and not re.match(OTHER_METHODS, key)
-    }
+    found = {key: one.value for key, one in recipe.items() if one.value != {}}
     return found | {f"data.{key}": one.value for key, one in data.items() if key not in RUNNING}
 
 
