@@ -102,7 +102,7 @@ def first_loss(tree: Any) -> float:
         path = images / "part-0" / "ipc-000.tar"
         write_shard(path, pixels, train.classes, 0, runs["recover"].id, "digits")
         relabel.run(tree.context(runs["relabel"]), images, model, labels)
-    validate.run(tree.context(runs["validate"]), images, labels, None, 0, out)
+    validate.run(tree.context(runs["validate"]), images, labels, None, {0: out})
     loss: float = json.loads(out.read_text(encoding="utf-8"))["curve"][0]["loss"]
     return loss
 
