@@ -1,4 +1,4 @@
-"""Validate's loss, for every kind of label, and that the stage trains with it."""
+"""Validate's loss, for every kind of label; the stage trains with it and divides its batches."""
 
 from __future__ import annotations
 
@@ -116,3 +116,19 @@ def test_the_stage_trains_with_the_recipe_s_loss(tree):
     assert first_loss(tree) == pytest.approx(16 * plain, rel=1e-3)
     tree.edit("recipes/digits.yaml", line, f"  label_smoothing: 0.9\n{line}")
     assert first_loss(tree) != pytest.approx(16 * plain, rel=0.02)
+
+
+@pytest.mark.parametrize("labels", ["stored", "hard"])
+def test_the_stage_divides_its_batches(labels, tree):
+    """Each part is normalised by its own statistics, which shows in the first loss."""
+    tree.few_images()
+    tree.edit("recipes/digits.yaml", "labels: stored ", f"labels: {labels} ")
+    tree.edit("recipes/digits.yaml", "batch_size: 6 ", "batch_size: 10 ")
+    tree.edit("recipes/digits.yaml", "lr: 2.0e-3 ", "lr: 1.0e-12\n  evaluate_every: 1 ")
+    one = first_loss(tree)
+    line = "  warmup_epochs: 1 "
+    tree.edit("recipes/digits.yaml", line, f"  batch_parts: 1\n{line}")
+    assert first_loss(tree) == one
+    tree.edit("recipes/digits.yaml", "batch_parts: 1", "batch_parts: 2")
+    assert first_loss(tree) == pytest.approx(one, rel=0.5)
+    assert first_loss(tree) != pytest.approx(one, rel=1e-3)
