@@ -760,6 +760,16 @@ def test_one_process_has_the_complete_batch():
     assert MACHINE.parallel(model) is model
 
 
+def test_the_seconds_are_those_of_all_starts(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, SGD, stop_after=3)
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "toy", 1e9)
+    state = checkpoint.load()
+    assert 0 < state["history"]["seconds"] < 100
+    checkpoint.save(state | {"history": state["history"] | {"seconds": 1000.0}})
+    assert 1000 < train(tmp_path, SGD).history.seconds < 1100
+
+
 def test_a_training_removes_its_bar(tmp_path, monkeypatch):
     closed: list[str] = []
     monkeypatch.setattr(progress.Progress, "close", lambda self: closed.append(self.label))
