@@ -58,6 +58,7 @@ SWAPS: dict[type[Any], type[Any]] = {
     ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
     ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
+SPEED = {"fused", "non_blocking", "set_to_none", "memory_format"}  # keywords that change no result
 MESSAGES = {"log", "ConfigError", "ArtifactError", "DataError", "ValueError"}
 
 
@@ -90,7 +91,7 @@ def edits(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield ast.Pass()
     elif isinstance(node, ast.Call):
-        for gone in node.keywords:
+        for gone in (one for one in node.keywords if one.arg not in SPEED):
             yield ast.Call(node.func, node.args, [one for one in node.keywords if one is not gone])
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield ast.Constant(not node.value)
@@ -107,6 +108,8 @@ def nodes(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") in MESSAGES:
         return
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return
+    if isinstance(node, ast.keyword) and node.arg in SPEED:
         return
     yield node
     for name, value in ast.iter_fields(node):

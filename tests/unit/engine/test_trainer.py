@@ -752,6 +752,22 @@ def test_ranks_share_a_batch_and_their_mean_is_its_mean(world, size):
     assert mean == pytest.approx(values[batch].mean())
 
 
+def test_the_saved_loss_is_the_mean_over_the_ranks(tmp_path, monkeypatch):
+    """As if the other of two ranks always had a sum that is larger by one."""
+    device, own = Device(Runtime(), torch.device("cpu"), None, rank=0, world=2), []
+
+    def total(value: Tensor) -> Tensor:
+        own.append(value.clone())
+        return value.mul_(2).add_(1)
+
+    for name, stand_in in [("total", total), ("agree", int), ("parallel", lambda model: model)]:
+        monkeypatch.setattr(device, name, stand_in)
+    with pytest.raises(Interrupted):
+        train(tmp_path, SGD, stop_after=3, device=device)
+    saved = Checkpoint(tmp_path / "state.safetensors", "toy", 1e9).load()["loss_sum"]
+    assert saved.item() == pytest.approx(own[-1].item() + 0.5)
+
+
 def test_one_process_has_the_complete_batch():
     batch = np.array([4, 2, 9])
     assert MACHINE.share(batch).tolist() == [4, 2, 9]
