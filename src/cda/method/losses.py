@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32 or better: a loss of half-precision logits needs float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def kd_loss(
     student: Tensor,
     teacher: Tensor,
@@ -19,11 +24,11 @@ def kd_loss(
     `squared` multiplies it by T². `smoothing` spreads that share of the teacher's softmax over all
     classes (fidelity 16).
     """
-    target = F.log_softmax(teacher.float() / temperature, dim=1)
+    target = F.log_softmax(precise(teacher) / temperature, dim=1)
     if smoothing:
         target = torch.log((1 - smoothing) * target.exp() + smoothing / teacher.shape[1])
     loss = F.kl_div(
-        F.log_softmax(student.float() / temperature, dim=1),
+        F.log_softmax(precise(student) / temperature, dim=1),
         target,
         reduction="batchmean",
         log_target=True,
@@ -38,7 +43,7 @@ def mixed_ce(
 
     An image has the share [N] of its `own` class [N], the rest is its `partner`'s class [N].
     """
-    student = student.float()
+    student = precise(student)
     first = F.cross_entropy(student, own, reduction="none", label_smoothing=smoothing)
     second = F.cross_entropy(student, partner, reduction="none", label_smoothing=smoothing)
     return torch.mean(share * first + (1 - share) * second)

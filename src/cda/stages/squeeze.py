@@ -29,15 +29,16 @@ from cda.experiments.paths import data_root
 from cda.files import atomic_write, file_digest, write_json
 from cda.method import networks
 from cda.method.bn_matching import bn_layers
+from cda.method.losses import precise
 from cda.stages.context import Context
 from cda.stages.models import fresh_model
 
 
 def smoothed_ce(smoothing: float) -> Loss:
-    """Cross-entropy with label smoothing, in float32."""
+    """Cross-entropy with label smoothing, in float32 or better."""
 
     def loss(logits: Tensor, target: Any) -> Tensor:
-        return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+        return F.cross_entropy(precise(logits), target, label_smoothing=smoothing)
 
     return loss
 

@@ -102,6 +102,30 @@ def test_blocks_finished_before_the_number_was_halved_are_not_repeated(tree, mon
     assert seen == [4] + [2] * 3 * 6
 
 
+class Killed(BaseException):
+    """Ends a job as a kill does: nothing is saved for it."""
+
+
+def test_a_killed_part_repeats_no_step_and_counts_those_it_has(tree, monkeypatch, capsys):
+    """Killed in the third step of its second group of two blocks; a state is saved every step."""
+    original, seen = Recovery.step, []
+
+    def step(self: Recovery) -> None:
+        if len(seen) == 8:
+            raise Killed
+        seen.append(self.done)
+        original(self)
+
+    monkeypatch.setattr(Recovery, "step", step)
+    with pytest.raises(Killed):
+        recovered(tree, "out", blocks=2, checkpoint_seconds=0)
+    seen.append(-1)
+    capsys.readouterr()
+    assert len(recovered(tree, "out", blocks=2, checkpoint_seconds=0)) == 2
+    assert seen == [0, 1, 2, 3, 4, 5, 0, 1, -1, 2, 3, 4, 5]
+    assert ": 24/24 block-steps" in capsys.readouterr().err
+
+
 def test_more_blocks_than_there_are_is_all_of_them(tree, monkeypatch):
     seen = fails_above(monkeypatch, 4, ERRORS[0])
     recovered(tree, "out", blocks=64)

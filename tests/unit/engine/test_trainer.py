@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as torchs
 
+from cda import progress
 from cda.config.recipe import Optimisation
 from cda.config.settings import Dataset, Runtime
 from cda.engine.checkpoint import Checkpoint
@@ -461,8 +462,8 @@ def test_compiled_parts_differ_in_rounding_alone(tmp_path, capsys):
 
 
 def test_the_last_epoch_is_always_evaluated_and_others_as_the_recipe_wants(tmp_path):
-    curve = train(tmp_path, recipe(epochs=5, evaluate_every=2)).history.curve
-    assert [row["epoch"] for row in curve] == [2, 4, 5]
+    curve = train(tmp_path, recipe(epochs=7, evaluate_every=3)).history.curve
+    assert [row["epoch"] for row in curve] == [3, 6, 7]
 
 
 def test_another_runs_checkpoint_is_not_taken(tmp_path):
@@ -751,12 +752,69 @@ def test_ranks_share_a_batch_and_their_mean_is_its_mean(world, size):
     assert mean == pytest.approx(values[batch].mean())
 
 
+def test_the_saved_loss_is_the_mean_over_the_ranks(tmp_path, monkeypatch):
+    """As if the other of two ranks always had a sum that is larger by one."""
+    device, own = Device(Runtime(), torch.device("cpu"), None, rank=0, world=2), []
+
+    def total(value: Tensor) -> Tensor:
+        own.append(value.clone())
+        return value.mul_(2).add_(1)
+
+    for name, stand_in in [("total", total), ("agree", int), ("parallel", lambda model: model)]:
+        monkeypatch.setattr(device, name, stand_in)
+    with pytest.raises(Interrupted):
+        train(tmp_path, SGD, stop_after=3, device=device)
+    saved = Checkpoint(tmp_path / "state.safetensors", "toy", 1e9).load()["loss_sum"]
+    assert saved.item() == pytest.approx(own[-1].item() + 0.5)
+
+
 def test_one_process_has_the_complete_batch():
     batch = np.array([4, 2, 9])
     assert MACHINE.share(batch).tolist() == [4, 2, 9]
     assert (MACHINE.weight(3), MACHINE.agree(5), MACHINE.leads) == (1.0, 5, True)
     model = Mixed()
     assert MACHINE.parallel(model) is model
+
+
+def test_the_seconds_are_those_of_all_starts(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, SGD, stop_after=3)
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "toy", 1e9)
+    state = checkpoint.load()
+    assert 0 < state["history"]["seconds"] < 100
+    checkpoint.save(state | {"history": state["history"] | {"seconds": 1000.0}})
+    assert 1000 < train(tmp_path, SGD).history.seconds < 1100
+
+
+def test_a_training_removes_its_bar(tmp_path, monkeypatch):
+    closed: list[str] = []
+    monkeypatch.setattr(progress.Progress, "close", lambda self: closed.append(self.label))
+    train(tmp_path, recipe())
+    assert closed == ["toy"]
+
+
+def test_a_step_is_built_once_for_a_loss_and_anew_for_another(monkeypatch):
+    device, built = Device(Runtime(device="cpu"), torch.device("cpu"), None), []
+
+    def compiled(function: Any, *_: Any, **__: Any) -> Any:
+        built.append(function)
+        return function
+
+    monkeypatch.setattr(device, "compiled", compiled)
+    trainer = Trainer(Mixed(), recipe(), device, ("toy", 0))
+
+    def doubled(logits: Tensor, target: Tensor) -> Tensor:
+        return 2 * F.cross_entropy(logits, target)
+
+    trainer.model.drop.p = 0.0
+    images, target = torch.ones(4, 3, 8, 8), torch.arange(4)
+    sums = []
+    for loss in (F.cross_entropy, F.cross_entropy, doubled):
+        trainer.loss_sum.zero_()
+        trainer.step(images, target, loss, 0.0)
+        sums.append(trainer.loss_sum.item())
+    assert len(built) == 2
+    assert sums == pytest.approx([sums[0], sums[0], 2 * sums[0]])
 
 
 def test_progress_counts_images(tmp_path, capsys):

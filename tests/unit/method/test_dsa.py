@@ -122,6 +122,17 @@ def test_scale_reads_a_window_a_fifth_smaller_or_larger(size, value, ratio):
     np.testing.assert_allclose(drawn("scale", images, value).numpy(), wanted, rtol=0, atol=1e-12)
 
 
+def test_scale_draws_a_ratio_for_each_axis_of_each_image():
+    images = noise(13, 4, 3, 8, 8)
+    draws, again = np.random.default_rng(14), np.random.default_rng(14)
+    ratios = 1 / 1.2 + again.random((4, 2)) * (1.2 - 1 / 1.2)  # of x, then of y
+    wanted = np.stack(
+        [sampled(one, np.diag(both)) for one, both in zip(images.numpy(), ratios, strict=True)]
+    )
+    found = dsa.OPERATIONS["scale"](images, draws).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("size", "shift"), [(8, 1), (9, 1), (12, 2), (64, 8)])
 def test_crop_shifts_by_up_to_an_eighth_and_brings_in_zeros(size, shift):
     images = noise(7, 2, 3, size, size)

@@ -50,6 +50,23 @@ def test_kd_loss_worked_out_by_hand():
     )
 
 
+@pytest.mark.parametrize("squared", [False, True])
+def test_kd_loss_spreads_a_share_of_the_teacher_over_all_classes(squared):
+    """At temperature T, as the other terms; the share goes to the classes in equal parts."""
+    student, teacher, temperature, smoothing = logits(9), logits(10), 4.0, 0.2
+    total = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        q, plain = softmax(s / temperature), softmax(t / temperature)
+        p = [0.8 * value + 0.2 / len(plain) for value in plain]
+        assert sum(p) == pytest.approx(1)
+        total += sum(p[k] * (math.log(p[k]) - math.log(q[k])) for k in range(len(p)))
+    expected = total / len(student) * (temperature**2 if squared else 1)
+    tensors = (torch.from_numpy(student), torch.from_numpy(teacher))
+    found = kd_loss(*tensors, temperature, squared, smoothing)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+    assert kd_loss(*tensors, temperature, squared).item() != pytest.approx(expected, rel=1e-2)
+
+
 def test_kd_loss_of_equal_logits_is_zero_whatever_their_offset():
     one = torch.from_numpy(logits(2))
     assert kd_loss(one + 7, one, 20.0, squared=True).item() == pytest.approx(0, abs=1e-4)
@@ -86,6 +103,20 @@ def test_mixed_ce_weighs_both_classes_by_the_share():
         total -= float(r) * math.log(p[a]) + (1 - float(r)) * math.log(p[b])
     tensors = [torch.from_numpy(values) for values in (student, own, partner, share)]
     assert mixed_ce(*tensors).item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_mixed_ce_spreads_a_share_of_both_classes_over_all():
+    student, own, partner = logits(11), np.array([0, 1, 2, 3, 4, 0]), np.array([1, 1, 0, 4, 2, 3])
+    share = np.array([1.0, 0.3, 0.0, 0.5, 0.75, 0.9], dtype=np.float32)
+    total = 0.0
+    for row, a, b, r in zip(student, own, partner, share, strict=True):
+        target = np.full(5, 0.2 / 5)
+        target[a] += 0.8 * r
+        target[b] += 0.8 * (1 - r)
+        total -= target @ np.log(softmax(row))
+    tensors = [torch.from_numpy(values) for values in (student, own, partner, share)]
+    assert mixed_ce(*tensors, 0.2).item() == pytest.approx(total / 6, rel=1e-5)
+    assert mixed_ce(*tensors).item() != pytest.approx(total / 6, rel=1e-2)
 
 
 def test_mixed_ce_gradient_is_softmax_less_the_mixed_label():

@@ -1,4 +1,4 @@
-"""Validate: the stage divides its batches as the recipe has it, for soft and for hard labels."""
+"""Validate's loss, for every kind of label; the stage trains with it and divides its batches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,79 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from cda.config.recipe import Relabel, Validate
 from cda.data import sources
+from cda.data.label_codec import Codec
+from cda.data.label_store import FORMAT, LabelStore, LabelWriter
 from cda.data.shards import write_shard
 from cda.stages import relabel, squeeze, validate
 from cda.stages.models import fresh_model
+from cda.stages.validate import loss_of
 
 torch.set_num_threads(1)
+
+CLASSES, COUNT = 7, 6
+
+
+def recipe(**values: Any) -> Validate:
+    return Validate(**({"epochs": 1, "batch_size": COUNT, "lr": 0.1} | values))
+
+
+def logits(seed: int) -> torch.Tensor:
+    draws = np.random.default_rng(seed).standard_normal((COUNT, CLASSES)) * 4
+    return torch.from_numpy(draws.astype(np.float32)).half().float()
+
+
+def store_of(folder: Path, mode: str, teacher: torch.Tensor) -> LabelStore:
+    """A store of one epoch, whose rows are the teacher's logits."""
+    values = Relabel(labels=mode, epochs=1)  # type: ignore[arg-type]
+    header = {
+        "format": FORMAT,
+        "labels": mode,
+        "classes": [str(label) for label in range(CLASSES)],
+        "images_digest": "abc",
+        "epochs": 1,
+        "recipe": values.model_dump(mode="json"),
+        "temperature": 4.0,
+        "shape": [1, COUNT, CLASSES],
+    }
+    writer = LabelWriter(folder, Codec(CLASSES), 1, COUNT)
+    writer.write(0, np.arange(COUNT), teacher)
+    writer.close()
+    (folder / "header.json").write_text(json.dumps(header), encoding="utf-8")
+    return LabelStore(folder)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("mode", ["stored", "online"])
+def test_soft_labels_are_distilled_at_the_recipe_s_temperature(tmp_path, mode, squared, smoothing):
+    student, teacher, temperature = logits(0), logits(1), 4.0
+    values = recipe(temperature=temperature, temperature_squared=squared, label_smoothing=smoothing)
+    store = store_of(tmp_path / "labels", mode, teacher)
+    target = torch.from_numpy(store.rows(0, np.arange(COUNT))) if mode == "stored" else teacher
+    taught = (1 - smoothing) * F.softmax(teacher.double() / temperature, 1) + smoothing / CLASSES
+    logs = F.log_softmax(student.double() / temperature, 1)
+    expected = (taught * (taught.log() - logs)).sum() / COUNT * (16 if squared else 1)
+    found = loss_of(values, store)(student, target)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_hard_labels_are_the_mixture_s_classes(tmp_path, smoothing):
+    student, own, partner = logits(2), torch.arange(COUNT), torch.arange(COUNT).flip(0)
+    share = torch.tensor([1.0, 0.9, 0.5, 0.3, 0.7, 0.0])
+    values = recipe(label_smoothing=smoothing, temperature_squared=True)
+    mixed = share[:, None] * F.one_hot(own, CLASSES) + (1 - share[:, None]) * F.one_hot(
+        partner, CLASSES
+    )
+    target = (1 - smoothing) * mixed + smoothing / CLASSES
+    expected = -(target * F.log_softmax(student, 1)).sum() / COUNT
+    store = store_of(tmp_path / "labels", "hard", student)
+    found = loss_of(values, store)(student, (own, partner, share))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def first_loss(tree: Any) -> float:
@@ -24,7 +90,7 @@ def first_loss(tree: Any) -> float:
         Path("images"),
         Path("model.safetensors"),
         Path("labels"),
-        Path("out.json"),
+        Path("o"),
     )
     runs = tree.runs()
     if not model.exists():
@@ -36,9 +102,20 @@ def first_loss(tree: Any) -> float:
         path = images / "part-0" / "ipc-000.tar"
         write_shard(path, pixels, train.classes, 0, runs["recover"].id, "digits")
         relabel.run(tree.context(runs["relabel"]), images, model, labels)
-    validate.run(tree.context(runs["validate"]), images, labels, None, 0, out)
+    validate.run(tree.context(runs["validate"]), images, labels, None, {0: out})
     loss: float = json.loads(out.read_text(encoding="utf-8"))["curve"][0]["loss"]
     return loss
+
+
+def test_the_stage_trains_with_the_recipe_s_loss(tree):
+    tree.few_images()
+    tree.edit("recipes/digits.yaml", "lr: 2.0e-3 ", "lr: 1.0e-12\n  evaluate_every: 1 ")
+    plain = first_loss(tree)
+    line = "  warmup_epochs: 1 "
+    tree.edit("recipes/digits.yaml", line, f"  temperature_squared: true\n{line}")
+    assert first_loss(tree) == pytest.approx(16 * plain, rel=1e-3)
+    tree.edit("recipes/digits.yaml", line, f"  label_smoothing: 0.9\n{line}")
+    assert first_loss(tree) != pytest.approx(16 * plain, rel=0.02)
 
 
 @pytest.mark.parametrize("labels", ["stored", "hard"])
