@@ -1,7 +1,7 @@
 """The first ten steps of the plain loops as numbers that no refactoring may move unseen.
 
-`python -m tests.golden.numbers` writes `numbers.json`. A difference in it is another result for
-every run: say so in CHANGELOG.md.
+`python -m tests.golden.golden_numbers` writes `golden_numbers.json`. A difference in it is another
+result for every run: say so in CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.golden.plain_training import (
     train,
 )
 
-NUMBERS = Path(__file__).with_name("numbers.json")
+NUMBERS = Path(__file__).with_name("golden_numbers.json")
 
 
 def numbers() -> dict[str, dict[str, list[float]]]:

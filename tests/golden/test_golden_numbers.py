@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.golden.numbers import NUMBERS, numbers
+from tests.golden.golden_numbers import NUMBERS, numbers
 from tests.golden.plain_recovery import BLOCK, DATA, RECOVERIES, STEPS, network
 from tests.golden.plain_training import CONTINUAL, TRAININGS, Batches, dsa_draws, some_of
 from torch import Tensor
