@@ -103,6 +103,10 @@ def small(on: Device, frozen: bool = False) -> nn.Module:
     return on.freeze(model) if frozen else on.place(model)
 
 
+def frozen(on: Device) -> nn.Module:
+    return small(on, frozen=True)
+
+
 def resnet(on: Device, frozen: bool = True, width: float = 0.125) -> nn.Module:
     model = networks.build("resnet18", CLASSES, 32, Architecture(stem="small", width=width))
     return on.freeze(model) if frozen else on.place(model)
@@ -141,7 +145,7 @@ def relabelled(recipe: Relabel, folder: Path, on: Device) -> Phases:
             Codec(CLASSES, recipe.bits, recipe.top_k, POST.temperature),
         )
         writer = LabelWriter(folder, codec, 2, COUNT)
-        logits_of = accelerate(small(on, frozen=True), on, 2 * batches.steps, BATCH)
+        logits_of = accelerate(frozen(on), on, 2 * batches.steps, BATCH)
         yield "start"
         plan = batches.plan(0)
         for start in range(0, COUNT, BATCH):
@@ -164,7 +168,7 @@ def validate(network: Network = small, epochs: int = 1, **values: Any) -> Phases
     for phase in relabelled(recipe, folder, on):
         yield f"relabel {phase}"
     store = LabelStore(folder)
-    teacher = small(on, frozen=True) if store.mode == "online" else None
+    teacher = frozen(on) if store.mode == "online" else None
     distilled = DistilledBatches(images(on), store.recipe, BATCH, POST.epochs)
     batches = LabelledBatches(distilled, store, teacher, on, POST.epochs)
     trainer, loss = trainer_of(network(on), POST, on), loss_of(POST, store)
@@ -185,7 +189,7 @@ def evaluate() -> Phases:
 
 def score() -> Phases:
     on = device()
-    model, distilled, values = small(on, frozen=True), images(on), Score(crops=2)
+    model, distilled, values = frozen(on), images(on), Score(crops=2)
     yield "start"
     crop_accuracies(model, distilled, values, "toy")
     yield "set"
@@ -234,7 +238,7 @@ def recover_part() -> Phases:
     on = device()
     recipe = Recover(mode="curriculum", block_size=4, iterations=2, snapshots=(1,))
     run: Any = SimpleNamespace(id="toy", recipe=SimpleNamespace(recover=recipe), data=DATA)
-    job = RecoverJob(run, resnet(on), range(CLASSES), on, new_folder(), 1e9, Stop(), Dropped())
+    job = RecoverJob(run, frozen(on), range(CLASSES), on, new_folder(), 1e9, Stop(), Dropped())
     yield "start"
     recover_blocks(job, blocks_of(0, CLASSES, recipe.block_size))
     yield "part"
@@ -254,7 +258,7 @@ def continual() -> Phases:
     recipe = Continual(steps=5, epochs=2, batch_size=BATCH, optimizer="sgd", lr=0.1, augment="dsa")
     memory, seen = images(on), np.arange(CLASSES)
     trainer = trainer_of(small(on), recipe, on)
-    batches = SeenBatches(memory, seen, recipe, small(on, frozen=True), ("toy", 0))
+    batches = SeenBatches(memory, seen, recipe, frozen(on), ("toy", 0))
     yield "start"
     for index, (inputs, logits) in enumerate(batches.epoch(0)):
         trainer.step(inputs, logits, lambda own, target: kd_loss(own, target, 20.0, True), 0.1)
@@ -319,10 +323,10 @@ STAGES: dict[str, Callable[[], Phases]] = {
     "evaluate": evaluate,
     "score": score,
     "recover 1 block": partial(recover, 1),
-    "recover 2 blocks": partial(recover, 2),
-    "recover replayed": partial(recover, 1, replays=True, steps=6),
+    "recover 2 blocks": partial(recover, 2, network=frozen),
+    "recover replayed": partial(recover, 1, replays=True, network=frozen, steps=6),
     "recover part": recover_part,
-    "recover per image": partial(recover, 2, per_image=True),
+    "recover per image": partial(recover, 2, network=frozen, per_image=True),
     **{f"dsa {name}": partial(augment, name) for name in dsa.OPERATIONS},
     "continual": continual,
     **{f"checkpoint {name}": partial(checkpoint, name) for name in ("sgd", "adam", "adamw")},
