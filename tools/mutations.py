@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 SECONDS = 600  # a mutant's tests at most
 LIBRARIES = "numpy pandas PIL pydantic pytest safetensors.torch scipy torch torchvision yaml"
-NUMBERS, GOLDEN = "golden/test_golden_numbers", ("golden/test_golden_numbers", "golden/test_recovery")
+NUMBERS = "golden/test_golden_numbers"
+GOLDEN = (NUMBERS, "golden/test_recovery")
 RECOVERY = (*GOLDEN, "unit/engine/test_recovery")
 BATCHES = ("unit/stages/test_squeeze", "unit/stages/test_validate", "unit/data/test_label_store")
 TESTS = {  # file, and its functions and classes if not all: tests, the quick and the nearest first
