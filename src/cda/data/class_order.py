@@ -59,8 +59,8 @@ def order_problem(names: Sequence[str]) -> str | None:
         return None
     if len({bool(_WORDNET_ID.fullmatch(name)) for name in names}) > 1:
         return "some class folders are WordNet ids and others are not"
-    orders = {"as text": sorted(names), "by number": sorted(names, key=_natural)}
-    orders["without case"] = sorted(names, key=str.lower)
+    orders = {"as text": sorted(names), "without case": sorted(names, key=str.lower)}
+    orders["by number"] = sorted(names, key=_natural)
     for way, other in orders.items():
         for label, (here, there) in enumerate(zip(names, other, strict=True)):
             if here != there:

@@ -71,6 +71,7 @@ class Folders(Source):
             if self.scan.kind(entry) != "folder":
                 continue
             name = normal_form(entry.name)
+            self.scan.enter(str(self.folder(split)), entry, ())
             if not is_legible(name):
                 self.fail(entry.path, "class folders with names in UTF-8", ascii(name))
             if name in found:
@@ -91,8 +92,9 @@ class Folders(Source):
 
         Raises DataError for an unknown or empty class or, if they `count`, a wrong number.
         """
+        folder, classes = self.folder(split), self.checked_classes()
         self.scan = FolderScan(self.root, self.fail, self.no_images)
-        folder, classes, files = self.folder(split), self.checked_classes(), self.included(split)
+        files = self.included(split)
         self.scan.log_notes(folder)
         unknown = sorted(name for name in files.keys() - set(classes) if files[name])
         if unknown:

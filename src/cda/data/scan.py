@@ -49,7 +49,7 @@ class FolderScan:
             if kind == "image":
                 paths.append(entry.path)
             elif kind == "folder":
-                paths += self.images_under(entry.path, self._enter(folder, entry, entered))
+                paths += self.images_under(entry.path, self.enter(folder, entry, entered))
         return paths
 
     def entries(self, folder: str) -> list[Entry]:
@@ -78,7 +78,7 @@ class FolderScan:
         """Log, once a process, what was skipped and which links lead out of the data set."""
         if self.skipped:
             kinds = ", ".join(f"{kind} ({n})" for kind, n in self.skipped.most_common(8))
-            log_once(f"{folder}: skipped {self.skipped.total()} files that are no images: {kinds}")
+            log_once(f"{folder}: skipped {self.skipped.total()} files that are not read as images: {kinds}")
         if self.linked:
             one = self.linked[0].encode("unicode_escape").decode()
             log_once(f"{folder}: {len(self.linked)} links lead out of the data set; {one} is one")
@@ -104,7 +104,7 @@ class FolderScan:
             self.linked.append(link.path)
         return True
 
-    def _enter(self, folder: str, entry: Entry, entered: tuple[str, ...]) -> tuple[str, ...]:
+    def enter(self, folder: str, entry: Entry, entered: tuple[str, ...]) -> tuple[str, ...]:
         """`entered` below `entry`; raises for a link back to a folder that contains it."""
         if not entry.is_symlink():
             return entered
