@@ -21,7 +21,10 @@ from cda.errors import DataError
 
 
 def require_order(data: Dataset, classes: Sequence[str]) -> None:
-    """Raise DataError unless class c of a release is known to be `classes[c]`."""
+    """Raise DataError unless class c of a release is known to be `classes[c]`.
+
+    Folders named 0, 1, 2, … are the classes of these numbers.
+    """
     if not data.class_map and (problem := order_problem(classes)):
         raise DataError(
             f"{data.name}: a release numbers its classes, and {problem}; list the class folders in "

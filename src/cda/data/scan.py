@@ -78,7 +78,7 @@ class FolderScan:
         """Log, once a process, what was skipped and which links lead out of the data set."""
         if self.skipped:
             kinds = ", ".join(f"{kind} ({n})" for kind, n in self.skipped.most_common(8))
-            log_once(f"{folder}: skipped {self.skipped.total()} files that are not read as images: {kinds}")
+            log_once(f"{folder}: skipped {self.skipped.total()} files not read as images: {kinds}")
         if self.linked:
             one = self.linked[0].encode("unicode_escape").decode()
             log_once(f"{folder}: {len(self.linked)} links lead out of the data set; {one} is one")

@@ -43,7 +43,9 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: byt
     """A PNG with an unusual header, or with a chunk that Pillow does not write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     parts = [chunk(b"IHDR", header), chunk(b"tRNS", extra) if extra else b""]

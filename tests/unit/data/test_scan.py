@@ -75,7 +75,7 @@ def test_what_is_skipped_is_counted_and_named_in_one_line(data, capfd):
     assert count(data) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if "skipped" in line]
     assert len(lines) == 1
-    assert lines[0].startswith(f"{data}/train: skipped 8 files that are not read as images: .heic (2)")
+    assert lines[0].startswith(f"{data}/train: skipped 8 files not read as images: .heic (2)")
     for part in (".csv (1)", ".txt (1)", ".svg (1)", ".part (1)", "others (2)"):
         assert part in lines[0]
 
