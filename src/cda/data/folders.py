@@ -187,7 +187,9 @@ class Folders(Source):
         """The bytes of a file; raises DataError."""
         try:
             return read_bytes(path)
-        except (OSError, BadImageError) as error:
+        except BadImageError as error:
+            self.fail(path, "a readable image", str(error))
+        except OSError as error:
             self.fail(path, "a readable image", error)
 
     def decode(self, path: str, content: bytes) -> np.ndarray:

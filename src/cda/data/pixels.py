@@ -13,6 +13,7 @@ authors' torchvision loader does not either, so a model sees the same pixels her
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from io import BytesIO
 
@@ -70,7 +71,8 @@ def decode_image(content: bytes) -> Image.Image:
     except BadImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"too many pixels ({error})") from None
+        count = "".join(re.findall(r"\d+", str(error))[:1])
+        raise BadImageError(f"{count} pixels, more than {LARGEST_PIXELS:,}") from None
     except Exception as error:  # a damaged image can raise nearly anything
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise BadImageError(f"{len(content)} bytes that do not decode{reason}") from None
