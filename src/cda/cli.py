@@ -168,7 +168,11 @@ def plan(arguments: Arguments) -> None:
     print(plan.plan(experiments, _tables(experiments, arguments.targets), gpu, arguments.gpus))
 
 
-@command("running", TABLES)
+@command(
+    "running",
+    TABLES,
+    option("--deep", action="store_true", help="decode every image, and list the damaged ones"),
+)
 def check(arguments: Arguments) -> int:
     """Check what is here: data, weights, GPU, SLURM, DVC.
 
@@ -178,7 +182,7 @@ def check(arguments: Arguments) -> int:
 
     experiments = experiments_of(arguments)
     names = [experiments.table_of(target) for target in arguments.targets]
-    text, complete = check.check(experiments, names)
+    text, complete = check.check(experiments, names, arguments.deep)
     print(text)
     return int(not complete)
 

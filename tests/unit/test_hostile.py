@@ -503,8 +503,8 @@ def test_a_release_may_lie_elsewhere_and_link_within_itself():
 
 @pytest.mark.parametrize(
     "content",
-    [POSTSCRIPT.encode(), b"P6 8 8 255\n" + b"x" * 192, png(10**6), pickle.dumps(Evil())],
-    ids=["EPS", "PPM", "bomb", "pickle"],
+    [POSTSCRIPT.encode(), b"\0" * 12 + b"\x08\0\x08\0\x18\0", png(10**6), pickle.dumps(Evil())],
+    ids=["EPS", "TGA", "bomb", "pickle"],
 )
 def test_a_hostile_image_of_a_data_set_is_refused(content):
     for split, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):

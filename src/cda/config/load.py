@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cda.config.experiment import Scale
-from cda.config.settings import Settings
+from cda.config.settings import Dataset, Settings
 from cda.config.types import parse
 from cda.config.yaml_source import (
     Layer,
@@ -23,6 +23,7 @@ from cda.config.yaml_source import (
     places,
     read_layer,
     read_model,
+    read_plain,
 )
 from cda.errors import ConfigError
 
@@ -85,6 +86,33 @@ def _override_layer(overrides: Mapping[str, Any], prefix: str = "") -> Layer:
 def dataset_names(config: Path) -> list[str]:
     """Names of the data sets in `config/datasets/`."""
     return sorted(path.stem for path in (config / "datasets").glob("*.yaml"))
+
+
+def read_dataset(file: Path) -> Dataset:
+    """The data set that a file declares; `class_map` and `exclude` may name files beside it.
+
+    Raises ConfigError.
+    """
+    values, written = dict(read_plain(file)), places(read_layer(file))
+    for key in ("class_map", "exclude"):
+        if isinstance(name := values.get(key), str):
+            values[key] = _read_lines(file.parent, name, f"{written[key]}: {key}")
+    return parse(Dataset, values, str(file), written)
+
+
+def _read_lines(folder: Path, name: str, where: str) -> list[str]:
+    """The lines of a text file, but empty ones and comments ("# …")."""
+    try:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise OSError("it is no name of a file")
+        text = (folder / name).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{where} names a text file in {folder}, but {name!r} cannot be read ({reason})"
+        ) from None
+    lines = (line.rstrip("\r") for line in text.split("\n"))
+    return [line for line in lines if line.strip() and not line.startswith("# ")]
 
 
 def scale_file(config: Path, scale: str) -> Path:

@@ -6,11 +6,24 @@ reference page.
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cda.config.types import Count, Name, Natural, Positive, Ratio, Spread, Strict, Weight
+from cda.config.types import (
+    Count,
+    Lines,
+    Name,
+    Natural,
+    Paths,
+    Positive,
+    Ratio,
+    Spread,
+    Strict,
+    Weight,
+)
 
 Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
@@ -41,6 +54,18 @@ class Dataset(Strict):
     class_names: tuple[str, ...] = Field(
         (),
         description="no_images: the classes of the published weights to recover, sorted",
+    )
+    class_map: Lines = Field(
+        (),
+        description="a file beside this one, or a list: a line each class, in the order of its "
+        "labels, with the name of its folder and, after a tab, its name in published weights: a "
+        "WordNet id, or its output's number; default: folders sorted by name, numbers by value",
+    )
+    exclude: Paths = Field(
+        (),
+        description="a file beside this one, or a list: images that are damaged or missing, a line "
+        "each: train/<class>/<file>, as `cda check --deep` prints them (a tab ends the path); "
+        "train_images and val_images count them",
     )
     resolution: int = Field(ge=8, description="height and width of an image, in pixels")
     resize: int | None = Field(
@@ -98,12 +123,33 @@ class Dataset(Strict):
             raise ValueError(f"class_names must be {self.classes} names, sorted and each once")
         return self
 
+    @model_validator(mode="after")
+    def _mapped(self) -> Dataset:
+        if self.layout in ("digits", "no_images") and (self.class_map or self.exclude):
+            raise ValueError("class_map and exclude go with a layout of image files")
+        names = self.published_names()
+        outputs = [name for name in names.values() if name]
+        if self.class_map and not len(names) == len(self.class_map) == self.classes:
+            raise ValueError(f"class_map must have {self.classes} lines, each with another folder")
+        if len(set(outputs)) < len(outputs):
+            raise ValueError("class_map must give each class another name in published weights")
+        return self
+
+    def published_names(self) -> dict[str, str]:
+        """Each class of `class_map` with its name in published weights, or none, in order."""
+        pairs = (line.partition("\t") for line in self.class_map)
+        return {unicodedata.normalize("NFC", folder): name.strip() for folder, _, name in pairs}
+
     def identity(self) -> dict[str, Any]:
-        """The values that change a result."""
+        """The values that change a result; of a list of files a digest."""
         keys = {"name", "classes", "resolution", "resize", "mean", "std"}
         keys |= {"class_names"} if self.class_names else set()
         keys |= {"fit"} if self.fit != "auto" else set()
-        return self.model_dump(mode="json", include=keys)
+        own = self.model_dump(mode="json", include=keys)
+        for key, lines in (("class_map", self.class_map), ("exclude", self.exclude)):
+            if lines:
+                own[key] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return own
 
 
 class Runtime(Strict):

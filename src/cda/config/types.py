@@ -37,6 +37,20 @@ def _named(value: str) -> str:
     return value
 
 
+def _lines(value: Any) -> Any:
+    if isinstance(value, list) and any(not isinstance(line, str) for line in value):
+        raise ValueError("must be a list of texts: put numbers in quotes")
+    return value
+
+
+def _paths(value: tuple[str, ...]) -> tuple[str, ...]:
+    paths = sorted({line.partition("\t")[0] for line in value})
+    for path in paths:
+        if not all(part not in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"must hold paths such as train/cat/1.jpg, not {path!r}")
+    return tuple(paths)
+
+
 def _folder(value: str) -> str:
     return value and _named(value)
 
@@ -50,6 +64,9 @@ def _published(value: str) -> str:
 Name = Annotated[str, AfterValidator(_named)]
 Folder = Annotated[str, AfterValidator(_folder)]  # a Name, or empty
 Published = Annotated[str, AfterValidator(_published)]
+
+Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+Paths = Annotated[Lines, AfterValidator(_paths)]  # sorted, each once
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0.0), BeforeValidator(_number)]

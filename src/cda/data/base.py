@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import numpy as np
 from PIL import Image
 
+from cda.data.pixels import resize_and_crop
 from cda.errors import DataError
 from cda.text import list_some
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val"]
 
-# PIL decodes other formats too, and runs programs for some of them (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-# Exceptions that PIL raises for a bad file.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What systems and programs leave in folders, in lower case; names with a leading dot are too.
+LITTER = {
+    *("@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "~snapshot", "$recycle.bin"),
+    *("lost+found", "system volume information", "__macosx", "__pycache__"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
 
 
 class Source(ABC):
@@ -38,7 +40,7 @@ class Source(ABC):
 
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """Sorted class names."""
+        """Class names in the order of their labels."""
 
     @abstractmethod
     def probe(self, split: Split) -> None:
@@ -84,13 +86,10 @@ class Source(ABC):
             self.fail(path, "a text file", error)
 
     def entries(self, folder: Path | str) -> list[os.DirEntry[str]]:
-        """The entries of a folder by name; raises DataError.
-
-        Names with a leading dot are skipped: editors and macOS archives leave them.
-        """
+        """The entries of a folder by name, without litter; raises DataError."""
         try:
             with os.scandir(folder) as found:
-                entries = [entry for entry in found if not entry.name.startswith(".")]
+                entries = [entry for entry in found if not is_litter(entry.name)]
             return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             self.fail(folder, "a readable folder", error)
@@ -106,6 +105,15 @@ class Source(ABC):
         raise DataError(" ".join(line.split("\n")).strip())
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is none of the data's, but left by a system or a program.
+
+    >>> is_litter("@eaDir"), is_litter("._cat.png"), is_litter("cat.png")
+    (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in LITTER
+
+
 def fit(image: Image.Image, dataset: Dataset) -> np.ndarray:
     """An RGB image as uint8 [R, R, 3], resized and centre-cropped as torchvision does.
 
@@ -117,15 +125,13 @@ def fit(image: Image.Image, dataset: Dataset) -> np.ndarray:
     elif dataset.fit == "crop" or image.size != (size, size):
         side = dataset.resize or size
         assert side >= size, f"{dataset.name}: resize {side} is below the resolution {size}"
-        short = min(image.size)
-        width, height = (side if edge == short else int(side * edge / short) for edge in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
+        image = resize_and_crop(image, side, size)
     return np.asarray(image)
 
 
 def _describe(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which leads nowhere"
     if path.is_dir():
         return f"a folder with {list_some(sorted(os.listdir(path)))}"
     return f"a file of {path.stat().st_size} bytes" if path.is_file() else "nothing"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,27 +12,49 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from cda.data.base import DAMAGED, FORMATS, Source, Split, fit
+from cda.data.base import Source, Split, fit
+from cda.data.class_order import is_legible, normal_form, sort_classes
+from cda.data.pixels import BadImageError, decode_image, read_bytes
+from cda.data.scan import FolderScan
 from cda.progress import track
 from cda.text import list_some
 
 if TYPE_CHECKING:
     from cda.config.settings import Dataset
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _CHUNK = 64  # files that a thread reads at once
 _AHEAD = 1024  # files read ahead of the array, which bounds the memory
+_LARGE = 2**16  # bytes of a file that is decoded at once instead of waiting in memory
 
 
 class Folders(Source):
-    """`train/<class>/**`, and a folder of held-out images in the same shape: one file per image."""
+    """`train/<class>/**`, and a folder of held-out images in the same shape: one file per image.
+
+    Images that the data set's `exclude` names are not part of it. Paths there are relative to the
+    folder that holds `train`.
+    """
 
     training: tuple[str, ...] = ("train",)
     held_out: tuple[str, ...] = ("val", "validation", "test")
+    no_images: tuple[str, ...] = ()  # ends of the names of the data set's other files
+
+    def __init__(self, dataset: Dataset, root: Path) -> None:
+        super().__init__(dataset, root)
+        self.scan = FolderScan(root, self.fail, self.no_images)
 
     def classes(self) -> tuple[str, ...]:
-        """Sorted class names."""
-        return tuple(self.by_name("train"))
+        """Class names in the order of their labels: of `class_map`, else of `sort_classes`."""
+        names = sort_classes(self.class_folders())
+        if not self.dataset.class_map:
+            return tuple(names)
+        order = tuple(self.dataset.published_names())
+        if wrong := sorted(set(order) ^ set(names)):
+            self.fail(self.root, "the class folders that class_map names", _differing(wrong, names))
+        return order
+
+    def class_folders(self) -> Sequence[str]:
+        """The class names, in any order."""
+        return list(self.by_name("train"))
 
     def folder(self, split: Split) -> Path:
         """The folder of a split; raises DataError."""
@@ -45,42 +66,75 @@ class Folders(Source):
 
     def by_name(self, split: Split) -> dict[str, str]:
         """The path of each class folder of a split, by class name."""
-        return {
-            entry.name: entry.path for entry in self.entries(self.folder(split)) if entry.is_dir()
-        }
+        found = dict[str, str]()
+        for entry in self.entries(self.folder(split)):
+            if self.scan.kind(entry) != "folder":
+                continue
+            name = normal_form(entry.name)
+            self.scan.enter(str(self.folder(split)), entry, ())
+            if not is_legible(name):
+                self.fail(entry.path, "class folders with names in UTF-8", ascii(name))
+            if name in found:
+                self.fail(
+                    entry.path, "each class once", "the same name in other Unicode characters"
+                )
+            found[name] = entry.path
+        return found
 
     def by_class(self, split: Split) -> dict[str, list[str]]:
         """The image files of each class of a split, sorted."""
-        return {name: sorted(self.images_under(path)) for name, path in self.by_name(split).items()}
+        return {
+            name: sorted(self.scan.images_under(path)) for name, path in self.by_name(split).items()
+        }
 
-    def images_under(self, folder: str) -> list[str]:
-        """The image files below a folder, at any depth."""
-        paths = []
-        for entry in self.entries(folder):
-            if entry.is_dir():
-                paths += self.images_under(entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                paths.append(entry.path)
-        return paths
-
-    def listing(self, split: Split) -> tuple[list[str], np.ndarray]:
+    def listing(self, split: Split, count: bool = True) -> tuple[list[str], np.ndarray]:
         """Paths and labels [N] of a split in order.
 
-        Raises DataError for an unknown or empty class or a wrong count.
+        Raises DataError for an unknown or empty class or, if they `count`, a wrong number.
         """
-        folder, classes, files = self.folder(split), self.checked_classes(), self.by_class(split)
+        folder, classes = self.folder(split), self.checked_classes()
+        self.scan = FolderScan(self.root, self.fail, self.no_images)
+        files = self.included(split)
+        self.scan.log_notes(folder)
         unknown = sorted(name for name in files.keys() - set(classes) if files[name])
         if unknown:
-            self.fail(
-                folder, "only known classes", f"{len(unknown)} unknown ({list_some(unknown)})"
-            )
+            self.fail(folder, "only known classes", _differing(unknown, classes))
         empty = [name for name in classes if not files.get(name)]
         if empty:
             self.fail(folder, "images of every class", f"none of {len(empty)} ({list_some(empty)})")
         paths = [path for name in classes for path in files[name]]
-        self.expect_images(folder, split, len(paths))
+        if count:
+            self.expect_images(folder, split, len(paths))
         counts = [len(files[name]) for name in classes]
         return paths, np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+
+    def included(self, split: Split) -> dict[str, list[str]]:
+        """`by_class` without the images that `exclude` names."""
+        files, excluded = self.by_class(split), self.excluded(split)
+        if not excluded:
+            return files
+        return {
+            name: [path for path in paths if path not in excluded] for name, paths in files.items()
+        }
+
+    def excluded(self, split: Split) -> set[str]:
+        """The paths of a split that `exclude` names; raises DataError for a line of no split."""
+        if not self.dataset.exclude:
+            return set()
+        folder, found = self.folder(split), set[str]()
+        others = self.held_out if split == "train" else self.training
+        for line in self.dataset.exclude:
+            top, _, rest = line.partition("/")
+            if rest and top == folder.name:
+                found.add(f"{folder}/{rest}")
+            elif not rest or top not in others:
+                self.fail(self.root, f"lines of exclude that begin with {folder.name}/", line)
+        return found
+
+    def expected(self, split: Split) -> int | None:
+        """The declared number of images, if any, less the excluded ones."""
+        declared = super().expected(split)
+        return declared if declared is None else declared - len(self.excluded(split))
 
     def probe(self, split: Split) -> None:
         """Raise DataError unless the split is complete as far as its list of files shows."""
@@ -117,35 +171,45 @@ class Folders(Source):
             for start in range(0, len(paths), _AHEAD):
                 ahead = paths[start : start + _AHEAD]
                 parts = [ahead[i : i + _CHUNK] for i in range(0, len(ahead), _CHUNK)]
-                if self.dataset.resolution > 64:
-                    images = pool.map(lambda part: self.decode_all(self.contents(part)), parts)
-                else:
-                    images = map(self.decode_all, pool.map(self.contents, parts))
-                yield from chain.from_iterable(images)
+                for path, read in chain.from_iterable(pool.map(self._read_part, parts)):
+                    yield read if isinstance(read, np.ndarray) else self.decode(path, read)
 
-    def contents(self, paths: Sequence[str]) -> list[tuple[str, bytes]]:
-        """Each path with its file's bytes."""
-        return [(path, self.content(path)) for path in paths]
+    def _read_part(self, paths: Sequence[str]) -> list[tuple[str, bytes | np.ndarray]]:
+        """Each path with its image if it is large, else with its file's bytes."""
+        parts = list[tuple[str, bytes | np.ndarray]]()
+        for path in paths:
+            content = self.content(path)
+            large = self.dataset.resolution > 64 or len(content) > _LARGE
+            parts.append((path, self.decode(path, content) if large else content))
+        return parts
 
     def content(self, path: str) -> bytes:
         """The bytes of a file; raises DataError."""
         try:
-            with open(path, "rb") as file:
-                return file.read()
+            return read_bytes(path)
+        except BadImageError as error:
+            self.fail(path, "a readable image", str(error))
         except OSError as error:
             self.fail(path, "a readable image", error)
 
-    def decode_all(self, contents: list[tuple[str, bytes]]) -> list[np.ndarray]:
-        """Each image as uint8 [R, R, 3]; raises DataError for a damaged one."""
-        return [fit(self.opened(path, content), self.dataset) for path, content in contents]
+    def decode(self, path: str, content: bytes) -> np.ndarray:
+        """An image as uint8 [R, R, 3]; raises DataError if it is damaged."""
+        return fit(self.opened(path, content), self.dataset)
 
     def opened(self, path: str, content: bytes) -> Image.Image:
         """An image in RGB at the size of its file; raises DataError if it is damaged."""
         try:
-            with Image.open(BytesIO(content), formats=FORMATS) as image:
-                return image.convert("RGB")
-        except DAMAGED:
-            self.fail(path, "a complete image", f"{len(content)} bytes that do not decode")
+            return decode_image(content)
+        except BadImageError as error:
+            self.fail(path, "a complete image", f"{error} (`cda check --deep` lists all such)")
+
+
+def _differing(names: Sequence[str], others: Sequence[str]) -> str:
+    """Names that are not among others, and how the first differs from one that is."""
+    alike = {other.casefold(): other for other in others}
+    near = alike.get(names[0].casefold(), names[0])
+    case = f"; {names[0]} and {near} differ in case" if near != names[0] else ""
+    return f"{len(names)} unknown ({list_some(names)}){case}"
 
 
 class TinyImageNet(Folders):
@@ -156,17 +220,18 @@ class TinyImageNet(Folders):
     """
 
     held_out = ("val",)
+    no_images = ("_boxes.txt",)
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
         nested = root / "tiny-imagenet-200"
         super().__init__(dataset, nested if nested.is_dir() else root)
 
-    def classes(self) -> tuple[str, ...]:
-        """Sorted class names."""
+    def class_folders(self) -> Sequence[str]:
+        """The class names, in any order."""
         wnids = self.root / "wnids.txt"
         if not wnids.is_file():
-            return super().classes()
-        return tuple(sorted(set(self.text(wnids).split())))
+            return super().class_folders()
+        return sorted(set(self.text(wnids).split()))
 
     def by_class(self, split: Split) -> dict[str, list[str]]:
         """The image files of each class of a split, sorted."""
@@ -176,12 +241,13 @@ class TinyImageNet(Folders):
         if not present:
             return super().by_class(split)
         table, files = folder.parent / "val_annotations.txt", dict[str, list[str]]()
+        excluded = self.excluded(split)
         for number, line in enumerate(self.text(table).splitlines(), start=1):
             name, wnid, *_ = [*line.split("\t"), ""]
             if not wnid:
                 expected = "a file, a tab and its class in each line"
                 self.fail(table, expected, f"none in line {number}")
-            if name not in present:
+            if name not in present and str(folder / name) not in excluded:
                 self.fail(folder / name, f"the image that line {number} of {table.name} names")
             files.setdefault(wnid, []).append(str(folder / name))
         return {name: sorted(paths) for name, paths in files.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cda.data.base import Split
-from cda.data.folders import EXTENSIONS, Folders
+from cda.data.folders import Folders
 
 if TYPE_CHECKING:
     from cda.config.settings import Dataset
@@ -40,7 +40,7 @@ class ImageNet1K(Folders):
         loose = {
             entry.name: entry.path
             for entry in self.entries(self.folder(split))
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir()
+            if self.scan.kind(entry) == "image"
         }
         if not loose:
             return super().by_class(split)
@@ -48,11 +48,12 @@ class ImageNet1K(Folders):
         unnamed = next((name for name in loose if name not in truth), None)
         if unnamed is not None:
             self.fail(loose[unnamed], f"an image that {table.name} names")
-        files = dict[str, list[str]]()
+        files, folder, excluded = dict[str, list[str]](), self.folder(split), self.excluded(split)
         for name, wnid in truth.items():
-            if name not in loose:
-                self.fail(self.folder(split) / name, f"the image that {table.name} names")
-            files.setdefault(wnid, []).append(loose[name])
+            path = str(folder / name)
+            if name not in loose and path not in excluded:
+                self.fail(path, f"the image that {table.name} names")
+            files.setdefault(wnid, []).append(path)
         return {wnid: sorted(paths) for wnid, paths in files.items()}
 
     def ground_truth(self) -> tuple[Path, dict[str, str]]:

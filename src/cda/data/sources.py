@@ -1,6 +1,7 @@
 """Real data sets as arrays: the digits, CIFAR-100, the ImageNets, and any pair of image folders.
 
-One rule holds for all layouts: classes are sorted by name and a label is the index of its class;
+One rule holds for all layouts: classes are sorted by name, numbers by value, unless `class_map`
+states their order (`class_order.py`), and a label is the index of its class;
 images are ordered by class, then by file name. So image 17 of a split is the same image in every
 layout of a data set.
 
@@ -25,6 +26,7 @@ from cda.data.base import Source, Split
 from cda.data.cifar import CifarPickles
 from cda.data.folders import Folders, TinyImageNet
 from cda.data.imagenet import ImageNet1K, ImageNet21K
+from cda.data.inspection import damaged_images
 from cda.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def files(dataset: Dataset, root: Path) -> Folders:
 
 
 def class_names(dataset: Dataset, root: Path) -> tuple[str, ...]:
-    """Sorted class names, from folders or metadata.
+    """Class names in the order of their labels, from folders or metadata.
 
     Raises DataError unless there are `dataset.classes` of them.
     """
@@ -101,6 +103,29 @@ def check(dataset: Dataset, root: Path) -> str | None:
     except DataError as problem:
         return str(problem)
     return None
+
+
+def inspect(dataset: Dataset, root: Path) -> tuple[dict[Split, int], list[tuple[str, str]]]:
+    """Decode every image of a data set; logs progress.
+
+    Returns the number of images of each split, and of each damaged one its path as `exclude` has
+    it, with what is wrong. Raises DataError where a list of the files shows a problem, if all of
+    them decode; a layout without image files is read.
+    """
+    source = _source(dataset, root)
+    splits: tuple[Split, ...] = ("train", "val")
+    if not isinstance(source, Folders):
+        return {split: len(load(dataset, split, root).labels) for split in splits}, []
+    counts, damaged = dict[Split, int](), list[tuple[str, str]]()
+    for split in splits:
+        paths, folder = source.listing(split, count=False)[0], source.folder(split)
+        counts[split] = len(paths)
+        for path, problem in damaged_images(paths, f"{dataset.name} {split}"):
+            damaged.append((folder.name + path[len(str(folder)) :], problem))
+    if not damaged:
+        for split, count in counts.items():
+            source.expect_images(source.folder(split), split, count)
+    return counts, damaged
 
 
 def _source(dataset: Dataset, root: Path) -> Source:

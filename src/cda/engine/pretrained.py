@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,41 +23,73 @@ from cda.config.names import find
 from cda.engine.checkpoint import load_state
 from cda.errors import ConfigError
 from cda.files import write_json
+from cda.text import list_some
 
 
 def state_of(
-    weights: str, model: str, wanted: list[str]
+    weights: str, model: str, wanted: Mapping[str, str], cut: bool = False
 ) -> tuple[dict[str, Tensor], float | None, list[str]]:
-    """The published `weights` of the network `model` for the classes `wanted` (squeeze.weights).
+    """The published `weights` of the network `model` for some classes (squeeze.weights).
+
+    Args:
+        weights: As squeeze.weights names them.
+        model: The network.
+        wanted: The data set's classes in their order, each with its published name: a WordNet id or
+            the number of an output. Where that is empty, the class's own name must be the id.
+        cut: Whether to take the outputs of `wanted` alone, in their order; else all.
 
     Returns:
         The tensors, named as in `cda.method.networks.build(model, …)`; the publisher's top-1 in
-        percent, if stated; and the classes of the outputs: `wanted`, or the thousand of ImageNet-1K
-        if `wanted` is a part of them.
+        percent, if stated; and the classes of the outputs.
 
     Raises:
-        ConfigError: In one line: nobody publishes the weights, they are another network's, have
-            another number of classes, or cannot be fetched.
+        ConfigError: In one line: nobody publishes the weights, they are another network's, have no
+            outputs of these classes, or cannot be fetched.
     """
     network, top1 = _fetch("squeeze.weights", weights, model)
-    state = network.state_dict()
-    known = len(state[next(iter(classifier(network)))])
-    if known == len(wanted):
-        return state, top1, wanted
-    if known == len(names := imagenet_names()) and set(wanted) <= set(names):
+    state, last = network.state_dict(), classifier(network)
+    known = len(state[next(iter(last))])
+    names = output_names(known)
+    rows = _rows(names, known, wanted, f"squeeze.weights: {weights} does not fit {model}")
+    if not cut:
+        for row, name in zip(rows, wanted, strict=True):
+            names[row] = name
         return state, top1, names
-    raise ConfigError(
-        f"squeeze.weights: {weights} does not fit {model} with {len(wanted)} classes (it has "
-        f"{known}); "
-        "name others, or name it as squeeze.init and train"
-    )
+    if rows != list(range(known)):
+        state |= {key: state[key][rows] for key in last}
+    return state, top1, list(wanted)
 
 
-def imagenet_names() -> list[str]:
-    """ImageNet-1K's classes: WordNet ids in the order of every published network's outputs."""
-    from timm.data.imagenet_info import ImageNetInfo
+def _rows(names: list[str], known: int, wanted: Mapping[str, str], what: str) -> list[int]:
+    """The output of each class; raises ConfigError for a class whose output is not known."""
+    place = {name: row for row, name in enumerate(names)}
+    numbers = {str(row): row for row in range(known)}
+    rows = [
+        numbers.get(published, place.get(published)) if published else place.get(name)
+        for name, published in wanted.items()
+    ]
+    unknown = [name for name, row in zip(wanted, rows, strict=True) if row is None]
+    if unknown or len(set(rows)) < len(rows):
+        found = (
+            f"{list_some(unknown)} are none of its classes" if unknown else "two share an output"
+        )
+        raise ConfigError(
+            f"{what} with {len(wanted)} classes (it has {known}): {found}; give each class folder "
+            "its WordNet id, or the number of its output, in the data set's class_map, name other "
+            "weights, or name these as squeeze.init and train"
+        )
+    return [row for row in rows if row is not None]
 
-    return list(ImageNetInfo("imagenet-1k").label_names())
+
+def output_names(count: int) -> list[str]:
+    """The classes of a published network with `count` outputs, in order: WordNet ids.
+
+    Their number tells which part of ImageNet it is; names are empty where it is none that is known.
+    """
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": count})
+    return list(ImageNetInfo(subset).label_names()) if subset else [""] * count
 
 
 def start_from(model: nn.Module, weights: str, name: str) -> None:

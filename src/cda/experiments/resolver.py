@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cda.config.experiment import DatasetScale, Group
-from cda.config.load import scale_file
+from cda.config.load import read_dataset, scale_file
 from cda.config.names import require_bn
 from cda.config.recipe import Recipe
 from cda.config.settings import Dataset
 from cda.config.types import parse
-from cda.config.yaml_source import Layer, Sourced, below, nested, places, read_layer, read_plain
+from cda.config.yaml_source import Layer, Sourced, below, nested, places, read_layer
 from cda.errors import ConfigError
 from cda.experiments.runs import (
     Run,
@@ -59,7 +59,7 @@ class Resolver:
 
     def _read(self, name: str) -> Dataset:
         file = self.config / "datasets" / f"{name}.yaml"
-        data = parse(Dataset, read_plain(file), str(file), places(read_layer(file)))
+        data = read_dataset(file)
         if data.name != name:
             raise ConfigError(f"{file}: name must be {name}, as the file's (found {data.name!r})")
         return data

@@ -1,7 +1,7 @@
 """`cda check`: what this machine has of what tables need, and how to get what is missing.
 
 It prints a line for each data set, each file of published weights, the GPU, SLURM, DVC, the C++
-compiler and the disk. It fetches nothing.
+compiler and the disk. It fetches nothing. With `--deep` it decodes every image first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from cda.config.names import find
+from cda.config.settings import Dataset
 from cda.data import sources
-from cda.errors import ConfigError
+from cda.errors import ConfigError, DataError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import data_root
 from cda.experiments.runs import Run
@@ -40,15 +41,17 @@ class Finding:
         return f"{state:8s} {self.what}: {self.text}"
 
 
-def check(experiments: ExperimentSet, names: Sequence[str] = ()) -> tuple[str, bool]:
+def check(
+    experiments: ExperimentSet, names: Sequence[str] = (), deep: bool = False
+) -> tuple[str, bool]:
     """A line for each thing that the tables `names` (default: all) use, and whether they can run.
 
     Tables need their data sets and published weights. They can do without a GPU, SLURM, DVC and a
-    compiler.
+    compiler. A `deep` check decodes every image and adds a line for each that is damaged.
     """
     runs = list(experiments.runs(tuple(names) or tuple(experiments.tables)).values())
     found = [
-        *_data_sets(experiments, runs),
+        *_data_sets(experiments, runs, deep),
         *_weights(experiments, runs),
         _gpu(),
         _slurm(),
@@ -63,12 +66,34 @@ def check(experiments: ExperimentSet, names: Sequence[str] = ()) -> tuple[str, b
     return "\n".join(lines), not missing
 
 
-def _data_sets(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Finding]:
+def _data_sets(experiments: ExperimentSet, runs: Sequence[Run], deep: bool) -> Iterator[Finding]:
     for name, data in {run.dataset: run.data for run in runs}.items():
         root = data_root(experiments.settings, name)
+        if deep and data.layout != "no_images":
+            yield _decoded(data, root)
+            continue
         problem = sources.check(data, root)
         text = problem or (str(root) if root.exists() else data.get)
         yield Finding(f"data set {name}", problem is None, text, is_needed=True)
+
+
+def _decoded(data: Dataset, root: Path) -> Finding:
+    """Whether every image of a data set decodes; the text has a line for each that does not."""
+    what = f"data set {data.name}"
+    try:
+        counts, damaged = sources.inspect(data, root)
+    except DataError as problem:
+        return Finding(what, False, str(problem), is_needed=True)
+    found = ", ".join(f"{count:,} {split} images" for split, count in counts.items())
+    if not damaged:
+        return Finding(what, True, f"{root}, {found} decode", is_needed=True)
+    file = f"{data.name}.exclude.txt"
+    fix = (
+        f"{len(damaged)} of {found} do not decode; get them again, or put these lines into "
+        f"config/datasets/{file} and exclude: {file} into config/datasets/{data.name}.yaml"
+    )
+    lines = [f"{path}\t{' '.join(problem.split())}" for path, problem in damaged]
+    return Finding(what, False, "\n".join([fix, *lines]), is_needed=True)
 
 
 def _weights(experiments: ExperimentSet, runs: Sequence[Run]) -> Iterator[Finding]:

@@ -78,6 +78,18 @@ def outputs_for(path: Path, described: dict[str, Any], data: Dataset) -> list[in
     return list(range(data.classes))
 
 
+def require_classes(path: Path, run: Run, classes: list[str]) -> None:
+    """Raise ArtifactError unless output c of a squeeze run's model is class c of distilled images.
+
+    Else its labels would be those of other classes.
+    """
+    if read_description(path, run)["classes"] != classes:
+        raise ArtifactError(
+            f"{path}: its classes, or their order, are not those of the distilled images; delete "
+            "its folder and squeeze it again, or recover the images again"
+        )
+
+
 def load_squeezed(path: Path, run: Run, device: Device) -> nn.Module:
     """A squeeze run's model on the device, frozen and in evaluation mode.
 

@@ -116,17 +116,18 @@ def _forget_other_model(work: Path, sha256: str) -> None:
 
 def _take_images(context: Context, shards: range, work: Path) -> list[str]:
     """Store real images (the random control) or released ones as finished blocks, one a shard."""
-    run = context.run
+    run, classes = context.run, context.class_names()
     random = run.recipe.recover.mode == "random"
-    made = _random_shards(context, shards) if random else _released_shards(context, shards)
+    made = _random_shards(context, shards) if random else _released_shards(context, classes, shards)
     for shard, images in zip(shards, made, strict=True):
         BlockFiles(work).snapshot(Block(shard, 0, run.data.classes), None, images)
-    return context.class_names()
+    return classes
 
 
-def _released_shards(context: Context, shards: range) -> Iterator[Pixels]:
-    from cda.data.released import released_images
+def _released_shards(context: Context, classes: list[str], shards: range) -> Iterator[Pixels]:
+    from cda.data.released import released_images, require_order
 
+    require_order(context.run.data, classes)
     for shard in shards:
         yield released_images(context.released_folder(), shard, context.run.data)
 

@@ -26,7 +26,7 @@ from cda.experiments.runs import Run, label_epochs, label_gigabytes, label_mode,
 from cda.files import publish, read_json, write_json
 from cda.progress import Progress, log
 from cda.stages.context import Context
-from cda.stages.models import accelerate, load_squeezed
+from cda.stages.models import accelerate, load_squeezed, require_classes
 
 BATCH = 256  # images a forward pass; changes speed and rounding alone
 
@@ -52,6 +52,7 @@ def run(context: Context, images_folder: Path, model_path: Path | None, out: Pat
         record["images_digest"] = images_digest
         if mode == "stored":
             assert model_path is not None
+            require_classes(model_path, run.upstream["model"], classes)
             images = Images(pixels, labels, data, device)
             batches = DistilledBatches(images, recipe_of(run), BATCH, label_epochs(run))
             record |= _write_logits(

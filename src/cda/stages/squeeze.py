@@ -2,16 +2,20 @@
 
 Reads the real data set; writes `model.safetensors` and, beside it, `squeeze.json` (accuracy,
 network, classes, normalisation). Weights that are trained here are stored in half precision, and
-the accuracy is that of the stored ones; published weights are stored as they are. Under torchrun
-the processes share every batch, and rank 0 writes.
+the accuracy is that of the stored ones; published weights are stored as they are, and tested on
+validation images: `top1` is measured, `published_top1` is the publisher's. Under torchrun the
+processes share every batch, and rank 0 writes.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +24,7 @@ from cda.data import sources
 from cda.engine.batches import SqueezeBatches
 from cda.engine.checkpoint import Checkpoint, load_state, write_tensors
 from cda.engine.device import Device, world_size
-from cda.engine.images import place_images
+from cda.engine.images import Images, place_images
 from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.engine.trainer import Batches, Loss, Trainer, fit
@@ -30,8 +34,14 @@ from cda.files import atomic_write, file_digest, write_json
 from cda.method import networks
 from cda.method.bn_matching import bn_layers
 from cda.method.losses import precise
+from cda.progress import log
 from cda.stages.context import Context
 from cda.stages.models import fresh_model
+
+TESTED_IMAGES = 2000  # of published weights: minutes on a CPU, a standard error of a point
+TESTED_BATCH = 250
+GAP = 3.0  # points of top-1 between the measured and the stated accuracy
+STATED_CLASSES = 1000  # of the accuracy that publishers state
 
 
 def smoothed_ce(smoothing: float) -> Loss:
@@ -156,12 +166,15 @@ def _batches(context: Context, device: Device) -> Batches:
 
 
 def _published(context: Context, weights: str, out: Path) -> None:
-    """Write published weights, and their name and stated accuracy, as the run's model."""
+    """Write published weights as the run's model, with their stated and their measured accuracy."""
     from cda.engine.pretrained import state_of
 
-    run = context.run
-    state, stated, classes = state_of(weights, run.model, context.class_names())
-    model = networks.build(run.model, len(classes), run.data.resolution, run.recipe.architecture)
+    run, data = context.run, context.run.data
+    names = data.published_names()
+    wanted = {name: names.get(name, "") for name in context.class_names()}
+    has_images = data.layout != "no_images"
+    state, stated, classes = state_of(weights, run.model, wanted, cut=has_images)
+    model = networks.build(run.model, len(classes), data.resolution, run.recipe.architecture)
     try:
         load_state(model, state)
     except RuntimeError as error:
@@ -170,5 +183,61 @@ def _published(context: Context, weights: str, out: Path) -> None:
             f"squeeze.weights: {weights} does not fit {run.model} with {len(classes)} classes "
             f"({reason})"
         ) from None
-    record = {"top1": stated, "weights": weights, "provenance": context.open_device().provenance()}
-    write_model(context, model, classes, out, record)
+    device = context.open_device()
+    record = {"weights": weights, "published_top1": stated}
+    record |= _tested(context, device, model, stated) if has_images else {"top1": None}
+    write_model(context, model, classes, out, record | {"provenance": device.provenance()})
+
+
+def _tested(
+    context: Context, device: Device, model: nn.Module, stated: float | None
+) -> dict[str, Any]:
+    """Top-1 and top-5 of published weights on validation images, at most `TESTED_IMAGES` of them.
+
+    They are evenly spaced, hence of all classes. Logs a warning if they contradict what the
+    publisher `stated`: then classes or pixels differ from what the network was trained with.
+    """
+    data = context.run.data
+    try:
+        labels = context.real_labels("val")
+    except DataError as problem:
+        log(f"WARNING: the published weights are not tested: {problem}")
+        return {"top1": None}
+    chosen = np.unique(np.linspace(0, len(labels) - 1, TESTED_IMAGES).astype(np.int64))
+    images, placed = context.real_images("val", chosen), device.place(model)
+    found = {"top1": 0.0, "top5": 0.0}
+    for part in np.array_split(chosen, -(-len(chosen) // TESTED_BATCH)):
+        pixels = np.stack(list(itertools.islice(images, len(part))))
+        accuracy = Images(pixels, labels[part], data, device).evaluate(placed)
+        for key, value in accuracy.items():
+            found[key] += value * len(part) / len(chosen)
+    what = f"{context.run.recipe.squeeze.weights} on {len(chosen)} validation images of {data.name}"
+    log(f"{what}: {found['top1']:.1f} % top-1; its publisher states {stated or 'nothing'}")
+    if problem_found := contradiction(found["top1"], stated, len(chosen), data.classes):
+        log(
+            f"WARNING: {what}: {problem_found}; compare the order of the classes (class_map), "
+            f"mean, std and resolution in config/datasets/{data.name}.yaml with its publisher's"
+        )
+    return {**found, "tested_images": len(chosen)}
+
+
+def contradiction(top1: float, stated: float | None, images: int, classes: int) -> str:
+    """How a measured top-1 accuracy in percent contradicts the `stated` one; empty if it does not.
+
+    A few points, and twice the standard error of so few `images`, are no contradiction. Publishers
+    state the accuracy on ImageNet-1K: fewer classes are easier, so that there only less counts.
+    Without a statement, hardly more than chance is a contradiction.
+
+    >>> contradiction(68.0, 69.8, 2000, 1000), contradiction(0.1, 69.8, 2000, 1000)
+    ('', 'top-1 is 0.1 %, its publisher states 69.8 %')
+    >>> contradiction(11.0, None, 2000, 10), contradiction(80.0, 69.8, 2000, 100)
+    ('top-1 is 11.0 %, little more than the 10.0 % of chance', '')
+    """
+    if stated is None:
+        chance = 100 / classes
+        text = f"top-1 is {top1:.1f} %, little more than the {chance:.1f} % of chance"
+        return text if top1 < 2 * chance and classes > 2 else ""
+    room = GAP + 2 * math.sqrt(stated * (100 - stated) / images)
+    if stated - room <= top1 and (top1 <= stated + room or classes < STATED_CLASSES):
+        return ""
+    return f"top-1 is {top1:.1f} %, its publisher states {stated:.1f} %"

@@ -34,7 +34,7 @@ from cda.method.augment import to_device
 from cda.method.losses import kd_loss, mixed_ce
 from cda.progress import log
 from cda.stages.context import Context
-from cda.stages.models import fresh_model, load_squeezed
+from cda.stages.models import fresh_model, load_squeezed, require_classes
 
 LABEL_BYTES = 2**28  # of stored labels on the device at a time
 
@@ -203,11 +203,11 @@ def _prepare(
             f"{images_folder}: not the classes of {run.dataset} at hand; point config key "
             "data at the right one"
         )
-    teacher = (
-        load_squeezed(model_path, run.upstream["labels"].upstream["model"], device)
-        if store.mode == "online" and model_path
-        else None
-    )
+    teacher = None
+    if store.mode == "online" and model_path:
+        labelled_by = run.upstream["labels"].upstream["model"]
+        require_classes(model_path, labelled_by, classes)
+        teacher = load_squeezed(model_path, labelled_by, device)
     images = Images(pixels, targets, run.data, device)
     distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
     batches = LabelledBatches(distilled, store, teacher, device, recipe.epochs)

@@ -531,3 +531,65 @@ def test_a_value_and_a_mapping_by_stage_replace_one_another(
     path.write_text(path.read_text().replace("runtime:\n", f"runtime:\n  {file}\n"))
     runtime = load_settings(read_overrides(overrides)).runtime
     assert (runtime.precision, runtime.cpu_threads) == (precision, threads)
+
+
+# Files beside a data set's
+# --------------------------------------------------------------------------------------------------
+
+FOLDERS = "layout: image_folder\n"
+
+
+def with_lines(tree: Any, key: str, value: str, text: str | None = None) -> Any:
+    tree.edit(DATASET, "layout: digits\n", f"{FOLDERS}{key}: {value}\n")
+    if text is not None:
+        (tree.folder / "datasets/lines.txt").write_bytes(text.encode())
+    return tree.experiments().dataset("digits")
+
+
+def test_lines_come_from_a_file_or_a_list(tree):
+    text = "\ufeff# damaged\r\ntrain/1/b.png\tempty\r\n\ntrain/0/#a.png\r\ntrain/1/b.png\r\n"
+    data = with_lines(tree, "exclude", "lines.txt", text)
+    assert data.exclude == ("train/0/#a.png", "train/1/b.png")
+    tree.edit(DATASET, "exclude: lines.txt", "exclude: [train/1/b.png, train/0/#a.png]")
+    assert tree.experiments().dataset("digits").identity() == data.identity()
+
+
+def test_a_class_map_has_folders_and_their_published_names(tree):
+    lines = "".join(f"class {digit}\tn0000000{digit}\n" for digit in range(9)) + "other\n"
+    data = with_lines(tree, "class_map", "lines.txt", lines)
+    assert list(data.published_names().items())[8:] == [("class 8", "n00000008"), ("other", "")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text", "allowed"),
+    [
+        ("exclude", "lines.txt", None, "exclude names a text file in"),
+        ("exclude", "../lines.txt", "", "it is no name of a file"),
+        ("exclude", "/etc/passwd", "", "it is no name of a file"),
+        ("exclude", "lines.txt", "train/../../x\n", "must hold paths such as train/cat/1.jpg"),
+        ("exclude", "lines.txt", "/train/x\n", "must hold paths such as train/cat/1.jpg"),
+        ("exclude", "[01, 2]", None, "put numbers in quotes"),
+        ("exclude", "{a: b}", None, "exclude"),
+        ("class_map", "[01, 2]", None, "put numbers in quotes"),
+        ("class_map", "[cat, dog]", None, "must have 10 lines, each with another folder"),
+        ("class_map", "lines.txt", "a\n" * 10, "must have 10 lines, each with another folder"),
+        ("class_map", "lines.txt", "".join(f"{n}\tn1\n" for n in range(10)), "another name in"),
+    ],
+)
+def test_bad_lines_name_the_file_and_the_key(tree, key, value, text, allowed):
+    line = problem(lambda: with_lines(tree, key, value, text))
+    assert line.startswith(f"config/{DATASET}:")
+    assert key in line
+    assert allowed in line
+
+
+def test_lines_that_are_no_utf_8_are_refused(tree):
+    (tree.folder / "datasets/lines.txt").write_bytes(b"train/caf\xe9.png\n")
+    line = problem(lambda: with_lines(tree, "exclude", "lines.txt"))
+    assert "'lines.txt' cannot be read" in line
+
+
+def test_a_layout_without_files_has_nothing_to_exclude(tree):
+    tree.edit(DATASET, "layout: digits\n", "layout: digits\nexclude: [train/0/a.png]\n")
+    line = problem(lambda: tree.experiments().dataset("digits"))
+    assert "class_map and exclude go with a layout of image files" in line

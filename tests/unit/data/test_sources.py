@@ -783,3 +783,157 @@ def test_random_control_chooses_as_it_always_did(shard):
         own = np.flatnonzero(labels == label)
         chosen.append(own[generator("random", 7, "class", label).permutation(len(own))[shard]])
     assert random_choice(labels, 5, shard, 7).tolist() == chosen
+
+
+# The order of classes
+# --------------------------------------------------------------------------------------------------
+
+
+def numbered(root: Path, names: list[str], split: str = "train") -> None:
+    """A folder for each name, with an image of its place in the list."""
+    for place, name in enumerate(names):
+        write(root / split / name / "0.png", np.full((8, 8, 3), place, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "names", [[str(number) for number in range(12)], ["-2", "-1", "0", "3", "20"]]
+)
+def test_class_folders_named_by_numbers_are_labelled_in_the_order_of_the_numbers(tmp_path, names):
+    numbered(tmp_path, names)
+    train = sources.load(dataset("image_folder", classes=len(names)), "train", tmp_path)
+    assert train.classes == tuple(names)
+    assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist() == list(range(len(names)))
+
+
+def test_a_class_map_states_the_order(tmp_path):
+    numbered(tmp_path, ["b", "a", "c"])
+    data = dataset("image_folder", classes=3, class_map=["b", "a\tn01440764", "c"])
+    train = sources.load(data, "train", tmp_path)
+    assert train.classes == ("b", "a", "c") == sources.class_names(data, tmp_path)
+    assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist() == [0, 1, 2]
+
+
+def test_a_class_map_of_other_folders_is_refused(tmp_path):
+    numbered(tmp_path, ["Cat", "dog"])
+    line = problem_of(dataset("image_folder", class_map=["cat", "dog"]), tmp_path)
+    assert "needs the class folders that class_map names, found 2 unknown (Cat, cat)" in line
+
+
+def test_classes_of_train_and_val_that_differ_in_form_alone(tmp_path):
+    import unicodedata
+
+    names = ["café", "dog"]
+    numbered(tmp_path, names)
+    numbered(tmp_path, [unicodedata.normalize("NFD", name) for name in names], "val")
+    val = sources.load(dataset("image_folder"), "val", tmp_path)
+    assert (val.classes, val.labels.tolist()) == (("café", "dog"), [0, 1])
+    numbered(tmp_path, [unicodedata.normalize("NFD", "café")])
+    assert "needs each class once" in problem_of(dataset("image_folder"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "found"),
+    [
+        (["0", "1"], ["00", "01"], "found 2 unknown (00, 01)"),
+        (["Cat", "dog"], ["cat", "dog"], "found 1 unknown (cat); cat and Cat differ in case"),
+    ],
+)
+def test_classes_of_train_and_val_that_differ_are_refused(tmp_path, train, val, found):
+    numbered(tmp_path, train)
+    numbered(tmp_path, val, "val")
+    assert found in problem_of(dataset("image_folder"), tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb"])
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path, name):
+    numbered(tmp_path, ["dog"])
+    os.mkdir(os.path.join(os.fsencode(tmp_path / "train"), name))
+    assert "needs class folders with names in UTF-8" in problem_of(
+        dataset("image_folder"), tmp_path
+    )
+
+
+# Images that are left out
+# --------------------------------------------------------------------------------------------------
+
+
+def test_excluded_images_are_left_out_of_every_reader(folders):
+    (folders / "train/cat/1.png").write_bytes(b"damaged")
+    (folders / "train/cat/0.png").unlink()
+    exclude = ["train/cat/1.png\tdoes not decode", "train/cat/0.png"]
+    data = dataset("image_folder", exclude=exclude, train_images=6, val_images=2)
+    train = sources.load(data, "train", folders)
+    np.testing.assert_array_equal(train.images, [pixels(i) for i in (10, 11, 12, 2)])
+    assert sources.labels_of(data, "train", folders).tolist() == [0, 0, 0, 1]
+    assert sources.check(data, folders) is None
+    stale = dataset("image_folder", exclude=[*exclude, "train/cat/9.png"], train_images=6)
+    assert "needs 3 train images, found 4" in problem_of(stale, folders)
+
+
+@pytest.mark.parametrize("line", ["cat/0.png", "val/cat/0.png", "test/cat/0.png"])
+def test_an_excluded_path_of_no_split_is_refused(folders, line):
+    data = dataset("image_folder", exclude=[line])
+    assert "needs lines of exclude that begin with validation/, found" in problem_of(
+        data, folders, "val"
+    )
+
+
+def test_excluded_images_of_official_held_out_lists(tmp_path):
+    write_tiny(tmp_path / "tiny")
+    (tmp_path / "tiny/val/images/val_2.JPEG").unlink()
+    data = tiny(exclude=["val/images/val_2.JPEG"])
+    assert sources.load(data, "val", tmp_path / "tiny").labels.tolist() == [0, 1, 1]
+    write_imagenet(tmp_path / "imagenet", "flat")
+    write_kaggle(tmp_path / "imagenet")
+    (tmp_path / "imagenet/val/ILSVRC2012_val_00000002.JPEG").unlink()
+    data = imagenet(exclude=["val/ILSVRC2012_val_00000002.JPEG"])
+    assert sources.load(data, "val", tmp_path / "imagenet").labels.tolist() == [0, 0, 1]
+    assert sources.check(data, tmp_path / "imagenet") is None
+
+
+# Every image decoded
+# --------------------------------------------------------------------------------------------------
+
+
+def test_an_inspection_finds_every_damaged_image(folders, capfd):
+    data = dataset("image_folder", train_images=6)
+    assert sources.inspect(data, folders) == ({"train": 6, "val": 2}, [])
+    assert "toy train: 6/6 images" in capfd.readouterr().err
+    path = folders / "train/cat/1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    (folders / "validation/ant/0.png").write_bytes(b"")
+    (folders / "train/ant/2.png").unlink()
+    counts, damaged = sources.inspect(data, folders)
+    assert counts == {"train": 5, "val": 2}
+    assert [one for one, _ in damaged] == ["train/cat/1.png", "validation/ant/0.png"]
+    assert damaged[1][1] == "an empty file"
+    left_out = dataset(
+        "image_folder", train_images=6, exclude=[*dict(damaged), "train/ant/2.png"], classes=2
+    )
+    with pytest.raises(DataError, match="needs images of every class, found none of 1"):
+        sources.inspect(left_out, folders)
+    write(folders / "validation/ant/1.png", pixels(0))
+    assert sources.inspect(left_out, folders) == ({"train": 4, "val": 2}, [])
+
+
+def test_an_inspection_of_good_images_still_counts_them(folders):
+    with pytest.raises(DataError, match="needs 7 train images, found 6"):
+        sources.inspect(dataset("image_folder", train_images=7), folders)
+
+
+def test_an_inspection_of_a_layout_without_files_reads_it(tmp_path):
+    counts, damaged = sources.inspect(dataset("digits", classes=10), tmp_path)
+    assert (counts, damaged) == ({"train": 1438, "val": 359}, [])
+
+
+def test_large_files_do_not_wait_in_memory(tmp_path, monkeypatch):
+    """They are decoded where they are read; order and pixels stay."""
+    monkeypatch.setattr(folder_layout, "_LARGE", 200)
+    for i in range(9):
+        size = 8 if i % 2 else 40
+        write(tmp_path / "train" / "ab"[i > 4] / f"{i}.png", pixels(i, size, size))
+    own_images = sources.load(dataset("image_folder"), "train", tmp_path).images
+    monkeypatch.undo()
+    np.testing.assert_array_equal(
+        own_images, sources.load(dataset("image_folder"), "train", tmp_path).images
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,7 +22,7 @@ from cda.config.names import NETWORKS
 from cda.config.recipe import Architecture
 from cda.engine.checkpoint import load_state
 from cda.engine.device import open_device
-from cda.engine.pretrained import classifier, imagenet_names, start_from, state_of
+from cda.engine.pretrained import classifier, output_names, start_from, state_of
 from cda.errors import ConfigError
 from cda.method.networks import build
 from cda.stages import squeeze
@@ -32,7 +33,8 @@ torch.set_num_threads(1)
 
 NAME = "ResNet18_Weights.IMAGENET1K_V1"
 WEIGHTS = f"torchvision:{NAME}"
-CLASSES = [str(label) for label in range(1000)]
+NAMES = output_names(1000)
+CLASSES = dict.fromkeys(NAMES, "")
 LITE = "tf_efficientnet_lite0"
 
 
@@ -93,7 +95,7 @@ def published(tree, monkeypatch, download, resnet18):
         "  stem: imagenet # published\n",
     )
     tree.edit("datasets/digits.yaml", "classes: 10\n", "classes: 1000\n")
-    monkeypatch.setattr(Context, "class_names", lambda _: list(map(str, range(1000))))
+    monkeypatch.setattr(Context, "class_names", lambda _: NAMES)
     download(resnet18)
     return tree
 
@@ -103,8 +105,9 @@ def test_published_weights_become_a_squeeze_run(published, resnet18):
     out = Path("model/model.safetensors")
     squeeze.run(published.context(run), out)
     described = json.loads(out.with_name("squeeze.json").read_text())
-    assert (described["weights"], described["top1"], described["run"]) == (WEIGHTS, 69.758, run.id)
-    assert described["classes"] == list(map(str, range(1000)))
+    assert (described["weights"], described["run"]) == (WEIGHTS, run.id)
+    assert described["published_top1"] == 69.758
+    assert described["classes"] == NAMES
     loaded = load_squeezed(out, run, open_device(published.experiments().settings.runtime))
     reference = torchvision.models.resnet18()
     reference.load_state_dict(resnet18)
@@ -196,7 +199,7 @@ def test_without_internet_the_refusal_is_one_line(download, weights, model):
 def test_weights_of_another_number_of_classes_are_refused(download, resnet18):
     download(resnet18)
     assert "does not fit resnet18 with 10 classes (it has 1000)" in refusal(
-        state_of, WEIGHTS, "resnet18", CLASSES[:10]
+        state_of, WEIGHTS, "resnet18", dict.fromkeys(map(str, range(10)), "")
     )
 
 
@@ -282,7 +285,7 @@ def test_a_packages_tensors_are_taken_in_their_order(package, lite):
     state, stated, classes = state_of(
         package("weights-of-mine", renamed(lite)), "efficientnet_lite0", CLASSES
     )
-    assert (stated, classes) == (None, CLASSES)
+    assert (stated, classes) == (None, NAMES)
     counts = {name for name in lite if name.endswith("num_batches_tracked")}
     assert {name for name in state if not torch.equal(state[name], lite[name])} <= counts
 
@@ -338,8 +341,8 @@ def test_some_of_imagenets_classes_are_distilled_and_scored_without_its_images(t
     described = json.loads(
         Path(f"artifacts/squeeze/digits/{runs['squeeze'].id}/squeeze.json").read_text()
     )
-    assert described["classes"] == imagenet_names()
-    assert [imagenet_names().index(name) for name in runs["recover"].data.class_names] == [
+    assert described["classes"] == NAMES
+    assert [NAMES.index(name) for name in runs["recover"].data.class_names] == [
         1,
         291,
         954,
@@ -365,6 +368,110 @@ def test_without_images_nothing_is_trained(three_classes):
     assert message.startswith(
         "config/experiments/tiny.yaml: data set digits has no images to test on"
     )
+
+
+# The classes of the outputs
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        sorted(map(str, range(1000))),
+        [str(number) for number in range(1000)],
+        [f"class {number}" for number in range(1000)],
+        [*NAMES[:-1], "tench"],
+        [name.upper() for name in NAMES],
+        [f"{name} " for name in NAMES],
+    ],
+)
+def test_as_many_classes_are_not_the_same_classes(download, resnet18, names):
+    download(resnet18)
+    message = refusal(state_of, WEIGHTS, "resnet18", dict.fromkeys(names, ""), True)
+    assert (
+        "are none of its classes; give each class folder its WordNet id, or the number of"
+        in message
+    )
+    assert "class_map" in message
+
+
+def test_a_map_moves_the_outputs_to_the_order_of_the_data_set(download, resnet18):
+    download(resnet18)
+    wanted = {"dog": NAMES[207], "cat": "281", NAMES[1]: ""}
+    state, _, classes = state_of(WEIGHTS, "resnet18", wanted, cut=True)
+    assert classes == ["dog", "cat", NAMES[1]]
+    for name in ("fc.weight", "fc.bias"):
+        assert torch.equal(state[name], resnet18[name][[207, 281, 1]])
+    assert torch.equal(state["conv1.weight"], resnet18["conv1.weight"])
+    reversed_names = dict.fromkeys(reversed(NAMES), "")
+    state, _, classes = state_of(WEIGHTS, "resnet18", reversed_names, cut=True)
+    assert classes == list(reversed(NAMES))
+    assert torch.equal(state["fc.bias"], resnet18["fc.bias"].flip(0))
+
+
+def test_two_classes_of_one_output_are_refused(download, resnet18):
+    download(resnet18)
+    message = refusal(state_of, WEIGHTS, "resnet18", {"a": "0", "b": NAMES[0]})
+    assert "two share an output" in message
+
+
+def test_the_number_of_outputs_tells_their_names():
+    assert [len(set(output_names(count))) for count in (1000, 21_841, 7)] == [1000, 21_841, 1]
+
+
+@pytest.fixture
+def mapped(tree, download, resnet18):
+    """Digits in folders, as ten of ImageNet's classes; the network sees the digit 3 everywhere."""
+    tree.few_images()
+    wnids = [NAMES[100 - digit] for digit in range(10)]
+    lines = "".join(f"{digit}\t{wnid}\n" for digit, wnid in enumerate(wnids))
+    tree.write("datasets/digits.classes.txt", f"# folder and WordNet id\n{lines}")
+    tree.edit(
+        "datasets/digits.yaml", "classes: 10\n", "classes: 10\nclass_map: digits.classes.txt\n"
+    )
+    tree.edit(
+        "recipes/digits.yaml",
+        "squeeze:\n",
+        f"squeeze:\n  weights: {WEIGHTS}  # paper Section 3.4\n",
+    )
+    tree.edit("recipes/digits.yaml", "  stem: small            # our choice: small images\n", "")
+    tree.edit(
+        "recipes/digits.yaml",
+        "  width: 0.125           # our choice: speed\n",
+        "  stem: imagenet # published\n",
+    )
+    bias = torch.where(torch.arange(1000) == 97, 1000.0, 0.0)
+    download(resnet18 | {"fc.bias": bias})
+    return tree
+
+
+def test_published_weights_are_tested_on_the_images_at_hand(mapped, capfd):
+    run, out = mapped.runs()["squeeze"], Path("model/model.safetensors")
+    squeeze.run(mapped.context(run), out)
+    described = json.loads(out.with_name("squeeze.json").read_text())
+    assert described["classes"] == [str(digit) for digit in range(10)]
+    assert described["top1"] == pytest.approx(10)
+    assert (described["tested_images"], described["published_top1"]) == (40, 69.758)
+    assert load_file(out)["fc.bias"].argmax() == 3
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert "top-1 is 10.0 %, its publisher states 69.8 %; compare the order of the classes" in line
+    assert "config/datasets/digits.yaml" in line
+
+
+def test_without_validation_images_the_accuracy_is_the_publishers_alone(mapped, capfd):
+    shutil.rmtree("data/digits/val")
+    out = Path("model/model.safetensors")
+    squeeze.run(mapped.context(mapped.runs()["squeeze"]), out)
+    described = json.loads(out.with_name("squeeze.json").read_text())
+    assert (described["top1"], described["published_top1"]) == (None, 69.758)
+    assert "WARNING: the published weights are not tested: data/digits" in capfd.readouterr().err
+
+
+def test_class_folders_without_a_map_are_refused_before_any_work(mapped):
+    mapped.edit("datasets/digits.yaml", "class_map: digits.classes.txt\n", "")
+    context = mapped.context(mapped.runs()["squeeze"])
+    message = refusal(squeeze.run, context, Path("model/model.safetensors"))
+    assert "with 10 classes (it has 1000): 0, 1, 2, ... are none of its classes" in message
+    assert not Path("model").exists()
 
 
 # To start from

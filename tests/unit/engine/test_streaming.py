@@ -210,7 +210,7 @@ def test_a_damaged_image_ends_in_one_line(root, workers):
     with pytest.raises(DataError) as caught:
         epoch(batches(root, recipe(), workers), 0)
     assert str(caught.value).startswith(
-        f"{path}: toy needs a complete image, found 200 bytes that do not decode;"
+        f"{path}: toy needs a complete image, found 200 bytes that do not decode"
     )
     assert "\n" not in str(caught.value)
 

@@ -181,6 +181,9 @@ DATA = [
     ("train_images: 1438", "train_images: 1400", ()),
     ("get: scikit-learn ships it", "get: look around", ()),
     ("layout: digits", "layout: image_folder", ()),
+    ("layout: digits", "layout: image_folder\nexclude: []\nclass_map: []", ()),
+    ("layout: digits", "layout: image_folder\nexclude: [train/1/a.png]", STAGES),
+    ("layout: digits", f"layout: image_folder\nclass_map: {list('1234567890')}", STAGES),
 ]
 
 

@@ -89,6 +89,27 @@ def test_only_the_requested_tables_count(tree):
     assert "data set other" not in check(tree.experiments(datasets=["digits"]))[0]
 
 
+@pytest.mark.usefixtures("bare")
+def test_a_deep_check_lists_damaged_images_as_exclude_takes_them(tree, capsys):
+    tree.few_images()
+    assert tree.cda("check", "--deep", "tiny") == 0
+    assert "60 train images, 40 val images decode" in capsys.readouterr().out
+    Path("data/digits/train/3/1.png").write_bytes(b"damaged")
+    assert tree.cda("check", "tiny") == 0
+    capsys.readouterr()
+    assert tree.cda("check", "--deep", "tiny") == 1
+    printed = capsys.readouterr()
+    assert "digits train: 60/60 images" in printed.err
+    first, second = printed.out.splitlines()[:2]
+    assert first.startswith("missing  data set digits: 1 of 60 train images, 40 val images do not")
+    assert second == "train/3/1.png\t7 bytes that do not decode"
+    before = tree.runs()["squeeze"].id
+    tree.write("datasets/digits.exclude.txt", f"{second}\n")
+    tree.edit("datasets/digits.yaml", "shards", "exclude: digits.exclude.txt\nshards")
+    assert tree.cda("check", "--deep", "tiny") == 0
+    assert tree.runs()["squeeze"].id != before
+
+
 # Published weights
 
 
