@@ -31,7 +31,7 @@ from cda.method import networks
 from cda.method.bn_matching import bn_layers
 from cda.method.losses import precise
 from cda.stages.context import Context
-from cda.stages.models import fresh_model
+from cda.stages.models import fresh_model, least_batch
 
 
 def smoothed_ce(smoothing: float) -> Loss:
@@ -132,7 +132,8 @@ def _train(context: Context, device: Device, stop: Stop, out: Path) -> None:
         from cda.engine.pretrained import start_from
 
         start_from(model, recipe.init, run.model)
-    trainer = Trainer(model, recipe, device, ("squeeze", recipe.seed))
+    least = least_batch(run, batches.images, recipe.batch_size)
+    trainer = Trainer(model, recipe, device, ("squeeze", recipe.seed), least=least)
     loss = smoothed_ce(recipe.label_smoothing)
     history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
     round_to_half(trainer.model)
