@@ -6,6 +6,7 @@ pieces, so that an interrupted stage continues after them.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 
 from cda.errors import ArtifactError
 from cda.files import read_json
+
+CHUNK = 2**24  # zeros written at a time
 
 
 def allocate(
@@ -27,14 +30,34 @@ def allocate(
         path.parent.mkdir(parents=True, exist_ok=True)
         mode: Any = "w+" if fresh else "r+"
         array = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        _reserve(path, array.offset if fresh else None)
         return array
     except OSError as error:
         size = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize / 1e9
         raise ArtifactError(
             f"{path}: cannot be written, no room for {size:.3g} GB ({error.strerror}); {fix}"
         ) from None
+
+
+def _reserve(path: Path, start: int | None) -> None:
+    """Allocate a file's disk space; raises OSError.
+
+    macOS has no posix_fallocate, and some file systems and C libraries refuse it. There a new
+    file's space is filled with zeros from `start` on (None: it was when the file was new).
+    """
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except AttributeError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        file.seek(size if start is None else start)
+        while (left := size - file.tell()) > 0:
+            file.write(bytes(min(left, CHUNK)))
 
 
 def pieces_done(mark: Path, path: Path, key: str) -> int:

@@ -30,6 +30,30 @@ from cda.method.augment import (
 from cda.rng import generator
 
 
+def batch_count(images: int, size: int, least: int = 1) -> int:
+    """Batches of an epoch of `images`; a last one of fewer than `least` joins the one before.
+
+    >>> batch_count(9, 4), batch_count(9, 4, least=2)
+    (3, 2)
+    """
+    steps = -(-images // size)
+    return steps - (steps > 1 and images - (steps - 1) * size < least)
+
+
+def batch_sizes(images: int, steps: int, size: int) -> list[int]:
+    """Number of images of each of an epoch's `steps`; the last one has the rest.
+
+    >>> batch_sizes(9, 3, 4), batch_sizes(9, 2, 4)
+    ([4, 4, 1], [4, 5])
+    """
+    return [size] * (steps - 1) + [images - (steps - 1) * size]
+
+
+def batch_at(step: int, steps: int, size: int) -> slice:
+    """Where the images of `step` are in an epoch's order; the last step takes the rest."""
+    return slice(step * size, None if step == steps - 1 else (step + 1) * size)
+
+
 class EpochPlan(NamedTuple):
     """Augmentation of N images in one epoch; all but `order` is indexed by image."""
 
@@ -111,7 +135,7 @@ class SqueezeBatches:
         )
         seen, at = EpochViews.of(views, cutouts, images), images.resident(order)
         for step in range(first_step, self.steps):
-            batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            batch = batch_at(step, self.steps, recipe.batch_size)
             index, chosen = images.device.share(at[batch]), images.device.share(order[batch])
             yield self._augment(images.taken(index, chosen), *seen.at(index)), images.labels[index]
 
@@ -184,6 +208,6 @@ class DistilledBatches:
         """(inputs, (epoch, plan on the device, image indices)) of every step, in plan order."""
         placed = self.placed(self.plan(epoch))
         for step in range(first_step, self.steps):
-            batch = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            batch = batch_at(step, self.steps, self.batch_size)
             index = placed.order[batch]
             yield self._inputs(placed, index, placed.plan.order[batch]), (epoch, placed, index)

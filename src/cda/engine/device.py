@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -40,6 +41,7 @@ Index = TypeVar("Index", NDArray[np.int64], Tensor)
 # steps from which `compile: auto` compiles: compiling takes as long as hundreds of steps
 COMPILED_STEPS = 1000
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts memory in
 # how long a rank waits for the others, of which one may be slow to list a data set
 RANK_TIMEOUT = timedelta(hours=2)
 
@@ -208,7 +210,7 @@ class Device:
         peak = (
             torch.cuda.max_memory_allocated()
             if cuda
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
         )
         return {
             "host": socket.gethostname(),

@@ -3,6 +3,9 @@
 A job holds a GPU by a lock on a file, which the kernel releases whenever and however the process
 ends. Under SLURM a job sees its allocation's GPUs alone, and each allocation has locks of its own.
 GPUs must be taken before CUDA is initialised. A slice of a card that MIG divides counts as a GPU.
+
+The locks lie in the temporary folder. If its file system has none (Lustre mounted without `flock`,
+some NFS), the first GPUs are taken unlocked, and one line is logged.
 """
 
 from __future__ import annotations
@@ -85,7 +88,13 @@ def take_gpus(
             f"MIG slices), or {VISIBLE}"
         )
     folder, waiting = lock_folder(), False
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: the folder of GPU locks cannot be made ({error.strerror}); set TMPDIR to a "
+            "folder that you may write"
+        ) from None
     while not (taken := _try(folder, names, count)):
         if not waiting:
             log(
@@ -108,6 +117,15 @@ def _try(folder: Path, names: Sequence[str], count: int) -> list[str]:
         except BlockingIOError:
             os.close(descriptor)
             continue
+        except OSError as error:
+            log(
+                f"{folder}: no file locks here ({error.strerror}), so jobs do not know of one "
+                "another's GPUs; set TMPDIR to a local disk, or run one GPU job at a time"
+            )
+            os.close(descriptor)
+            for held in locked.values():
+                os.close(held)
+            return list(names[:count])
         locked[name] = descriptor
         if len(locked) == count:
             held_locks.extend(locked.values())

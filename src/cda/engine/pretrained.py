@@ -194,6 +194,8 @@ def _from_torchvision(key: str, name: str, model: str) -> tuple[nn.Module, float
         raise ConfigError(
             f"{key}: torchvision:{name} is not of the network {model!r}; name weights that are"
         ) from None
+    if hasattr(built, "AuxLogits"):
+        del built.AuxLogits  # inception's auxiliary classifier, which `networks.build` omits
     metrics = weight.meta.get("_metrics", {}).get("ImageNet-1K", {})
     return built, metrics.get("acc@1")
 

@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from cda.config.recipe import Squeeze
 from cda.data.base import fit
 from cda.data.folders import Folders
+from cda.engine.batches import batch_at
 from cda.engine.device import Device, usable_cores
 from cda.engine.images import Normalisation
 from cda.errors import DataError
@@ -83,16 +84,12 @@ class StreamedBatches:
     def _samples(self, epoch: int, first_step: int) -> Sequence[list[tuple[int, int]]]:
         """(epoch, image) of every sample of this rank's batches."""
         order = generator("squeeze", self.recipe.seed, epoch, "order").permutation(self.images)
-        size = self.recipe.batch_size
-        return _Lazy(
-            lambda step: [
-                (epoch, int(index))
-                for index in self.device.share(
-                    order[(first_step + step) * size : (first_step + step + 1) * size]
-                )
-            ],
-            self.steps - first_step,
-        )
+
+        def samples(step: int) -> list[tuple[int, int]]:
+            batch = order[batch_at(first_step + step, self.steps, self.recipe.batch_size)]
+            return [(epoch, int(index)) for index in self.device.share(batch)]
+
+        return _Lazy(samples, self.steps - first_step)
 
 
 class _Lazy(Sequence[Any]):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cda.config.recipe import Optimisation
+from cda.engine.batches import batch_count, batch_sizes
 from cda.engine.checkpoint import Checkpoint, load_state
 from cda.engine.device import Device, seed_everything
 from cda.engine.memory import enough_memory
@@ -39,6 +40,7 @@ class Batches(Protocol):
     """Training images.
 
     `epoch` is a pure function of its arguments, so that a resumed epoch has the same batches.
+    `fit` lowers `steps` where a last, too small batch joins the one before.
     """
 
     steps: int
@@ -68,7 +70,10 @@ class History:
 
 
 class Trainer:
-    """One model in training: its optimiser and position, which `state` saves."""
+    """One model in training: its optimiser and position, which `state` saves.
+
+    A batch, or part of one, has at least `least` images: a smaller last one joins the one before.
+    """
 
     def __init__(
         self,
@@ -77,9 +82,10 @@ class Trainer:
         device: Device,
         seed: tuple[object, ...],
         batch_parts: int = 1,
+        least: int = 1,
     ) -> None:
         self.model, self.values, self.device, self.seed = model, values, device, seed
-        self.batch_parts = batch_parts
+        self.batch_parts, self.least = batch_parts, least
         self.shared = device.parallel(model)
         self.optimizer = build_optimizer(model, values)
         self.history = History()
@@ -177,7 +183,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             parts = [(images, target)]
             if self.batch_parts > 1:
-                parts = split_batch(images, target, size)
+                parts = split_batch(images, target, size, self.least)
             share = weight / len(parts)
             for part in parts:
                 value = objective(*part)
@@ -219,6 +225,8 @@ def fit(
                 f"step {trainer.at[1]}"
             )
     values = trainer.values
+    if trainer.least > 1:
+        batches.steps = batch_count(batches.images, values.batch_size, trainer.least)
     trainer.job = (values.epochs * batches.steps, min(values.batch_size, batches.images))
     key = f"{type(values).__name__.lower()}.batch_size"
 
@@ -277,21 +285,18 @@ def _train(
     progress.close()
 
 
-def split_batch(images: Tensor, target: Any, size: int) -> list[tuple[Tensor, Any]]:
+def split_batch(images: Tensor, target: Any, size: int, least: int = 1) -> list[tuple[Tensor, Any]]:
     """A batch in parts of `size` images; an epoch's last batch may have fewer or smaller parts.
 
-    A target is a tensor [B, …] or a tuple of such.
+    A last part of fewer than `least` images joins the one before. A target is a tensor [B, …] or a
+    tuple of such.
     """
+    sizes = batch_sizes(len(images), batch_count(len(images), size, least), size)
     if isinstance(target, tuple):
-        targets = zip(*(each.split(size) for each in target), strict=True)
+        targets = zip(*(each.split(sizes) for each in target), strict=True)
     else:
-        targets = target.split(size)
-    return list(zip(images.split(size), targets, strict=True))
-
-
-def batch_sizes(images: int, steps: int, batch_size: int) -> list[int]:
-    """Number of images of each step of an epoch, over all ranks."""
-    return [max(0, min(batch_size, images - step * batch_size)) for step in range(steps)]
+        targets = target.split(sizes)
+    return list(zip(images.split(sizes), targets, strict=True))
 
 
 class _Progress(Progress):

@@ -25,6 +25,10 @@ RESNETS = {  # name: (bottleneck blocks or basic ones, blocks per layer)
     "resnet101": (True, (3, 4, 23, 3)),
     "resnet152": (True, (3, 8, 36, 3)),
 }
+# Without auxiliary classifiers a network answers with its main logits in training too, and its
+# input is scaled as its published weights expect.
+_MAIN = {"aux_logits": False, "transform_input": True, "init_weights": True}
+_OPTIONS: dict[str, dict[str, Any]] = {"googlenet": _MAIN, "inception_v3": _MAIN}  # torchvision's
 # timm's families whose tensors depend on the resolution
 _SIZED = re.compile(r"vit|deit|swin|resmlp|mixer")
 
@@ -142,7 +146,8 @@ def build(name: str, classes: int, resolution: int, architecture: Architecture) 
     if network.library == "torchvision":
         from torchvision import models
 
-        built: nn.Module = models.get_model(network.name, weights=None, num_classes=classes)
+        own = _OPTIONS.get(network.name, {})
+        built: nn.Module = models.get_model(network.name, weights=None, num_classes=classes, **own)
         return built
     import timm
 

@@ -157,9 +157,11 @@ def _exclusive(experiments: ExperimentSet) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             reason = "another cda track or cda pull runs here; wait for its end, then try again"
             raise ArtifactError(f"{lock}: {reason}") from None
+        except OSError:  # a file system without locks; DVC has one of its own
+            pass
         yield
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cda.config.recipe import Continual
 from cda.data.shards import load_distilled
+from cda.engine.batches import batch_at
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.images import Images, channels_last, to_unit
@@ -34,7 +35,7 @@ from cda.method import dsa
 from cda.method.losses import kd_loss
 from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.models import fresh_model, load_squeezed
+from cda.stages.models import fresh_model, least_batch, load_squeezed
 
 Labels = NDArray[np.int64]
 Curve = list[dict[str, float]]
@@ -90,7 +91,7 @@ class SeenBatches:
         order = self.index[generator(*self.purpose, epoch, "order").permutation(self.images)]
         resident = self.set.resident(order)
         for step in range(first_step, self.steps):
-            batch = slice(step * size, (step + 1) * size)
+            batch = batch_at(step, self.steps, size)
             inputs = self.set.normalised(to_unit(self.set.taken(resident[batch], order[batch])))
             if self.recipe.augment == "dsa":
                 inputs = dsa.augment(inputs, generator(*self.purpose, epoch, "dsa", step))
@@ -147,10 +148,13 @@ class Learner:
         checkpoint = Checkpoint(
             work / "state.safetensors", key, self.context.settings.runtime.checkpoint_seconds
         )
-        trainer = Trainer(fresh_model(run, self.device, purpose), recipe, self.device, purpose)
+        batches = SeenBatches(self.memory, seen, recipe, self.teacher, purpose)
+        least = least_batch(run, batches.images, recipe.batch_size)
+        model = fresh_model(run, self.device, purpose)
+        trainer = Trainer(model, recipe, self.device, purpose, least=least)
         history = fit(
             trainer,
-            SeenBatches(self.memory, seen, recipe, self.teacher, purpose),
+            batches,
             lambda logits, target: kd_loss(
                 logits, target, recipe.temperature, recipe.temperature_squared
             ),

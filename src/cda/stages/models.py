@@ -22,21 +22,65 @@ from cda.method import networks
 def fresh_model(run: Run, device: Device, purpose: tuple[object, ...]) -> nn.Module:
     """The run's network on the device, with weights drawn for `purpose` (`cda.rng`).
 
-    Raises ConfigError if the network cannot take images of the data set's size. One image goes
-    through it on the CPU, where an error has no other cause.
+    Raises ConfigError if the network cannot take images of the data set's size, in evaluation or in
+    training, or answers with anything but logits.
     """
     seed_everything(*purpose, "weights")
-    size = run.data.resolution
-    model = networks.build(run.model, run.data.classes, size, run.recipe.architecture)
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"model {run.model!r} cannot take {size}×{size} images ({reason}); use another model"
-        ) from None
+    model = _build(run)
+    for training in (False, True):
+        if problem := _problem(model, run, 1 + training, training):
+            size = run.data.resolution
+            doing = "train on" if training else "take"
+            raise ConfigError(
+                f"model {run.model!r} cannot {doing} {size}×{size} images ({problem}); use "
+                "another model"
+            )
     return device.place(model)
+
+
+def _build(run: Run) -> nn.Module:
+    return networks.build(run.model, run.data.classes, run.data.resolution, run.recipe.architecture)
+
+
+def _problem(model: nn.Module, run: Run, count: int, training: bool) -> str:
+    """Why a network does not turn `count` of the run's images into logits; empty if it does.
+
+    They go through it on the CPU, where an error has no other cause. Neither its statistics nor
+    torch's generator change.
+    """
+    size, classes = run.data.resolution, run.data.classes
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    images = torch.zeros(count, 3, size, size)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            answer = torch.func.functional_call(model.train(training), buffers, (images,))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    finally:
+        model.eval()
+    if isinstance(answer, Tensor) and answer.shape == (count, classes):
+        return ""
+    kind = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    return f"it answers with {kind} where logits {[count, classes]} belong"
+
+
+def least_batch(run: Run, images: int, batch_size: int, parts: int = 1) -> int:
+    """The fewest images of a batch: 2 if the network's batch statistics need as many, else 1.
+
+    BN layers over maps of 1×1 do. The network is tried only if an epoch of `images`, or one of a
+    batch's `parts`, has a batch of one image. Raises ConfigError if all of them do.
+    """
+    size = batch_size // parts
+    if size > 1 and images % size != 1:
+        return 1
+    with torch.random.fork_rng(devices=[]):
+        problem = _problem(_build(run), run, 1, training=True)
+    if problem and size == 1:
+        raise ConfigError(
+            f"model {run.model!r} cannot train on one image at a time ({problem}); raise the "
+            f"recipe's batch_size ({batch_size}){' or lower batch_parts' if parts > 1 else ''}"
+        )
+    return 2 if problem else 1
 
 
 def read_description(path: Path, run: Run) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from cda.method.bn_matching import bn_layers
 from cda.method.losses import precise
 from cda.progress import log
 from cda.stages.context import Context
-from cda.stages.models import fresh_model
+from cda.stages.models import fresh_model, least_batch
 
 TESTED_IMAGES = 2000  # of published weights: minutes on a CPU, a standard error of a point
 TESTED_BATCH = 250
@@ -142,7 +142,8 @@ def _train(context: Context, device: Device, stop: Stop, out: Path) -> None:
         from cda.engine.pretrained import start_from
 
         start_from(model, recipe.init, run.model)
-    trainer = Trainer(model, recipe, device, ("squeeze", recipe.seed))
+    least = least_batch(run, batches.images, recipe.batch_size)
+    trainer = Trainer(model, recipe, device, ("squeeze", recipe.seed), least=least)
     loss = smoothed_ce(recipe.label_smoothing)
     history = fit(trainer, batches, loss, test.evaluate, checkpoint, stop, f"squeeze {run.id}")
     round_to_half(trainer.model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cda.config.recipe import Validate
 from cda.data.label_store import LabelStore
 from cda.data.shards import load_distilled
-from cda.engine.batches import DistilledBatches, Placed
+from cda.engine.batches import DistilledBatches, Placed, batch_sizes
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.images import Images
@@ -34,7 +34,7 @@ from cda.method.augment import to_device
 from cda.method.losses import kd_loss, mixed_ce
 from cda.progress import log
 from cda.stages.context import Context
-from cda.stages.models import fresh_model, load_squeezed, require_classes
+from cda.stages.models import fresh_model, least_batch, load_squeezed, require_classes
 
 LABEL_BYTES = 2**28  # of stored labels on the device at a time
 
@@ -51,10 +51,19 @@ class LabelledBatches:
         epochs: int = 1,
     ) -> None:
         self.inner, self.store, self.device = batches, store, device
-        self.steps, self.images = batches.steps, batches.images
+        self.images = batches.images
         if teacher is not None:
             batch = min(batches.batch_size, batches.images)
             self._teacher = device.compiled(teacher, epochs * batches.steps, length=batch)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.inner.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.inner.steps = steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
         """(inputs, target) of every step.
@@ -74,11 +83,13 @@ class LabelledBatches:
     def _rows(self, epoch: int, order: NDArray[np.int64], first_step: int) -> Iterator[Tensor]:
         """The store's rows [B, width] of every step; many steps' go to the device at once."""
         size = self.inner.batch_size
+        sizes = batch_sizes(self.images, self.steps, size)
         a_row = self.store.codec.width * np.dtype(self.store.codec.dtype).itemsize
-        at_once = max(1, LABEL_BYTES // (a_row * size)) * size
-        for start in range(first_step * size, self.images, at_once):
-            rows = self.store.rows(epoch, order[start : start + at_once])
-            yield from to_device(rows, self.device.torch_device).split(size)
+        at_once = max(1, LABEL_BYTES // (a_row * size))
+        for step in range(first_step, self.steps, at_once):
+            several = sizes[step : step + at_once]
+            rows = self.store.rows(epoch, order[step * size : step * size + sum(several)])
+            yield from to_device(rows, self.device.torch_device).split(several)
 
     def _online(self, inputs: Tensor) -> Tensor:
         """The teacher's logits [B, C], encoded and decoded as in a store."""
@@ -134,7 +145,9 @@ class PostTraining:
         model = fresh_model(run, self.device, purpose)
         if self.trainer is None:
             recipe = run.recipe.validate_
-            self.trainer = Trainer(model, recipe, self.device, purpose, recipe.batch_parts)
+            parts = recipe.batch_parts
+            least = least_batch(run, self.batches.images, recipe.batch_size, parts)
+            self.trainer = Trainer(model, recipe, self.device, purpose, parts, least)
         else:
             self.trainer.restart(model, purpose)
         path = self.context.work(f"seed-{seed}") / "state.safetensors"

@@ -3,6 +3,8 @@
 The names are made up, the processes and locks are real.
 """
 
+import errno
+import fcntl
 import os
 import select
 import signal
@@ -222,3 +224,29 @@ def test_a_job_of_two_gpus_takes_no_slices():
 def test_two_gpus_are_refused_where_there_are_slices_alone():
     with pytest.raises(ConfigError, match=r"wants 2 GPUs, but there are 0; set .*1 for"):
         gpus.take_gpus(2, SLICES)
+
+
+def test_without_file_locks_the_first_gpus_are_taken_and_one_line_names_the_fix(
+    tmp_path, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(gpus.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    assert gpus.take_gpus(1, ["0", "1"]) == ["0"]
+    assert os.environ[gpus.VISIBLE] == "0"
+    assert not gpus.held_locks
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no file locks here (Function not implemented)" in line
+    assert "set TMPDIR to a local disk" in line
+
+
+def test_a_folder_of_locks_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(gpus.tempfile, "tempdir", str(tmp_path / "file"))
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="set TMPDIR to a folder that you may write"):
+        gpus.take_gpus(1, ["0"])

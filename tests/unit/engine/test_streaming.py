@@ -441,3 +441,22 @@ def test_jobs_of_one_process_are_refused_under_torchrun(tree, monkeypatch, stage
         context.open_device() if stage == "validate" else squeeze.run(
             context, Path("model.safetensors")
         )
+
+
+def test_a_last_image_that_joins_the_batch_before_is_the_same_image(root):
+    """Seven images in batches of three; with one step less the last batch has four."""
+    usual = epoch(batches(root, recipe(batch_size=3)), 0)
+    joined, ranks = batches(root, recipe(batch_size=3)), []
+    for rank in (0, 1):
+        ranks.append(batches(root, recipe(batch_size=3), rank=rank, world=2))
+    for stream in (joined, *ranks):
+        stream.steps = 2
+    found, resumed = epoch(joined, 0), epoch(joined, 0, 1)
+    assert [len(labels) for _, labels in usual] == [3, 3, 1]
+    assert [len(labels) for _, labels in found] == [3, 4]
+    assert_equal(
+        [[torch.cat(parts) for parts in zip(*found, strict=True)]],
+        [[torch.cat(parts) for parts in zip(*usual, strict=True)]],
+    )
+    assert_equal(resumed, found[1:])
+    assert [len(epoch(stream, 0)[1][1]) for stream in ranks] == [2, 2]

@@ -445,6 +445,9 @@ def test_targets_of_several_tensors_are_divided_with_their_images():
     assert [target[0].tolist() for _, target in parts] == [[0, 1], [2, 3], [4]]
     assert torch.equal(torch.cat([target[1] for _, target in parts]), share)
     assert [target.tolist() for _, target in split_batch(images, own, 3)] == [[0, 1, 2], [3, 4]]
+    assert [target.tolist() for _, target in split_batch(images, own, 2, 2)] == [[0, 1], [2, 3, 4]]
+    assert [target.tolist() for _, target in split_batch(images, own, 4, 2)] == [[0, 1, 2, 3, 4]]
+    assert [target.tolist() for _, target in split_batch(images, own, 5, 2)] == [[0, 1, 2, 3, 4]]
 
 
 @pytest.mark.slow

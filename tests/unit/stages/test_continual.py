@@ -214,8 +214,8 @@ class Recorder(Trainer):
 
     made: list[Recorder]
 
-    def __init__(self, model: nn.Module, *rest: Any) -> None:
-        super().__init__(model, *rest)
+    def __init__(self, model: nn.Module, *rest: Any, **named: Any) -> None:
+        super().__init__(model, *rest, **named)
         self.first = copy.deepcopy(model.state_dict())
         self.seen: list[torch.Tensor] = []
         self.made.append(self)

@@ -11,7 +11,7 @@ from cda.config.settings import Runtime
 from cda.engine.device import Device, seed_everything
 from cda.errors import ConfigError
 from cda.method import networks
-from cda.stages.models import fresh_model
+from cda.stages.models import fresh_model, least_batch
 
 CPU = Device(Runtime(device="cpu"), torch.device("cpu"), None)
 
@@ -51,3 +51,60 @@ def test_weights_and_later_draws_are_those_of_the_seed_alone(tree):
     assert torch.equal(torch.get_rng_state(), draws)
     for name, tensor in reference.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["efficientnet", "mobilenet_v2"])
+def test_trying_a_network_in_training_changes_neither_statistics_nor_draws(name, tree):
+    run = replace(tree.runs()["validate"], model=name)
+    seed_everything("toy", 3, "weights")
+    reference = networks.build(name, 10, 8, run.recipe.architecture)
+    draws = torch.get_rng_state()
+    model = fresh_model(run, CPU, ("toy", 3))
+    assert torch.equal(torch.get_rng_state(), draws)
+    for key, tensor in reference.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+    assert least_batch(run, 9, 4) == 2
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+class Several(torch.nn.Linear):
+    """In training, logits and those of an auxiliary classifier."""
+
+    def forward(self, images):
+        logits = super().forward(images.mean(dim=(2, 3)))
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [
+        (Several(3, 10), r"cannot train on .* \(it answers with tuple where logits \[2, 10\]"),
+        (torch.nn.Flatten(), r"cannot take .* \(it answers with \[1, 192\] where logits \[1, 10\]"),
+    ],
+)
+def test_a_network_without_logits_in_training_is_one_line(network, problem, tree, monkeypatch):
+    monkeypatch.setattr(networks, "build", lambda *_: network)
+    with pytest.raises(ConfigError, match=rf"^model 'resnet18' {problem}.*; use another model$"):
+        fresh_model(tree.runs()["validate"], CPU, ("toy",))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_auxiliary_classifiers_answer_with_their_main_logits(name, tree):
+    recipe = tree.runs()["validate"].recipe
+    model = networks.build(name, 10, 75, recipe.architecture).train()
+    logits = model(torch.zeros(2, 3, 75, 75))
+    assert logits.shape == (2, 10)
+    assert not any("aux" in key.lower() for key in model.state_dict())
+
+
+def test_only_networks_that_need_two_images_join_a_last_one(tree):
+    run = tree.runs()["validate"]  # its last maps are 1×1
+    assert least_batch(run, 10, 9) == 2
+    assert least_batch(run, 10, 8) == 1
+    assert least_batch(run, 10, 18, 2) == 2
+    assert least_batch(replace(run, model="convnet3"), 10, 9) == 1
+    for batch_size, parts, fix in ((1, 1, ""), (2, 2, " or lower batch_parts")):
+        with pytest.raises(ConfigError) as caught:
+            least_batch(run, 10, batch_size, parts)
+        assert str(caught.value).endswith(f"raise the recipe's batch_size ({batch_size}){fix}")
+        assert least_batch(replace(run, model="convnet3"), 10, batch_size, parts) == 1

@@ -132,3 +132,20 @@ def test_the_stage_divides_its_batches(labels, tree):
     tree.edit("recipes/digits.yaml", "batch_parts: 1", "batch_parts: 2")
     assert first_loss(tree) == pytest.approx(one, rel=0.5)
     assert first_loss(tree) != pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.parametrize("labels", ["stored", "hard"])
+@pytest.mark.parametrize(("size", "parts", "equal"), [(9, 1, 10), (18, 2, 10), (3, 1, 5)])
+def test_a_last_image_alone_joins_the_batch_before(size, parts, equal, labels, tree):
+    """Ten images, of which torch refuses the last one alone: the network's last maps are 1×1.
+
+    9 + 1 and one batch's parts of 9 + 1 are a batch of 10; 3 + 3 + 3 + 1 are 3 + 3 + 4.
+    """
+    tree.few_images()
+    tree.edit("recipes/digits.yaml", "labels: stored ", f"labels: {labels} ")
+    batch = f"batch_size: {size}\n  batch_parts: {parts} "
+    tree.edit("recipes/digits.yaml", "batch_size: 6 ", batch)
+    tree.edit("recipes/digits.yaml", "lr: 2.0e-3 ", "lr: 1.0e-12\n  evaluate_every: 1 ")
+    joined = first_loss(tree)
+    tree.edit("recipes/digits.yaml", batch, f"batch_size: {equal} ")
+    assert joined == pytest.approx(first_loss(tree), rel=1e-6 if equal == 10 else 0.5)

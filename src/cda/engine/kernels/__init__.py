@@ -1,8 +1,8 @@
 """C kernels for recovery in float32 on a CPU, where there are no matrix units for bf16.
 
 `winograd.c` and `batch_norm.c` are compiled at their first use, for the processor at hand, into the
-user's cache. Without a C compiler that has OpenMP torch does the work, less than half as fast
-(results/benchmarks.md).
+user's cache, or for the process alone where that cannot be written. Without a C compiler that has
+OpenMP torch does the work, less than half as fast (results/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler)))
+        return _compiled(compiler)
     except (OSError, subprocess.CalledProcessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         log(
@@ -48,8 +48,8 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(compiler: str) -> Path:
-    """Path of the shared library, one for every state of sources, compiler and processor."""
+def _compiled(compiler: str) -> ctypes.CDLL:
+    """The shared library, one for every state of sources, compiler and processor."""
     flags = [
         *FLAGS,
         "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
@@ -62,16 +62,28 @@ def _compiled(compiler: str) -> Path:
     sources = (source.read_text(encoding="utf-8") for source in SOURCES)
     parts = [*sources, *flags, version, _features()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cda"
-    path = folder / f"kernels-{key}.so"
-    if not path.is_file():
+    cache, name = _cache(), f"kernels-{key}.so"
+    if cache is not None and (cache / name).is_file():
+        return ctypes.CDLL(str(cache / name))
+    writable = cache is not None and os.access(cache, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=cache if writable else None) as temporary:
+        made = Path(temporary) / name
+        command = [compiler, *flags, "-o", str(made), *map(str, SOURCES)]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        loaded = ctypes.CDLL(str(made))
+        if cache is not None and writable:
+            made.rename(cache / name)
+    return loaded
+
+
+def _cache() -> Path | None:
+    """The user's cache folder; None for a user without a home, or whose home is read-only."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cda"
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            made = Path(temporary) / path.name
-            command = [compiler, *flags, "-o", str(made), *map(str, SOURCES)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            made.rename(path)
-    return path
+    except (OSError, RuntimeError):
+        return None
+    return folder
 
 
 def _features() -> str:
