@@ -97,6 +97,12 @@ def test_steps_drawn_at_once_are_those_drawn_one_by_one(monkeypatch):
     assert own.trace == other.trace
 
 
+def test_losses_are_noted_twenty_times_and_at_both_ends():
+    values = recipe(iterations=40)
+    steps = [row["step"] for row in recovered(values, BLOCKS[:1], steps=40).trace]
+    assert steps == [1, *range(2, 41, 2)]
+
+
 def test_a_closed_objective_releases_the_last_steps_memory_without_the_collector():
     gc.collect()
     gc.disable()

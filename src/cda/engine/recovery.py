@@ -73,9 +73,8 @@ class Recovery:
         self.optimizer = make_optimizer(
             torch.optim.Adam, [self.images], recipe.lr, device, betas=(0.5, 0.9), eps=1e-8
         )
-        views = len(self.images) if recipe.per_image else len(blocks)
-        self.iterate = objective.device.graphed(self._iteration(), recipe.iterations, views)
-        self._ahead, self._drawn = torch.empty(0, device=device), range(0)  # views of these steps
+        self.iterate = self._iteration()
+        self._ahead, self._drawn = torch.empty(0), range(0)  # views of these steps
         self._last: tuple[Tensor, Tensor] | None = None
 
     def _start(self, dtype: torch.dtype) -> Tensor:
@@ -91,8 +90,8 @@ class Recovery:
     def _iteration(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """One iteration under `views`: gradient, optimiser and clamp; it returns both losses [K].
 
-        It does not refer to `self`, which would make a cycle: a group's memory has to be free
-        before the next group begins.
+        A GPU records it. It does not refer to `self`, which would make a cycle: a group's memory
+        has to be free before the next group begins.
         """
         objective, images, labels = self.objective, self.images, self.labels
         optimizer, alpha = self.optimizer, self.recipe.alpha_bn
@@ -107,7 +106,9 @@ class Recovery:
                 torch.clamp(images, low, high, out=images)
             return entropy.detach(), distance.detach()
 
-        return iterate
+        steps = self.recipe.iterations
+        views = len(images) if self.recipe.per_image else len(self.blocks)
+        return objective.device.graphed(iterate, steps, views)
 
     def step(self) -> None:
         """One iteration; raises ArtifactError if a block's loss is no longer finite."""
@@ -179,6 +180,7 @@ class Recovery:
         with torch.no_grad():
             self.images.copy_(state["images"])
         restore_optimizer(self.optimizer, state["optimizer"])
+        self.iterate = self._iteration()  # a recorded one would use the optimiser's former state
 
 
 class Results(Protocol):

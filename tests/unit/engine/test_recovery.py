@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from cda.data.shards import read_shard
+from cda.engine import recovery as recovery_module
+from cda.engine.memory import Memory, Packing
 from cda.engine.recovery import Recovery
 
 # A part of 2 shards, 2 blocks each
@@ -123,7 +125,43 @@ def test_a_killed_part_repeats_no_step_and_counts_those_it_has(tree, monkeypatch
     capsys.readouterr()
     assert len(recovered(tree, "out", blocks=2, checkpoint_seconds=0)) == 2
     assert seen == [0, 1, 2, 3, 4, 5, 0, 1, -1, 2, 3, 4, 5]
-    assert ": 24/24 block-steps" in capsys.readouterr().err
+    lines = capsys.readouterr().err
+    assert ": 24/24 block-steps" in lines
+    assert ": going on from step 2 of 6" in lines
+
+
+def test_packing_knows_what_a_block_takes_and_measuring_leaves_the_model_as_it_was(
+    tree, monkeypatch
+):
+    """A GPU packs blocks by their state in float32 (images and Adam's two means) and by memory."""
+    states: list[int] = []
+    hooks: list[bool] = []
+
+    def choose(packing: Packing, measure: Any) -> int:
+        states.append(packing.state)
+        measure()
+        return 1
+
+    def measured(begin: Any) -> Memory:
+        recovery = begin().__self__
+        recovery.step()
+        hooked = [module for module in recovery.objective.model.modules() if is_hooked(module)]
+        hooks.append(bool(hooked))
+        models.append(recovery.objective.model)
+        return Memory(0, 1)
+
+    models: list[Any] = []
+    monkeypatch.setattr(Packing, "choose", choose)
+    monkeypatch.setattr(recovery_module, "measure_memory", measured)
+    recovered(tree, "out")
+    block, size = 5, 8
+    assert states == [3 * 4 * block * 3 * size**2]
+    assert hooks == [True]
+    assert not any(is_hooked(module) for module in models[0].modules())
+
+
+def is_hooked(module: Any) -> bool:
+    return bool(module._forward_pre_hooks) or "forward" in vars(module)
 
 
 def test_more_blocks_than_there_are_is_all_of_them(tree, monkeypatch):

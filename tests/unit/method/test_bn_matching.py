@@ -135,6 +135,21 @@ def test_a_new_forward_pass_replaces_the_last_one():
     matching.remove()
 
 
+class AnyLayer:
+    """Stands in for kernels: they suit every layer, and none is called here."""
+
+    def suits(self, _module: nn.Module) -> bool:
+        return True
+
+
+def test_removing_twice_leaves_the_model_as_it_was():
+    model = network()
+    matching = BNMatching(model, 1, kernels=AnyLayer())  # type: ignore[arg-type]
+    for _ in range(2):
+        matching.remove()
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 7), (6, 5, 3, 4), (6, 5, 2, 3, 4)])
 def test_statistics_are_over_everything_but_the_channel(shape):
     draws = np.random.default_rng(3)

@@ -245,7 +245,7 @@ def test_transformers_and_mlps_take_the_resolution(name, size):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet19", "convnet", "convnet33", "", "ResNet18", "no/such.model"]
+    "name", ["resnet19", "convnet", "convnet33", "", "ResNet18", "no/such.model", "fcn_resnet50"]
 )
 def test_unknown_names_are_refused_in_one_line(name):
     with pytest.raises(ConfigError, match="is unknown; use") as caught:

@@ -167,6 +167,19 @@ def batches(job: Job, seen: list[int], augment: str) -> SeenBatches:
     return SeenBatches(memory, np.array(seen), recipe, teacher, ("continual", 0, "seen", len(seen)))
 
 
+def test_all_epochs_decide_whether_the_teacher_is_compiled(job, monkeypatch):
+    calls: list[int] = []
+
+    def compiled(_device: Device, function: Any, steps: int, *, length: int) -> Any:
+        calls.append(steps)
+        return function
+
+    monkeypatch.setattr(Device, "compiled", compiled)
+    made = batches(Job(job.tree, job.changed(batch_size=2)), [3, 1], "none")
+    assert made.steps > 1
+    assert calls == [made.recipe.epochs * made.steps]
+
+
 def normalised(images: np.ndarray, run: Run) -> np.ndarray:
     mean, std = np.float32(run.data.mean), np.float32(run.data.std)
     return ((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
