@@ -603,11 +603,14 @@ def test_labels_made_while_validating_are_those_that_a_store_gives(tmp_path, opt
         "shape": list(writer.shape),
     }
     device, stores = Device(Runtime(device="cpu"), torch.device("cpu"), None), []
+    calls: list[int] = []
+    device.compiled = lambda function, steps, *, length: (calls.append(steps), function)[1]  # type: ignore[assignment,method-assign]
     for mode in ("stored", "online"):
         (tmp_path / mode).mkdir(exist_ok=True)
         (tmp_path / mode / "header.json").write_text(json.dumps(header | {"labels": mode}))
         store = LabelStore(tmp_path / mode)
-        stores.append(LabelledBatches(distilled(store.recipe, 5), store, doubled, device))
+        stores.append(LabelledBatches(distilled(store.recipe, 5), store, doubled, device, 7))
+    assert calls == 2 * [7 * stores[0].steps]  # all epochs decide whether the teacher is compiled
     same = total = 0
     for epoch in range(5):
         for (images, rows), (again, online) in zip(

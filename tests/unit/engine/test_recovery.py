@@ -14,6 +14,8 @@ from cda.data.shards import read_shard
 from cda.engine import recovery as recovery_module
 from cda.engine.memory import Memory, Packing
 from cda.engine.recovery import Recovery
+from cda.progress import Progress
+from cda.stages import recover as stage
 
 # A part of 2 shards, 2 blocks each
 
@@ -162,6 +164,22 @@ def test_packing_knows_what_a_block_takes_and_measuring_leaves_the_model_as_it_w
 
 def is_hooked(module: Any) -> bool:
     return bool(module._forward_pre_hooks) or "forward" in vars(module)
+
+
+def test_blocks_are_recovered_as_the_models_outputs_of_their_classes(tree, monkeypatch):
+    """A published model may have more classes than the data set, in another order."""
+    original, labels, closed = Recovery.step, [], []
+
+    def step(self: Recovery) -> None:
+        labels.append(self.labels.tolist())
+        original(self)
+
+    monkeypatch.setattr(Recovery, "step", step)
+    monkeypatch.setattr(stage, "outputs_for", lambda *_: list(reversed(range(10))))
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(self.label))
+    recovered(tree, "out", blocks=1)
+    assert labels[0] == [9, 8, 7, 6, 5]
+    assert [label.split()[0] for label in closed] == ["recover"]
 
 
 def test_more_blocks_than_there_are_is_all_of_them(tree, monkeypatch):

@@ -796,6 +796,36 @@ def test_a_training_removes_its_bar(tmp_path, monkeypatch):
     assert closed == ["toy"]
 
 
+def test_all_epochs_decide_whether_a_step_is_compiled(tmp_path, monkeypatch):
+    calls: list[int] = []
+
+    def compiled(_device: Device, function: Any, steps: int, *, length: int) -> Any:
+        calls.append(steps)
+        return function
+
+    monkeypatch.setattr(Device, "compiled", compiled)
+    values = recipe()
+    trained = train(tmp_path, values)
+    assert trained.job[0] == calls[0] > values.epochs
+    assert calls[0] % values.epochs == 0
+
+
+def test_ranks_draw_from_seeds_of_their_own_at_every_step():
+    found = {}
+    for world, rank in ((1, 0), (2, 0), (2, 1)):
+        trainer = object.__new__(Trainer)
+        trainer.seed = ("toy", 0)
+        trainer.device = Device(
+            Runtime(device="cpu"), torch.device("cpu"), None, world=world, rank=rank
+        )
+        torch.manual_seed(0)
+        trainer.seed_step(1, 3)
+        found[world, rank] = torch.rand(1).item()
+    torch.manual_seed(0)
+    assert found[1, 0] == torch.rand(1).item()
+    assert len(set(found.values())) == 3
+
+
 def test_a_step_is_built_once_for_a_loss_and_anew_for_another(monkeypatch):
     device, built = Device(Runtime(device="cpu"), torch.device("cpu"), None), []
 

@@ -442,3 +442,11 @@ def test_weights_of_another_network_are_refused(saved):
     assert "weights of another network (Missing key" in refusal(tiny(), saved)
     save_file(tiny().state_dict() | {"extra": torch.zeros(1)}, saved)
     assert "weights of another network (Unexpected key" in refusal(tiny(), saved)
+
+
+def test_googlenet_has_the_input_and_the_first_weights_of_its_publisher():
+    """Published weights expect inputs scaled by the network itself; fresh ones are Inception's."""
+    torch.manual_seed(0)
+    model = build("googlenet", 10, 96, Architecture())
+    assert getattr(model, "transform_input") is True  # noqa: B009 (not every network has it)
+    assert next(model.parameters()).std().item() == pytest.approx(0.01, rel=0.05)
