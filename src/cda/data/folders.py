@@ -66,12 +66,12 @@ class Folders(Source):
 
     def by_name(self, split: Split) -> dict[str, str]:
         """The path of each class folder of a split, by class name."""
-        found = dict[str, str]()
-        for entry in self.entries(self.folder(split)):
+        folder, found = str(self.folder(split)), dict[str, str]()
+        for entry in self.entries(folder):
             if self.scan.kind(entry) != "folder":
                 continue
             name = normal_form(entry.name)
-            self.scan.enter(str(self.folder(split)), entry, ())
+            self.scan.enter(folder, entry, ())
             if not is_legible(name):
                 self.fail(entry.path, "class folders with names in UTF-8", ascii(name))
             if name in found:

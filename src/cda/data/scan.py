@@ -69,7 +69,8 @@ class FolderScan:
                 if entry.is_dir():
                     return "skipped" if is_litter(entry.name) else "folder"
                 if not entry.is_file():  # opening a pipe would wait for ever
-                    return self._skip(entry)
+                    self.skipped["pipes and devices"] += 1
+                    return "skipped"
             return "image" if is_image(entry.name) else self._skip(entry)
         except OSError as error:
             self.fail(entry.path, "a readable file or folder", str(error.strerror))

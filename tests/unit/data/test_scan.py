@@ -173,9 +173,10 @@ def test_links_within_the_data_set_need_no_word(data, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_pipes_are_no_images_and_do_not_block(data):
+def test_pipes_are_no_images_and_do_not_block(data, capfd):
     os.mkfifo(data / "train/ant/1.png")
     assert len(sources.load(DATA, "train", data).images) == 2
+    assert "skipped 1 files not read as images: pipes and devices (1)" in capfd.readouterr().err
 
 
 def test_a_folder_with_the_name_of_an_image_is_a_folder(data):
