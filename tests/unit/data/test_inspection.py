@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,17 @@ from PIL import Image
 
 from cda.data import inspection as module
 from cda.data.inspection import damaged_images
+from cda.errors import DataError
 
-
-def crash(paths: list[str]) -> list[tuple[str, str]]:
-    """An inspection whose decoder ends its process at one of the images."""
-    if {"17.png"} & {Path(path).name for path in paths}:
+# A process that crashes over one of the images
+CRASH = """\
+import json, os, sys
+for line in sys.stdin:
+    paths = json.loads(line)
+    if any(path.endswith("17.png") for path in paths):
         os._exit(11)
-    return [(path, "no image") for path in paths if path.endswith("/5.png")]
+    print(json.dumps([[p, "no image"] for p in paths if p.endswith("/5.png")]), flush=True)
+"""
 
 
 @pytest.fixture
@@ -43,7 +48,19 @@ def test_damaged_images_come_in_order_with_reasons_and_progress(paths, monkeypat
 
 def test_a_decoder_that_crashes_is_narrowed_down_to_its_image(paths, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", 2)
-    monkeypatch.setattr(module, "inspect", crash)
+    monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", CRASH))
     reasons = dict(damaged_images(paths, "toy"))
     assert list(reasons) == [paths[5], paths[17]]
     assert reasons[paths[17]] == "its decoder crashes, or memory does not suffice"
+
+
+def test_a_process_that_does_not_start_blames_no_image(paths, monkeypatch):
+    monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", "raise SystemExit"))
+    with pytest.raises(DataError, match="does not start"):
+        list(damaged_images(paths, "toy"))
+
+
+def test_a_path_that_is_no_text_is_named(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n.png")
+    Path(path).write_bytes(b"")
+    assert list(damaged_images([path], "toy")) == [(path, "an empty file")]
