@@ -32,7 +32,7 @@ from torch import nn
 from cda.config.recipe import Recover
 from cda.config.settings import Runtime
 from cda.engine import recovery as recovery_module
-from cda.engine.blocks import Block, blocks_of, start_images, step_views
+from cda.engine.blocks import Block, blocks_of, stack_steps, start_images, step_views
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.objective import Objective
@@ -87,6 +87,15 @@ def precise(name: str) -> Recovery:
 
 
 # The packed loop equals it
+
+
+def test_views_of_a_step_have_the_recipes_width_whatever_was_drawn():
+    """Of one step, all rolls are zero now and then; a step is compiled for one width."""
+    values, block = recipe(jitter=1), [Block(0, 0, 4)]
+    drawn = [stack_steps(block, values, range(step, step + 1), SIZE) for step in range(STEPS)]
+    assert not all(views[..., 5:].any() for views in drawn)
+    assert {views.shape for views in drawn} == {(1, 1, 7)}
+    assert stack_steps(block, recipe(jitter=0), range(2), SIZE).shape == (2, 1, 5)
 
 
 def test_steps_drawn_at_once_are_those_drawn_one_by_one(monkeypatch):

@@ -54,6 +54,20 @@ def batch_at(step: int, steps: int, size: int) -> slice:
     return slice(step * size, None if step == steps - 1 else (step + 1) * size)
 
 
+def split_batch(images: Tensor, target: Any, size: int, least: int = 1) -> list[tuple[Tensor, Any]]:
+    """A batch in parts of `size` images; an epoch's last batch may have fewer or smaller parts.
+
+    A last part of fewer than `least` images joins the one before. A target is a tensor [B, …] or a
+    tuple of such.
+    """
+    sizes = batch_sizes(len(images), batch_count(len(images), size, least), size)
+    if isinstance(target, tuple):
+        targets = zip(*(each.split(sizes) for each in target), strict=True)
+    else:
+        targets = target.split(sizes)
+    return list(zip(images.split(sizes), targets, strict=True))
+
+
 class EpochPlan(NamedTuple):
     """Augmentation of N images in one epoch; all but `order` is indexed by image."""
 

@@ -76,8 +76,12 @@ def step_views(block: Block, recipe: Recover, step: int, resolution: int) -> Vie
 def stack_steps(
     blocks: Sequence[Block], recipe: Recover, steps: range, resolution: int
 ) -> NDArray[np.int64]:
-    """The views of `steps` [S, N, 5 or 7] as `stack_views` stacks them, N those of all `blocks`."""
+    """The views of `steps` [S, N, 5 or 7] as `stack_views` stacks them, N those of all `blocks`.
+
+    Their width is the recipe's, and not that of the rolls that were drawn: a step is compiled and
+    recorded for one shape.
+    """
     drawn = [step_views(block, recipe, step, resolution) for step in steps for block in blocks]
     views = Views(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
-    stacked = stack_views(views, resolution)
+    stacked = stack_views(views, resolution, rolls=recipe.jitter > 0)
     return stacked.reshape(len(steps), -1, stacked.shape[1])

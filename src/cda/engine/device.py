@@ -150,7 +150,7 @@ class Device:
         """
         model = self.place(model).eval().requires_grad_(False)
         for module in model.modules() if self.half else ():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if type(module) in (nn.Conv2d, nn.Linear):  # others may compute with their weights
                 module.to(self.half)
         return model
 

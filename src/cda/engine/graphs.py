@@ -52,8 +52,9 @@ class Graphed:
 
     Arguments are tensors, or tuples of them; results lie where the next call overwrites them. What
     the step changes in place (parameters, optimiser state) must stay where it is in memory.
-    Arguments of another length go to `step` itself. A step that cannot be recorded is reported once
-    and runs as it is. Raises torch's error where memory runs out.
+    Arguments of another length, or of other shapes than the recorded ones, go to `step` itself: a
+    copy would repeat a smaller argument without a word. A step that cannot be recorded is reported
+    once and runs as it is. Raises torch's error where memory runs out.
     """
 
     def __init__(
@@ -79,7 +80,10 @@ class Graphed:
             return self._warm_up(lambda: self.step(*arguments))
         if self._replay is None and not self._try_to_record(arguments):
             return self.step(*arguments)
-        for fixed, value in zip(self._inputs, tensors_of(arguments), strict=True):
+        values = list(tensors_of(arguments))
+        if [value.shape for value in values] != [fixed.shape for fixed in self._inputs]:
+            return self.step(*arguments)
+        for fixed, value in zip(self._inputs, values, strict=True):
             fixed.copy_(value)
         assert self._replay is not None
         self._replay()

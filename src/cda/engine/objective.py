@@ -14,6 +14,7 @@ from cda.engine.kernels import batch_norm
 from cda.engine.kernels.winograd import Convolutions
 from cda.method.augment import matrices, resample
 from cda.method.bn_matching import BNMatching
+from cda.method.losses import precise
 
 Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -48,8 +49,7 @@ class Objective:
         seen = resample(images, matrices(views, images.shape[-1], images.dtype))
         with self.device.autocast():
             logits = self.model(seen.contiguous(memory_format=torch.channels_last))
-        precise = logits if logits.dtype == torch.float64 else logits.float()
-        entropy = F.cross_entropy(precise, labels, reduction="none").view(self.blocks, -1)
+        entropy = F.cross_entropy(precise(logits), labels, reduction="none").view(self.blocks, -1)
         return entropy.mean(dim=1), self.matching.loss()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cda.config.recipe import Optimisation
-from cda.engine.batches import batch_count, batch_sizes
+from cda.engine.batches import batch_count, batch_sizes, split_batch
 from cda.engine.checkpoint import Checkpoint, load_state
 from cda.engine.device import Device, seed_everything
 from cda.engine.memory import enough_memory
@@ -283,20 +283,6 @@ def _train(
         _close_epoch(trainer, epoch, batches.steps, evaluate, progress)
     trainer.history.seconds = time.monotonic() - began
     progress.close()
-
-
-def split_batch(images: Tensor, target: Any, size: int, least: int = 1) -> list[tuple[Tensor, Any]]:
-    """A batch in parts of `size` images; an epoch's last batch may have fewer or smaller parts.
-
-    A last part of fewer than `least` images joins the one before. A target is a tensor [B, …] or a
-    tuple of such.
-    """
-    sizes = batch_sizes(len(images), batch_count(len(images), size, least), size)
-    if isinstance(target, tuple):
-        targets = zip(*(each.split(sizes) for each in target), strict=True)
-    else:
-        targets = target.split(sizes)
-    return list(zip(images.split(sizes), targets, strict=True))
 
 
 class _Progress(Progress):

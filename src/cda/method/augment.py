@@ -124,11 +124,15 @@ def _axis(start: Tensor, length: Tensor, out: Tensor, dtype: torch.dtype) -> Ten
     return (distance == 0) * (1 - weight) + (distance == 1) * weight
 
 
-def stack_views(views: Views, size: int) -> NDArray[np.int64]:
-    """Views as one array [N, 5] (box, flip), or [N, 7] if any rolls: one copy to a device."""
+def stack_views(views: Views, size: int, rolls: bool = False) -> NDArray[np.int64]:
+    """Views as one array [N, 5] (box, flip), or [N, 7] if any rolls or `rolls`."""
     fits = (views.boxes[:, 2:] <= size).all()
     assert fits, "a crop larger than the image would need antialiasing"
-    parts = [views.boxes, views.flips[:, None], *([views.rolls] if views.rolls.any() else [])]
+    parts = [
+        views.boxes,
+        views.flips[:, None],
+        *([views.rolls] if rolls or views.rolls.any() else []),
+    ]
     return np.concatenate(parts, axis=1, dtype=np.int64)
 
 

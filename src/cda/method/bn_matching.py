@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cda.errors import ConfigError
+from cda.method.losses import precise
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -50,7 +51,7 @@ class Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
         """Variance and mean, `over` of size 1."""
-        var, mean = torch.var_mean(_precise(x), dim=over, correction=0, keepdim=True)
+        var, mean = torch.var_mean(precise(x), dim=over, correction=0, keepdim=True)
         ctx.save_for_backward(x, mean)
         return var, mean
 
@@ -60,10 +61,6 @@ class Moments(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         count = x.numel() // mean.numel()
         return ((d_mean + 2 * d_var * (x.to(mean.dtype) - mean)) / count).to(x.dtype), None
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Tensor:
@@ -76,7 +73,7 @@ def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Ten
     if features.is_cuda:
         block_var, block_mean = (part.flatten(1) for part in Moments.apply(grouped, over))
     else:
-        block_var, block_mean = torch.var_mean(_precise(grouped), dim=over, correction=0)
+        block_var, block_mean = torch.var_mean(precise(grouped), dim=over, correction=0)
     return _distance(block_mean, block_var, mean, var)
 
 

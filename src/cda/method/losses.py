@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def precise(logits: Tensor) -> Tensor:
-    """Logits in float32 or better: a loss of half-precision logits needs float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def precise(values: Tensor) -> Tensor:
+    """Numbers in float32 or better, as losses and statistics of half-precision ones need."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def kd_loss(

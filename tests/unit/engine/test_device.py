@@ -143,6 +143,16 @@ def test_a_frozen_model_in_bf16_computes_the_same_bits():
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that computes with its own weights before it uses them."""
+
+
+def test_a_layer_that_computes_with_its_weights_stays_in_float32():
+    one = Device(Runtime(cpu_threads=1), torch.device("cpu"), torch.bfloat16)
+    assert one.freeze(Standardised(3, 3, 1)).weight.dtype == torch.float32
+    assert one.freeze(nn.Conv2d(3, 3, 1)).weight.dtype == torch.bfloat16
+
+
 class Wrapper:
     """Stands in for DistributedDataParallel of another version of torch."""
 

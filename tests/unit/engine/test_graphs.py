@@ -72,6 +72,18 @@ def test_a_batch_of_another_length_is_not_recorded():
     assert fast.total == 8 * (9 + 6 + 9)
 
 
+def test_arguments_of_another_shape_are_not_repeated_into_the_recorded_ones():
+    recorder, plain, fast = Recorder(), Sum(), Sum()
+    graphed = Graphed(fast, 4, recorder.warm_up, recorder.record)
+    for _ in range(WARM_UP + 1):
+        graphed(*arguments(1.0))
+        plain(*arguments(1.0))
+    images, (first, rest) = arguments(1.0)
+    smaller = images, (first[:1], rest)
+    assert torch.equal(graphed(*smaller), plain(*smaller))
+    assert recorder.replayed == 1
+
+
 def test_a_step_that_cannot_be_recorded_is_reported_once_and_runs_as_it_is(capsys):
     recorder, fast = Recorder(RuntimeError("operation not permitted\na trace")), Sum()
     graphed = Graphed(fast, 4, recorder.warm_up, recorder.record)

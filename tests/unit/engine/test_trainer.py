@@ -18,12 +18,13 @@ from torch.optim import lr_scheduler as torchs
 from cda import progress
 from cda.config.recipe import Optimisation
 from cda.config.settings import Dataset, Runtime
+from cda.engine.batches import split_batch
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.optimizers import build_optimizer, lr_at
 from cda.engine.signals import Stop
-from cda.engine.trainer import History, Trainer, fit, split_batch
+from cda.engine.trainer import History, Trainer, fit
 from cda.errors import ArtifactError, ConfigError, Interrupted
 
 torch.set_num_threads(1)
