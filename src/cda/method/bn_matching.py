@@ -42,7 +42,7 @@ def bn_layers(model: nn.Module) -> Sequence[nn.Module]:
 
 
 class Moments(torch.autograd.Function):
-    """Biased variance and mean of x over the dimensions `over`, in float32 or better.
+    """Biased variance and mean [K, C] of x [K, B, C, …] per block, in float32 or better.
 
     torch's own backward pass of `var_mean` reduces x a second time, and holds a float32 copy of it.
     This one holds x and the mean.
@@ -50,8 +50,8 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
-        """Variance and mean, `over` of size 1."""
-        var, mean = torch.var_mean(precise(x), dim=over, correction=0, keepdim=True)
+        """Variance and mean over the dimensions `over`: all but those of blocks and channels."""
+        var, mean = torch.var_mean(precise(x), dim=over, correction=0)
         ctx.save_for_backward(x, mean)
         return var, mean
 
@@ -59,7 +59,8 @@ class Moments(torch.autograd.Function):
     def backward(ctx: Any, d_var: Tensor, d_mean: Tensor) -> tuple[Tensor, None]:
         """(d_mean + 2 d_var (x − mean)) / n, in x's precision."""
         x, mean = ctx.saved_tensors
-        count = x.numel() // mean.numel()
+        count, shape = x.numel() // mean.numel(), (len(x), 1, -1, *[1] * (x.ndim - 3))
+        mean, d_var, d_mean = (part.view(shape) for part in (mean, d_var, d_mean))
         return ((d_mean + 2 * d_var * (x.to(mean.dtype) - mean)) / count).to(x.dtype), None
 
 
@@ -71,7 +72,7 @@ def bn_distance(features: Tensor, mean: Tensor, var: Tensor, blocks: int) -> Ten
     grouped = features.reshape(blocks, -1, *features.shape[1:])
     over = [1, *range(3, grouped.ndim)]
     if features.is_cuda:
-        block_var, block_mean = (part.flatten(1) for part in Moments.apply(grouped, over))
+        block_var, block_mean = Moments.apply(grouped, over)
     else:
         block_var, block_mean = torch.var_mean(precise(grouped), dim=over, correction=0)
     return _distance(block_mean, block_var, mean, var)

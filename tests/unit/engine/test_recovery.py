@@ -13,6 +13,7 @@ import torch
 from cda.data.shards import read_shard
 from cda.engine import recovery as recovery_module
 from cda.engine.memory import Memory, Packing
+from cda.engine.objective import Objective
 from cda.engine.recovery import Recovery
 from cda.progress import Progress
 from cda.stages import recover as stage
@@ -180,6 +181,20 @@ def test_blocks_are_recovered_as_the_models_outputs_of_their_classes(tree, monke
     recovered(tree, "out", blocks=1)
     assert labels[0] == [9, 8, 7, 6, 5]
     assert [label.split()[0] for label in closed] == ["recover"]
+
+
+def test_all_groups_decide_whether_the_objective_is_compiled(tree, monkeypatch):
+    """Four blocks of six iterations, two at a time."""
+    steps: list[int] = []
+
+    class Recorded(Objective):
+        def __init__(self, *arguments: Any) -> None:
+            steps.append(arguments[-1])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(recovery_module, "Objective", Recorded)
+    recovered(tree, "out", blocks=2)
+    assert steps == [2 * 6]
 
 
 def test_more_blocks_than_there_are_is_all_of_them(tree, monkeypatch):

@@ -234,7 +234,7 @@ def test_steps_are_those_of_torchs_plain_optimiser(name):
 class Toy:
     """Twenty random images in batches of six; sets `stop` after `stop_after` batches."""
 
-    steps, images = 4, 20
+    steps, images, number = 4, 20, signal.SIGTERM
 
     def __init__(self, stop: Stop | None = None, stop_after: int = -1) -> None:
         self.stop, self.stop_after, self.yielded = stop, stop_after, 0
@@ -246,7 +246,7 @@ class Toy:
             chosen = order[step * 6 : (step + 1) * 6]
             self.yielded += 1
             if self.stop is not None and self.yielded == self.stop_after:
-                self.stop.signal = signal.SIGTERM
+                self.stop.signal = self.number
             yield torch.from_numpy(x[chosen]), torch.from_numpy(chosen % 6)
 
 
@@ -788,6 +788,38 @@ def test_the_seconds_are_those_of_all_starts(tmp_path):
     assert 0 < state["history"]["seconds"] < 100
     checkpoint.save(state | {"history": state["history"] | {"seconds": 1000.0}})
     assert 1000 < train(tmp_path, SGD).history.seconds < 1100
+
+
+@pytest.mark.parametrize(
+    ("number", "every"), [(signal.SIGHUP, 1e9), (signal.SIGTERM, 0.0)], ids=["first", "with save"]
+)
+def test_a_stop_names_its_signal(tmp_path, monkeypatch, number, every):
+    """SIGHUP is 1; and a checkpoint may be due at the same step."""
+    monkeypatch.setattr(Toy, "number", number)
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path, SGD, stop_after=3, every=every)
+    assert caught.value.number == number
+
+
+@pytest.mark.parametrize(("least", "steps"), [(1, 4), (2, 3)])
+def test_a_last_batch_that_is_too_small_joins_the_one_before(tmp_path, least, steps):
+    toy = Toy()
+    toy.images = 19
+    trainer = Trainer(Mixed(), SGD, MACHINE, ("toy", 0), least=least)
+    checkpoint = Checkpoint(tmp_path / "state.safetensors", "toy", 1e9)
+    fit(trainer, toy, F.cross_entropy, measure, checkpoint, Stop(), "toy")
+    assert toy.steps == steps
+
+
+def test_a_gpus_state_continues_on_a_cpu(monkeypatch):
+    def fails(_state: Tensor) -> None:
+        raise AssertionError("there is no GPU")
+
+    monkeypatch.setattr(torch.cuda, "set_rng_state", fails)
+    trainer = Trainer(Mixed(), SGD, MACHINE, ("toy", 0))
+    state = trainer.state()
+    assert state["cuda_rng"] is None
+    trainer.restore(state | {"cuda_rng": torch.get_rng_state()})
 
 
 def test_a_training_removes_its_bar(tmp_path, monkeypatch):

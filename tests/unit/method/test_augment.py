@@ -472,21 +472,6 @@ def test_a_box_has_at_least_one_pixel(ratio, area, expected):
     assert tuple(box[2:]) == (expected or (8, 8))
 
 
-def test_squeeze_crops_by_the_recipes_scale():
-    recipe = Squeeze(
-        epochs=1, batch_size=10, lr=0.1, augment="random_resized_crop", crop_scale=(0.9, 1.0),
-        flip=0.0,
-    )  # fmt: skip
-    batches = SqueezeBatches(resident(), recipe)
-    ((images, index),) = batches.epoch(3)
-    views = draw_views(
-        generator("squeeze", 0, 3, "views"), 10, 16, crop="random_resized_crop", scale=(0.9, 1.0),
-        flip=0.0,
-    ).of(index.numpy())  # fmt: skip
-    seen = augment.resample(batches.set.at(index), augment.resampling(views, 16))
-    torch.testing.assert_close(images, batches.set.normalised(seen), rtol=0, atol=1e-6)
-
-
 def test_squeeze_covers_what_it_saw_without_cutout():
     """The draws of crops and of the order are those of a recipe without cutout.
 

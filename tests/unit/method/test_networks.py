@@ -212,6 +212,12 @@ def test_convnets_are_convolution_instance_norm_relu_and_average_pool(name, size
     torch.testing.assert_close(model(x), expected.flatten(1) @ w[-2].mT + w[-1], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("depth", [1, 5])
+def test_convnets_have_from_one_block_to_as_many_as_the_image_can_be_halved(depth):
+    model = build(f"convnet{depth}", 10, 32, SMALL)
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == depth
+
+
 @pytest.mark.parametrize("name", ["convnet0", "convnet9"])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_convnets_that_cannot_be_are_refused(name):
