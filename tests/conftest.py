@@ -19,6 +19,7 @@ from tests.slurm.cluster import INSTALL, Cluster
 from cda.cli import main
 from cda.config.load import load_settings
 from cda.data import sources
+from cda.engine.device import Device
 from cda.experiments.cells import Cell
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.runs import Run
@@ -250,3 +251,16 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigTree:
 def config_tree() -> type[ConfigTree]:
     """The class itself, for fixtures that outlive a test; it writes into the working directory."""
     return ConfigTree
+
+
+@pytest.fixture
+def compiled_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps by which each function was offered for compiling; none is compiled."""
+    calls: list[int] = []
+
+    def compiled(_device: Device, function: Any, steps: int, **_options: Any) -> Any:
+        calls.append(steps)
+        return function
+
+    monkeypatch.setattr(Device, "compiled", compiled)
+    return calls

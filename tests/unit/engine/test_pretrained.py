@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -80,9 +81,8 @@ def refusal(function, *arguments) -> str:
 # As a squeeze run
 
 
-@pytest.fixture
-def published(tree, monkeypatch, download, resnet18):
-    """A table on a thousand classes whose recovery model is torchvision's ResNet-18."""
+def take_published(tree: Any) -> None:
+    """Name torchvision's ResNet-18 as the recipe's model."""
     tree.edit(
         "recipes/digits.yaml",
         "squeeze:\n",
@@ -94,6 +94,12 @@ def published(tree, monkeypatch, download, resnet18):
         "  width: 0.125           # our choice: speed\n",
         "  stem: imagenet # published\n",
     )
+
+
+@pytest.fixture
+def published(tree, monkeypatch, download, resnet18):
+    """A table on a thousand classes whose recovery model is torchvision's ResNet-18."""
+    take_published(tree)
     tree.edit("datasets/digits.yaml", "classes: 10\n", "classes: 1000\n")
     monkeypatch.setattr(Context, "class_names", lambda _: NAMES)
     download(resnet18)
@@ -428,17 +434,7 @@ def mapped(tree, download, resnet18):
     tree.edit(
         "datasets/digits.yaml", "classes: 10\n", "classes: 10\nclass_map: digits.classes.txt\n"
     )
-    tree.edit(
-        "recipes/digits.yaml",
-        "squeeze:\n",
-        f"squeeze:\n  weights: {WEIGHTS}  # paper Section 3.4\n",
-    )
-    tree.edit("recipes/digits.yaml", "  stem: small            # our choice: small images\n", "")
-    tree.edit(
-        "recipes/digits.yaml",
-        "  width: 0.125           # our choice: speed\n",
-        "  stem: imagenet # published\n",
-    )
+    take_published(tree)
     bias = torch.where(torch.arange(1000) == 97, 1000.0, 0.0)
     download(resnet18 | {"fc.bias": bias})
     return tree

@@ -167,17 +167,10 @@ def batches(job: Job, seen: list[int], augment: str) -> SeenBatches:
     return SeenBatches(memory, np.array(seen), recipe, teacher, ("continual", 0, "seen", len(seen)))
 
 
-def test_all_epochs_decide_whether_the_teacher_is_compiled(job, monkeypatch):
-    calls: list[int] = []
-
-    def compiled(_device: Device, function: Any, steps: int, *, length: int) -> Any:
-        calls.append(steps)
-        return function
-
-    monkeypatch.setattr(Device, "compiled", compiled)
+def test_all_epochs_decide_whether_the_teacher_is_compiled(job, compiled_steps):
     made = batches(Job(job.tree, job.changed(batch_size=2)), [3, 1], "none")
     assert made.steps > 1
-    assert calls == [made.recipe.epochs * made.steps]
+    assert compiled_steps == [made.recipe.epochs * made.steps]
 
 
 def normalised(images: np.ndarray, run: Run) -> np.ndarray:
