@@ -15,7 +15,7 @@ unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fake-gpu-compiled slurm-up slurm-down slurm-matrix bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
+.PHONY: help setup demo test fake-gpu-compiled slurm-up slurm-down slurm-matrix fuzz bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ pull: $(INSTALLED) ## Bring what a table's missing cells were made from: make pu
 
 track: $(INSTALLED) ## Hand finished runs to DVC, after a run
 	$(RUN) $(BIN)/cda track
+
+fuzz: $(INSTALLED) ## Give every reader of a foreign file damaged ones: make fuzz SECONDS=60 SEED=0, the seconds for each reader
+	CDA_FUZZ_SECONDS=$(or $(SECONDS),60) CDA_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest tests/unit/test_fuzz.py
 
 bench: $(INSTALLED) ## Measure the engines beside plain code, on this machine's GPU or CPU: results/benchmarks.csv (BENCH=--quick)
 	$(RUN) $(BIN)/python -m benchmarks $(BENCH)

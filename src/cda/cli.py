@@ -16,10 +16,11 @@ from pathlib import Path
 from cda import __version__
 from cda.command import COMMANDS, Arguments, command, option
 from cda.config.load import read_overrides
-from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
+from cda.errors import AlreadyDone, CdaError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
 from cda.stages.commands import experiments_of
+from cda.text import nearest
 
 REMOVED = {
     "campaign": "use cda run TABLE... [--minutes N]",
@@ -89,9 +90,6 @@ def figure(arguments: Arguments) -> None:
     from cda.results import figures
 
     experiments = experiments_of(arguments)
-    if arguments.name not in experiments.figures:
-        names, scale = ", ".join(experiments.figures), experiments.settings.scale
-        raise ConfigError(f"there is no figure {arguments.name!r} at scale {scale}; use {names}")
     out = Path(arguments.out or experiments.layout.figure(arguments.name))
     figures.draw(experiments, arguments.name, out)
 
@@ -343,6 +341,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in REMOVED:
         print(f"cda: {words[0]} was removed; {REMOVED[words[0]]}", file=sys.stderr)
+        return 2
+    if words and words[0] not in COMMANDS and (near := nearest(words[0], COMMANDS)):
+        print(f"cda: there is no command {words[0]!r}{near}; `cda --help`", file=sys.stderr)
         return 2
     arguments, unknown = build_parser().parse_known_args(words)
     if unknown:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import difflib
+from collections.abc import Iterable, Sequence, Set
 
 
 def number(value: float) -> str:
@@ -59,6 +60,16 @@ def list_some(names: Sequence[str]) -> str:
     ('ant, bee', 'a, b, c, ...', 'nothing in it')
     """
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing in it"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that a misspelt one is nearest to, for a message; empty if none is near.
+
+    >>> nearest("tabel4", ["table4", "figure8"]), nearest("x", ["table4"])
+    (' (nearest: table4)', '')
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (nearest: {near[0]})" if near else ""
 
 
 def align_columns(rows: Sequence[Sequence[str]], left: Set[int]) -> list[str]:

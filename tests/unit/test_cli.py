@@ -72,7 +72,9 @@ def test_a_wrong_command_line_ends_with_its_problem_and_status_2(words, problem,
     ("words", "problem"),
     [
         (["table", "tinny"], "there is no table 'tinny' at scale paper"),
-        (["figure", "nothing"], "there is no figure 'nothing' at scale paper; use"),
+        (["figure", "nothing"], "there is no figure 'nothing' at scale paper; there is none"),
+        (["list", "tinny"], "there is no table 'tinny' at scale paper (nearest: tiny); there is"),
+        (["list", "tiny", "--config", "datasets=[digit]"], "not declared (nearest: digits); use"),
         (["plan", "tiny", "--gpu", "h9000"], "--gpu h9000: is not in config/devices.yaml; use one"),
         (["config", "show", "nothing"], "no run 'nothing' at scale paper"),
         (["list", "tiny", "--config", "sedes=3"], "sedes"),
@@ -109,3 +111,20 @@ def test_list_prints_runs_upstream_first_and_paths_of_what_exists(tree, capsys):
     assert tree.cda("list", "results/tiny.csv", "--files") == 0
     paths = capsys.readouterr().out.splitlines()
     assert paths == [layout.run_folder(runs["squeeze"]), layout.run_json(runs["validate"], 0)]
+
+
+@pytest.mark.parametrize(("word", "near"), [("tabel", "table"), ("valdate", "validate")])
+def test_a_misspelt_command_is_one_line_with_the_nearest(word, near, capsys):
+    assert main([word, "table1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"cda: there is no command '{word}' (nearest: {near}); `cda --help`"
+
+
+def test_a_table_of_another_scale_names_that_scale(tree, capsys):
+    tree.scale("small")
+    tree.experiment("shrunk", scales=["small"])
+    for command in ("list", "table"):
+        assert tree.cda(command, "shrunk") == 1
+        line = "there is no table 'shrunk' at scale paper, it is of scale small; add --config scale"
+        assert line in capsys.readouterr().err
+    assert tree.cda("list", "shrunk", "--config", "scale=small") == 0

@@ -26,6 +26,7 @@ from cda.config.yaml_source import (
     read_plain,
 )
 from cda.errors import ConfigError
+from cda.text import nearest
 
 CONFIG = Path("config")
 
@@ -126,7 +127,8 @@ def read_scale(config: Path, scale: str) -> Scale:
     if not re.fullmatch(r"\w[\w-]*", str(scale)) or not file.is_file():  # it names folders too
         known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
         raise ConfigError(
-            f"config key scale: there is no scale {scale!r}; use one of {', '.join(known)}"
+            f"config key scale: there is no scale {scale!r}{nearest(scale, known)}; use one of "
+            f"{', '.join(known)}"
         )
     declared, names = read_model(Scale, file), dataset_names(config)
     for name, shrunk in declared.datasets.items():
@@ -135,8 +137,8 @@ def read_scale(config: Path, scale: str) -> Scale:
                 written = places(read_layer(file)).items()
                 lines = [where for key, where in written if key.startswith(f"datasets.{name}")]
                 raise ConfigError(
-                    f"{lines[0] if lines else file}: data set {dataset} is not declared; "
-                    f"use one of {', '.join(names)}"
+                    f"{lines[0] if lines else file}: data set {dataset} is not declared"
+                    f"{nearest(dataset, names)}; use one of {', '.join(names)}"
                 )
     return declared
 
@@ -159,7 +161,7 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
             for parent in parents:
                 branch = branch.setdefault(parent, {})
             branch[last] = yaml.safe_load(text)
-        except (yaml.YAMLError, TypeError, AttributeError):
+        except (yaml.YAMLError, TypeError, AttributeError, ValueError, RecursionError):
             message = "cannot be read; must be KEY=VALUE, for instance scale=demo"
             raise ConfigError(f"--config {pair}: {message}") from None
     return values

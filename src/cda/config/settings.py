@@ -125,7 +125,7 @@ class Dataset(Strict):
 
     @model_validator(mode="after")
     def _mapped(self) -> Dataset:
-        if self.layout in ("digits", "no_images") and (self.class_map or self.exclude):
+        if not self.in_folder and (self.class_map or self.exclude):
             raise ValueError("class_map and exclude go with a layout of image files")
         names = self.published_names()
         outputs = [name for name in names.values() if name]
@@ -139,6 +139,11 @@ class Dataset(Strict):
         """Each class of `class_map` with its name in published weights, or none, in order."""
         pairs = (line.partition("\t") for line in self.class_map)
         return {unicodedata.normalize("NFC", folder): name.strip() for folder, _, name in pairs}
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether its images lie in a folder of its own."""
+        return self.layout not in ("digits", "no_images")
 
     def identity(self) -> dict[str, Any]:
         """The values that change a result; of a list of files a digest."""
@@ -238,6 +243,10 @@ class Settings(Strict):
         "all: also extra ones, such as random images, in every table",
     )
     data: str = Field("data", description="folder of the real data sets; $CDA_DATA overrides it")
-    data_paths: dict[str, str] = Field({}, description="folder of a single data set, by name")
+    data_paths: dict[str, str] = Field(
+        {},
+        description="folder of a single data set, by name; here and in data, ~ and environment "
+        "variables such as $SCRATCH are replaced",
+    )
     labels: Labels = Field(Labels(), description="the label store")
     runtime: Runtime = Field(Runtime(), description="the machine")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cda.errors import ConfigError
+from cda.text import nearest
 
 M = TypeVar("M", bound="Strict")
 
@@ -107,7 +108,9 @@ def parse(
 def _message(model: type[Strict], problem: Any) -> str:
     """An error of pydantic in words that name what is allowed."""
     if problem["type"] == "extra_forbidden":
-        return f"is not a known key; use one of {', '.join(_keys(model, problem['loc'][:-1]))}"
+        *above, key = problem["loc"]
+        known = _keys(model, tuple(above))
+        return f"is not a known key{nearest(key, known)}; use one of {', '.join(known)}"
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return message[0].lower() + message[1:] + found
@@ -125,7 +128,6 @@ def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
             continue
         kind = fields[0]
         inner = (kind, *getattr(kind, "__args__", ()))
-        model = next(
-            option for option in inner if isinstance(option, type) and issubclass(option, Strict)
-        )
+        models = [one for one in inner if isinstance(one, type) and issubclass(one, Strict)]
+        model = models[0] if models else model  # no model: a data set has the name of a field
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -21,6 +21,7 @@ from yaml.composer import Composer, ComposerError
 
 from cda.config.types import Strict, parse
 from cda.errors import ConfigError
+from cda.text import nearest
 
 M = TypeVar("M", bound=Strict)
 
@@ -97,15 +98,15 @@ def _text(path: Path) -> str:
     except ValueError:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError:
-        raise ConfigError(f"{path}: no such file; it should be one of {_siblings(path)}") from None
+        raise ConfigError(f"{path}: no such file{_siblings(path)}") from None
 
 
 def _siblings(path: Path) -> str:
     names = sorted(other.name for other in path.parent.glob("*.yaml"))
-    return (
-        ", ".join(names)
-        or f"the files of {path.parent} (the folder is missing: start in the repository's root)"
-    )
+    if names:
+        return f"{nearest(path.name, names)}; it should be one of {', '.join(names)}"
+    missing = "the folder is missing: start in the repository's root"
+    return f"; it should be one of the files of {path.parent} ({missing})"
 
 
 @cache
@@ -126,6 +127,10 @@ def _parse(path: Path, text: str) -> Parsed:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise invalid(line, error.problem) from None
+    except ConfigError:
+        raise
+    except ValueError as error:  # an impossible number or date as a key
+        raise ConfigError(f"{path}: not valid YAML: {error}; fix that key") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply; write fewer levels") from None
 
@@ -214,12 +219,16 @@ def places(layer: Layer) -> dict[str, str]:
 
 
 def nested(layer: Layer) -> dict[str, Any]:
-    """A layer as nested plain values."""
+    """A layer as nested plain values; raises ConfigError for a key below a plain value."""
     tree: dict[str, Any] = {}
     for key, sourced in layer.items():
         *parents, last = key.split(".")
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise ConfigError(
+                    f"{sourced.where}: {key} is set, but {parent} has a plain value; drop one"
+                )
         branch[last] = copy.deepcopy(sourced.value)
     return tree

@@ -130,8 +130,8 @@ def fit(image: Image.Image, dataset: Dataset) -> np.ndarray:
 
 
 def _describe(path: Path) -> str:
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         return f"a link to {os.readlink(path)}, which leads nowhere"
-    if path.is_dir():
+    if os.path.isdir(path):  # Path's own raise for a name that is too long
         return f"a folder with {list_some(sorted(os.listdir(path)))}"
-    return f"a file of {path.stat().st_size} bytes" if path.is_file() else "nothing"
+    return f"a file of {path.stat().st_size} bytes" if os.path.isfile(path) else "nothing"

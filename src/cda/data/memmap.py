@@ -81,6 +81,6 @@ def open_map(path: Path, what: str, fix: str) -> np.memmap[Any, Any]:
             raise ValueError("no such file")
         with np.errstate(over="ignore"):  # a header may claim any shape
             return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+    except Exception as error:  # numpy parses the header as Python, which can raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: damaged {what} ({reason}); {fix}") from None

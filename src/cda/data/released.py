@@ -50,6 +50,11 @@ def released_images(folder: Path, ipc: int, data: Dataset) -> NDArray[np.uint8]:
             f"{extra}: the release has more than the {data.classes} classes of {data.name}; name "
             "the release of this data set as recover.release"
         )
+    if not (folder / "new000").is_dir() and (deeper := sorted(folder.glob("*/new000"))):
+        raise DataError(
+            f"{folder}: its images lie one folder too deep, in {deeper[0].parent}; move that "
+            f"folder's new000, new001, … up into {folder}"
+        )
     paths = [
         folder / f"new{label:03d}" / f"class{label:03d}_id{ipc:03d}.jpg"
         for label in range(data.classes)

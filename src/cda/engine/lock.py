@@ -44,12 +44,13 @@ class Lease:
         return 0.0
 
     def owner(self) -> dict[str, Any] | None:
-        """Host, process and its start; None while the file is incomplete. Raises OSError."""
+        """Host, process and its start; None while the file holds none. Raises OSError."""
         try:
-            owner: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            return owner if {"host", "pid"} <= owner.keys() else None
-        except ValueError:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
             return None
+        pid = owner.get("pid") if isinstance(owner, dict) else None
+        return owner if type(pid) is int and 0 < pid < 2**31 and "host" in owner else None
 
     def is_stale(self, unbeaten: float = 0.0) -> bool:
         """Whether the owner is gone; `unbeaten`: seconds that we saw the file untouched.
@@ -64,7 +65,7 @@ class Lease:
         if owner is None:
             return age > WRITING_SECONDS
         if owner["host"] == socket.gethostname():
-            return not _is_alive(int(owner["pid"]), owner.get("started"))
+            return not _is_alive(owner["pid"], owner.get("started"))
         return age > LEASE_SECONDS
 
     def _owned_elsewhere(self) -> bool:
@@ -142,9 +143,9 @@ class Lease:
             yield
         finally:
             self._done.set()
-            with contextlib.suppress(OSError, ValueError):
-                owner = json.loads(self.path.read_text(encoding="utf-8"))
-                if (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid()):
+            with contextlib.suppress(OSError):
+                owner = self.owner() or {}
+                if (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
                     self.path.unlink()
 
 

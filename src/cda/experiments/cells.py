@@ -18,6 +18,7 @@ from cda.experiments.grid import controls_of, points
 from cda.experiments.reported import Reported
 from cda.experiments.resolver import Point, Resolver
 from cda.experiments.runs import Run, recover_run_of
+from cda.text import nearest
 
 AS_DECLARED = DatasetScale()
 QUOTED_NOTE = "quoted in the paper"
@@ -76,8 +77,8 @@ class Sources:
         """Raise ConfigError that names the configuration's `key` for an undeclared data set."""
         for name in datasets:
             if name not in self.datasets:
-                known = ", ".join(self.datasets)
-                raise ConfigError(f"config key {key}: {name!r} is not declared; use {known}")
+                known, near = ", ".join(self.datasets), nearest(name, self.datasets)
+                raise ConfigError(f"config key {key}: {name!r} is not declared{near}; use {known}")
 
     def scaling(self, dataset: str) -> tuple[DatasetScale, str]:
         """How the scale shrinks a data set, and why its cells cannot run (empty: they can)."""

@@ -7,6 +7,7 @@ and to the runs that this builds on. Cells of different tables with equal values
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from cda.config.load import CONFIG, dataset_names, read_scale
 from cda.config.settings import Dataset, Settings
 from cda.errors import ConfigError
 from cda.experiments.cells import Cell, Sources, pictured_runs, replaced_ipcs, table_cells
-from cda.experiments.grid import read_experiments
+from cda.experiments.grid import declared_scales, read_experiments
 from cda.experiments.paths import Layout
 from cda.experiments.reported import Reported
 from cda.experiments.resolver import Resolver
 from cda.experiments.runs import Run, seeds_of, with_upstream
+from cda.text import nearest
 
 
 class ExperimentSet:
@@ -65,15 +67,20 @@ class ExperimentSet:
     def cells(self, table: str) -> list[Cell]:
         """The cells of a table, in declared order; raises ConfigError."""
         if table not in self.tables:
-            known = ", ".join(self.tables)
-            raise ConfigError(
-                f"there is no table {table!r} at scale {self.settings.scale}; there is {known}"
-            )
+            raise ConfigError(self.absent(table, "table", self.tables))
         if table not in self._cells_of:
             declared, controls = self.tables[table], self.settings.controls
             cells = table_cells(table, declared, sources=self.sources, controls=controls)
             self._cells_of[table] = list(cells)
         return self._cells_of[table]
+
+    def absent(self, name: str, kind: str, known: Iterable[str]) -> str:
+        """The line for a table or figure that the scale lacks: another that has it, or `known`."""
+        line = f"there is no {kind} {name!r} at scale {self.settings.scale}"
+        scales = declared_scales(self.config, name)
+        if scales and self.settings.scale not in scales:
+            return f"{line}, it is of scale {scales[0]}; add --config scale={scales[0]}"
+        return f"{line}{nearest(name, known)}; there is {', '.join(known) or 'none'}"
 
     def _requested(self, dataset: str) -> bool:
         return self.settings.datasets == "all" or dataset in self.settings.datasets

@@ -45,6 +45,14 @@ def read_experiments(
     return found
 
 
+def declared_scales(config: Path, name: str) -> list[str]:
+    """The scales of the table or figure `name`, whichever they are; none without such a file."""
+    path = config / "experiments" / f"{name}.yaml"
+    if not re.fullmatch(r"\w[\w-]*", name) or not path.is_file():
+        return []
+    return list(read_plain(path)["scales"])
+
+
 def _natural(path: Path) -> tuple[str, int]:
     """Sort key that puts table2 before table10."""
     stem = path.stem.rstrip("0123456789")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cda.config.settings import Settings
+from cda.errors import ConfigError
 
 if TYPE_CHECKING:
     from cda.experiments.runs import Run
@@ -77,7 +80,33 @@ class Layout:
 
 
 def data_root(settings: Settings, dataset: str) -> Path:
-    """Folder of a real data set: its own entry in `data_paths`, else below $CDA_DATA or `data`."""
+    """Folder of a real data set: its own entry in `data_paths`, else below $CDA_DATA or `data`.
+
+    Raises ConfigError if a path names an environment variable that is not set, or ~ without a home.
+    """
     if dataset in settings.data_paths:
-        return Path(settings.data_paths[dataset]).expanduser()
-    return Path(os.environ.get("CDA_DATA") or settings.data).expanduser() / dataset
+        return _expanded(settings.data_paths[dataset], f"config key data_paths.{dataset}")
+    if folder := os.environ.get("CDA_DATA"):
+        return _expanded(folder, "CDA_DATA in the environment") / dataset
+    return _expanded(settings.data, "config key data") / dataset
+
+
+def _expanded(path: str, place: str) -> Path:
+    """A path with its environment variables and ~ replaced; raises ConfigError."""
+    text = os.path.expandvars(path)
+    if unset := re.search(r"\$(\w+|\{\w+\})", text):
+        raise ConfigError(
+            f"{place}: {path} names the environment variable {unset[1].strip('{}')}, which is not "
+            "set; set it, or write the path out"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{place}: {path}: no such home folder; write the path out") from None
+
+
+def missing_data(settings: Settings, runs: Iterable[Run]) -> dict[str, Path]:
+    """The folder of each data set that the runs need and that does not exist."""
+    sets = {run.dataset: run.data for run in runs}
+    roots = {name: data_root(settings, name) for name, data in sets.items() if data.in_folder}
+    return {name: root for name, root in roots.items() if not root.exists()}

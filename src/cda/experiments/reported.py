@@ -11,6 +11,7 @@ from typing import Any
 from cda.config.experiment import KEYS
 from cda.errors import ConfigError
 
+COLUMNS = {"table", "value", "std", *KEYS}
 QUOTED = "quoted"  # the setting of a number that the paper quotes from another
 
 
@@ -24,10 +25,15 @@ class Reported:
     def _rows(self) -> list[dict[str, str]]:
         try:
             with self.path.open(encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
-        except OSError as error:
+                rows = csv.DictReader(file, restval="")
+                found = list(rows)
+                if missing := COLUMNS.difference(rows.fieldnames or ()):
+                    raise ValueError(f"it has no column {min(missing)}")
+                return found
+        except (OSError, ValueError, csv.Error) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"{self.path}: cannot be read ({error.strerror}); take it from the repository"
+                f"{self.path}: cannot be read ({reason}); take it from the repository"
             ) from None
 
     def row(self, table: int | None, key: Mapping[str, Any]) -> dict[str, str]:

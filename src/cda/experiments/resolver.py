@@ -29,6 +29,7 @@ from cda.experiments.runs import (
     squeeze_run,
     validate_run,
 )
+from cda.text import nearest
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ def named(recipe: Layer, kind: str, name: str, file: Path) -> Layer:
     if not layer and f"{kind}.{name}" not in recipe:
         known = sorted({key.split(".")[1] for key in recipe if key.startswith(f"{kind}.")})
         raise ConfigError(
-            f"{file}: {kind}.{name} is missing; add it or use one of {', '.join(known) or 'none'}"
+            f"{file}: {kind}.{name} is missing{nearest(name, known)}; add it or use one of "
+            f"{', '.join(known) or 'none'}"
         )
     return layer

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cda.config.names import NETWORKS, Network, find
 from cda.config.recipe import Architecture
 from cda.errors import ConfigError
+from cda.text import nearest
 
 RESNETS = {  # name: (bottleneck blocks or basic ones, blocks per layer)
     "resnet18": (False, (2, 2, 2, 2)),
@@ -153,8 +154,8 @@ def build(name: str, classes: int, resolution: int, architecture: Architecture) 
 
     if not timm.is_model(network.name):
         raise ConfigError(
-            f"model {name!r} is unknown; use convnet3, {', '.join(NETWORKS)}, or a name of "
-            "torchvision or timm"
+            f"model {name!r} is unknown{nearest(name, NETWORKS)}; use convnet3, "
+            f"{', '.join(NETWORKS)}, or a name of torchvision or timm"
         )
     sized: Any = {"img_size": resolution} if _SIZED.match(network.name) else {}
     return timm.create_model(network.name, num_classes=classes, **sized)

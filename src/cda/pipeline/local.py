@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from cda.errors import CdaError, ConfigError, Interrupted
+from cda.errors import CdaError, ConfigError, DataError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of
+from cda.experiments.paths import missing_data
 from cda.experiments.runs import seeds_of
 from cda.pipeline.limits import job_hours
 from cda.pipeline.rates import Rates
@@ -33,6 +34,7 @@ from cda.text import align_columns, clock
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 20.0  # seconds at the end of the budget in which a stage may save
 START = 5.0  # seconds of a job before its work begins
+READING = ("decode", "squeeze", "validate", "continual")  # stages that always read real images
 POLL = 0.1  # seconds between two checks of a running job
 LISTED = 15  # jobs that a forecast lists
 
@@ -222,6 +224,12 @@ def run_tables(
     print(forecast(jobs, seconds, budget), flush=True)
     if dry:
         return
+    absent = missing_data(settings, (job.run for job in jobs if job.run.stage in READING))
+    for name, root in absent.items():
+        raise DataError(
+            f"{root}: data set {name} is not here; {experiments.dataset(name).get}, or point "
+            f"config key data_paths.{name} at it"
+        )
     outcome = Runner(experiments, overrides, budget).run(jobs, seconds)
     left = ordered_jobs(experiments, targets)
     rest = f"; {len(left)} left, about {clock(sum(seconds.get(job, START) for job in left))}"

@@ -10,9 +10,12 @@ again only if the call asks for it (`-f`, `-F`, `-R`).
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +30,12 @@ from cda.experiments.jobs import (
     process_count,
     table_jobs,
 )
+from cda.experiments.paths import missing_data
 from cda.experiments.runs import Run
 from cda.pipeline.limits import TimeLimits
+from cda.text import nearest
 
+SUBMITTING = ("--profile", "--workflow-profile", "--executor", "-e")  # options that name SLURM
 SOURCE = Path(__file__).parents[2]  # the folder that `cda` is imported from
 
 
@@ -64,6 +70,7 @@ class Plan:
         self._graph, self._workflow = graph_of(self.experiments), workflow
         self._limits = TimeLimits(self.experiments)
         self._check_targets(targets)
+        require_cluster(targets)
 
     def __repr__(self) -> str:
         return "Plan()"  # snakemake compares the text of `ancient(PLAN.model)` between calls
@@ -74,6 +81,10 @@ class Plan:
         known = {"paper", *(path.stem for path in self.experiments.config.glob("scales/*.yaml"))}
         if "demo" in targets and "demo" not in tables:
             raise ConfigError(f"demo is no target of scale {scale}; add --config scale=demo")
+        paths = {name: self.layout.table(name) for name in tables if name != "demo"}
+        paths |= {name: self.layout.figure(name) for name in self.experiments.figures}
+        for name in paths.keys() & set(targets):
+            raise ConfigError(f"{name} is no target; use {paths[name]}")
         plots = {name for name, figure in self.experiments.figures.items() if figure.plot}
         kinds = {".csv": set(tables), ".md": set(tables)}
         kinds |= {".png": set(self.experiments.figures), ".svg": plots}
@@ -86,8 +97,11 @@ class Plan:
                 raise ConfigError(f"{path} is of scale {wanted}, but this is scale {scale}; {fix}")
             if wanted in known and path.stem not in kinds[path.suffix]:
                 kind = "table" if path.suffix in (".csv", ".md") else "figure"
-                names = ", ".join(tables if kind == "table" else self.experiments.figures)
-                raise ConfigError(f"{path}: there is no {kind} {path.stem}; use one of {names}")
+                names = tables if kind == "table" else self.experiments.figures
+                near = nearest(path.stem, names)
+                raise ConfigError(
+                    f"{path}: there is no {kind} {path.stem}{near}; use one of {', '.join(names)}"
+                )
 
     def summary(self) -> str:
         """How much of the scale is measured, in one line, and a line for each data set it omits."""
@@ -97,9 +111,11 @@ class Plan:
         state = "all done, nothing is computed again" if done == len(jobs) else f"{done} done"
         notes = {cell.note for table in tables for cell in self.experiments.cells(table)}
         lines = [f"Scale {self.settings.scale}: {len(jobs)} measurements in its tables, {state}."]
-        return "\n".join(
-            lines + [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
-        )
+        lines += [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
+        absent = missing_data(self.settings, (job.run for job in jobs if not job.is_done()))
+        if absent:
+            lines.append(f"Not here: data sets {', '.join(absent)}; cda check names what to get.")
+        return "\n".join(lines)
 
     # Targets
 
@@ -248,6 +264,21 @@ def _prefix(overrides: Mapping[str, Any]) -> str:
     source = f"{shlex.quote(str(SOURCE))}${{PYTHONPATH:+:$PYTHONPATH}}"
     line = f"export CDA_CONFIG={config} PYTHONPATH={source}; "
     return line.replace("{", "{{").replace("}", "}}")  # snakemake formats it
+
+
+def require_cluster(words: Sequence[str]) -> None:
+    """Raise ConfigError if a command line submits to SLURM where there is none.
+
+    Every job would fail by itself, each with many lines. A dry run submits nothing.
+    """
+    pairs = [*pairwise(words), *(word.split("=", 1) for word in words)]
+    values = (pair[1] for pair in pairs if pair[0] in SUBMITTING and len(pair) == 2)
+    dry = {"-n", "--dry-run", "--dryrun"} & set(words) or "-np" in words
+    if "slurm" in map(os.path.basename, values) and not dry and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "--profile slurm: there is no sbatch on the PATH; start on a login node of the "
+            "cluster, or leave the profile out to run here"
+        )
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -61,10 +61,7 @@ def draw(experiments: ExperimentSet, name: str, out: Path) -> None:
     and ArtifactError for missing images, in whose place `cells=present` draws empty panels.
     """
     if name not in experiments.figures:
-        there = ", ".join(experiments.figures) or "none"
-        raise ConfigError(
-            f"there is no figure {name!r} at scale {experiments.settings.scale}; there is {there}"
-        )
+        raise ConfigError(experiments.absent(name, "figure", experiments.figures))
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)

@@ -247,7 +247,8 @@ def test_an_unknown_data_set_ends_in_the_declared_ones(wanted, tree):
 def test_an_unknown_table_ends_in_the_known_ones(command, tree, capsys):
     assert tree.cda(command, "tinny") == 1
     assert (
-        capsys.readouterr().err == "cda: there is no table 'tinny' at scale paper; there is tiny\n"
+        capsys.readouterr().err
+        == "cda: there is no table 'tinny' at scale paper (nearest: tiny); there is tiny\n"
     )
 
 
@@ -468,7 +469,7 @@ def test_a_run_of_the_repository_can_be_described(monkeypatch, capsys):
 def test_a_misspelt_required_key_is_named(tree):
     tree.edit("datasets/digits.yaml", "classes: 10", "clases: 10")
     line = problem(lambda: resolve(tree))
-    assert "clases is not a known key; use one of name, layout, classes" in line
+    assert "clases is not a known key (nearest: classes); use one of name, layout, classes" in line
 
 
 @pytest.mark.parametrize("name", ["my_table", "my-table", "tiny"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cda.config.yaml_source import Layer, read_layer, read_plain
+from cda.config.yaml_source import Layer, nested, read_layer, read_plain
 from cda.errors import ConfigError
 
 RECIPE = "recipes/digits.yaml"
@@ -173,5 +173,30 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path):
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "other.yaml").touch()
-    with pytest.raises(ConfigError, match=r"file\.yaml: no such file; .* one of other\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"file\.yaml: no such file .nearest: other.yaml.; .* one of other\.yaml"
+    ):
         read_plain(tmp_path / "file.yaml")
+
+
+def test_a_key_below_a_plain_value_is_one_line(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("a: 1\na.b: 2\n")
+    with pytest.raises(
+        ConfigError, match=r"file.yaml:2: a.b is set, but a has a plain value; drop"
+    ):
+        nested(read_layer(path))
+
+
+def test_an_impossible_date_as_a_key_is_one_line(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("a:\n- {2024-99-99: 1}\n")
+    with pytest.raises(ConfigError, match=r"file.yaml.*: not valid YAML: month must be in 1..12"):
+        read_plain(path)
+
+
+def test_a_wrong_key_below_a_data_set_with_a_field_s_name_is_one_line(tree):
+    tree.scale("small")
+    tree.write("scales/small.yaml", "datasets:\n  recipe:\n    nothing: 1\n")
+    with pytest.raises(ConfigError, match=r"nothing is not a known key; use one of stand_in"):
+        tree.experiments(scale="small")

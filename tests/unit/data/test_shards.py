@@ -460,3 +460,11 @@ def test_grey_and_palette_images_are_read_as_colour(tree):
     images = released_images(Path("theirs"), 0, tree.experiments().dataset("digits"))
     assert images.shape == (10, 8, 8, 3)
     assert (images[0, ..., 0] == images[0, ..., 1]).all()
+
+
+def test_a_release_one_folder_too_deep_names_that_folder(tree):
+    release(Path("theirs/syn_data"), ipc=1)
+    with pytest.raises(DataError) as caught:
+        released_images(Path("theirs"), 0, tree.experiments().dataset("digits"))
+    line = "theirs: its images lie one folder too deep, in theirs/syn_data; move that folder's "
+    assert str(caught.value).startswith(line)

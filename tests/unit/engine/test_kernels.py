@@ -5,7 +5,10 @@ Equal to torch's operations up to rounding, on every shape, and never in the way
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -368,3 +371,45 @@ def test_the_kernels_compile_without_a_warning(tmp_path):
         *map(str, kernels.SOURCES),
     ]
     subprocess.run(command, check=True)
+
+
+# The cache of the compiled kernels
+
+LOAD = "from cda.engine.kernels import library; print(library() is not None)"
+BARE = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+
+
+def loaded(**environment: str) -> str:
+    """Whether a new process has the kernels; it must log nothing."""
+    command = [sys.executable, "-c", LOAD]
+    environment |= BARE
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.compiler
+def test_without_a_home_that_can_be_written_the_kernels_are_the_process_s_own(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert loaded(HOME=str(tmp_path / "file"), TMPDIR=str(tmp_path)) == "True"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert loaded(XDG_CACHE_HOME=str(tmp_path)) == "True"
+    (cached,) = (tmp_path / "cda").iterdir()
+    before = cached.stat().st_mtime_ns
+    assert loaded(XDG_CACHE_HOME=str(tmp_path)) == "True"
+    assert cached.stat().st_mtime_ns == before
+
+
+@pytest.mark.compiler
+def test_a_user_whom_the_system_does_not_know_has_the_kernels(tmp_path):
+    unknown = ["unshare", "--user", "--map-user=12345"]
+    tried = shutil.which("unshare") and subprocess.run([*unknown, "true"], check=False)
+    if not tried or tried.returncode:
+        pytest.skip("needs unshare and user namespaces")
+    script = "import os; assert os.getuid() == 12345; " + LOAD
+    command = [*unknown, sys.executable, "-c", script]
+    done = subprocess.run(
+        command, env=BARE, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+    assert not list(tmp_path.iterdir())

@@ -216,3 +216,14 @@ def test_stopped_work_keeps_its_folder():
     with pytest.raises(Interrupted):
         stopped()
     assert everything() == ["work/block.npy"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "null", '{"host": "h", "pid": "1"}', '{"host": "h", "pid": -1}', "[" * 10**5]
+)
+def test_a_lease_that_names_no_process_is_stale_like_one_cut_off(content, tmp_path):
+    lease = Lease(tmp_path)
+    lease.path.write_text(content)
+    assert not lease.is_stale()
+    os.utime(lease.path, (0, 0))
+    assert lease.is_stale()

@@ -9,7 +9,9 @@ import pytest
 
 from cda.config.experiment import KEYS
 from cda.config.load import load_settings
+from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
+from cda.experiments.reported import Reported
 
 CONFIG = Path(__file__).parents[3] / "config"
 COUNTS = {
@@ -60,3 +62,20 @@ def test_the_tables_report_what_the_paper_does_key_by_key(paper):
     }
     assert len(wanted) == 249
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "no column dataset"), (b"table,value\n9,1\n", "no column dataset"), (b"\xff", "utf-8")],
+)
+def test_a_damaged_file_is_one_line(content, problem, tmp_path):
+    path = tmp_path / "reported.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"reported.csv: cannot be read \(.*{problem}.*\); take"):
+        Reported(path).row(9, {})
+
+
+def test_a_short_row_has_empty_values(tmp_path):
+    path = tmp_path / "reported.csv"
+    path.write_text(",".join(["table", *KEYS, "value", "std"]) + "\n9\n")
+    assert Reported(path).row(9, {})["value"] == ""

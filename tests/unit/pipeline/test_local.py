@@ -196,3 +196,15 @@ def test_a_failed_process_of_several_seeds_costs_those_it_did_not_make(tree, pro
 def test_too_few_minutes_are_refused(tree, minutes):
     with pytest.raises(ConfigError, match=rf"^--minutes {minutes:g}: too few, the last 20 s are"):
         run(tree, minutes=minutes)
+
+
+def test_a_data_set_that_is_not_here_ends_before_the_first_job(tree, capsys):
+    tree.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
+    assert tree.cda("run", "tiny", "-n") == 0
+    capsys.readouterr()
+    assert tree.cda("run", "tiny") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "cda: data/digits: data set digits is not here; scikit-learn ships it, or point config key "
+        "data_paths.digits at it"
+    )

@@ -135,6 +135,33 @@ def test_a_table_reads_its_run_jsons_and_with_present_cells_those_that_exist(tre
     assert plan_of().summary() == "Scale paper: 12 measurements in its tables, 1 done."
 
 
+def test_a_data_set_that_is_not_here_is_named_before_anything_runs(tree, plan_of):
+    tree.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
+    line = "Not here: data sets digits; cda check names what to get."
+    assert plan_of().summary().splitlines()[1:] == [line]
+    Path("data/digits").mkdir(parents=True)
+    assert len(plan_of().summary().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--profile", "slurm", "results/tiny.csv"],
+        ["--profile=workflow/profiles/slurm"],
+        ["--executor", "slurm"],
+    ],
+)
+def test_submitting_without_slurm_is_one_line(words, tree, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"^--profile slurm: there is no sbatch on the PATH; "):
+        Plan({}, None, words)
+    Plan({}, None, [*words, "-n"])
+    Plan({}, None, ["--executor", "slurm-jobstep"])  # a job on a node
+    Path("sbatch").touch(0o755)
+    monkeypatch.setenv("PATH", str(Path.cwd()))
+    Plan({}, None, words)
+
+
 def test_a_plan_s_text_does_not_change_between_calls(plan_of):
     assert repr(plan_of()) == repr(plan_of())  # Snakemake compares it
 
@@ -146,9 +173,14 @@ def test_a_plan_s_text_does_not_change_between_calls(plan_of):
             "results/mini/table1.csv",
             "is of scale mini, but this is scale paper; add --config scale",
         ),
-        ("results/table77.csv", "there is no table table77; use one of label_sizes, table1,"),
-        ("results/table77.md", "there is no table table77; use one of label_sizes, table1,"),
-        ("results/figure99.png", "there is no figure figure99; use one of "),
+        (
+            "results/table77.csv",
+            "there is no table table77 (nearest: table7); use one of label_siz",
+        ),
+        ("results/table77.md", "there is no table table77 (nearest: table7); use one of label_siz"),
+        ("results/figure99.png", "there is no figure figure99 (nearest: figure9); use one of "),
+        ("table4", "table4 is no target; use results/table4.csv"),
+        ("figure5", "figure5 is no target; use results/figure5.png"),
         ("demo", "demo is no target of scale paper; add --config scale=demo"),
     ],
 )
