@@ -15,7 +15,7 @@ unexport PYTHONHOME PYTHONPATH UV_PROJECT_ENVIRONMENT UV_SYSTEM_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fake-gpu-compiled slurm-up slurm-down slurm-matrix fuzz bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
+.PHONY: help setup demo test fake-gpu-compiled slurm-up slurm-down slurm-matrix soak fuzz bench lint lint-python lint-workflow lint-types lint-generated format lock docs pull track clean distclean FORCE
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
@@ -39,8 +39,11 @@ slurm-up: $(INSTALLED) ## Start a SLURM of one node on this machine, and say how
 slurm-down: ## End it, and its jobs
 	@$(BIN)/python tests/slurm/cluster.py down $(SLURM)
 
-slurm-matrix: $(INSTALLED) ## Kill, cancel, fill and time out jobs on a SLURM of this machine: docs/survival.md (needs root; CASES=time-limit)
-	$(RUN) $(BIN)/python -m tests.slurm.survival $(CASES)
+slurm-matrix: $(INSTALLED) ## Kill, cancel, preempt and time out jobs on a SLURM of this machine: docs/survival.md (needs root; CASES=time-limit)
+	$(RUN) $(BIN)/python -m tests.slurm.survival --page $(CASES)
+
+soak: $(INSTALLED) ## Inject faults into a workflow on a SLURM of this machine, over and over (needs root; MINUTES=45 SEED=1)
+	$(RUN) $(BIN)/python -m tests.slurm.soak --page $(or $(MINUTES),45) $(SEED)
 
 pull: $(INSTALLED) ## Bring what a table's missing cells were made from: make pull TABLE=results/table1.csv
 	$(RUN) $(BIN)/cda pull $(or $(TABLE),$(error TABLE is not set: make pull TABLE=results/table1.csv))

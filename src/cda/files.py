@@ -14,6 +14,8 @@ from typing import Any
 
 from cda.errors import ArtifactError
 
+JSON_END = b"\n}\n"  # of `write_json`: only the outermost brace is not indented
+
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
@@ -23,7 +25,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+def cannot_write(path: Path, error: OSError) -> ArtifactError:
+    """The error for a file system that refuses `path`."""
     return ArtifactError(
         f"{path}: cannot be written ({error.strerror}); make room or allow writing, then "
         "start again: it goes on"
@@ -45,7 +48,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -72,22 +75,37 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object at `path`; raises ArtifactError, whose message calls the file `what`."""
+def is_complete_json(path: Path) -> bool:
+    """Whether `path` is a JSON object to its end; a truncated or empty file is none.
+
+    The last bytes that `write_json` writes are found at no other place in its files.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(JSON_END)))
+            if file.read() == JSON_END:
+                return True
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def read_json(path: Path, what: str, fix: str = "") -> dict[str, Any]:
+    """The JSON object at `path`; raises ArtifactError, whose message calls the file `what`.
+
+    It ends with `fix`, by default to delete the file. A file that is one of several outputs needs
+    another: Snakemake makes none of them again while the one that others read exists.
+    """
+    again = fix or "delete it and make it again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ArtifactError(
-            f"{path}: {what} cannot be read ({error.strerror}); make or pull it first"
-        ) from None
+        first = fix or "make or pull it first"
+        raise ArtifactError(f"{path}: {what} cannot be read ({error.strerror}); {first}") from None
     except (ValueError, RecursionError):
-        raise ArtifactError(
-            f"{path}: {what} is damaged (not JSON); delete it and make it again"
-        ) from None
+        raise ArtifactError(f"{path}: {what} is damaged (not JSON); {again}") from None
     if not isinstance(value, dict):
-        raise ArtifactError(
-            f"{path}: {what} is damaged (no JSON object); delete it and make it again"
-        )
+        raise ArtifactError(f"{path}: {what} is damaged (no JSON object); {again}")
     return value
 
 
@@ -106,7 +124,7 @@ def publish(folder: Path, output: Path) -> None:
         os.rename(temporary, output)
         _sync(output.parent)
     except OSError as error:
-        raise _cannot_write(output, error) from None
+        raise cannot_write(output, error) from None
 
 
 def digest(*chunks: bytes) -> str:

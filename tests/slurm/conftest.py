@@ -1,13 +1,12 @@
 """A SLURM for the tests of this folder, which are skipped where none is installed."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.slurm.cluster import Cluster
-from tests.slurm.flow import environment
+from tests.slurm.flow import accept_interrupt, environment
 from tests.slurm.survival import TESTED
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +19,9 @@ OFTEN = [
     "--latency-wait",
     "5",
 ]
+
+
+NODES = ("first", "second")
 
 
 @pytest.fixture(scope="session")
@@ -45,14 +47,9 @@ def survived():
 def cluster(tmp_path_factory):
     """The daemons, up."""
     found = Cluster(tmp_path_factory.mktemp("slurm"))
-    found.up()
+    found.up(cpus=16, nodes=NODES)
     yield found
     found.down()
-
-
-def _interruptible():
-    """Accept SIGINT, which a shell makes its background jobs ignore."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Workflow:
@@ -64,6 +61,18 @@ class Workflow:
             (folder / name).symlink_to(ROOT / name)
         path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
         self.environment = environment() | cluster.environment | {"PATH": path}
+
+    def uncomment(self, heading):
+        """Use a profile in which the lines below a comment that begins with `heading` hold."""
+        profile = self.folder / "slurm"
+        before, begin, rest = (profile / "config.yaml").read_text("utf-8").partition(heading)
+        block, after = rest.split("\n\n", 1)
+        lines = [line.removeprefix("# ") for line in block.splitlines()[1:]]
+        profile.unlink()
+        profile.mkdir()
+        text = "\n".join([before, *lines, "", after])
+        (profile / "config.yaml").write_text(text, encoding="utf-8")
+        assert begin
 
     def command(self, *arguments):
         return [sys.executable, "-m", "snakemake", "--profile", "slurm", *OFTEN, *arguments]
@@ -92,7 +101,7 @@ class Workflow:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                preexec_fn=_interruptible,  # noqa: PLW1509 - nothing else runs meanwhile
+                preexec_fn=accept_interrupt,  # noqa: PLW1509 - nothing else runs meanwhile
             )
 
     def logs(self):

@@ -138,6 +138,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def accept_interrupt() -> None:
+    """Accept SIGINT, which a shell makes its background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Flow:
     """One workflow folder, on a cluster or this machine, and what happened to it."""
 
@@ -145,15 +150,21 @@ class Flow:
         self, folder: Path, cluster: Cluster | None = None, begun: Path | None = None
     ) -> None:
         """A folder with nothing made yet, or with the squeezed model of `begun`."""
-        self.folder, self.cluster, self.calls = folder, cluster, 0
+        self.folder, self.calls = folder, 0
+        self.partition = ""  # whose node has the name of the folder; without: the cluster's default
         self.hit = self.resumed = ""
         self.heads: list[subprocess.Popen[bytes]] = []
         write_folder(folder)
         if begun is not None:
             shutil.copytree(begun / "artifacts" / "squeeze", folder / "artifacts" / "squeeze")
         (folder / "slurm").symlink_to(ROOT / "workflow" / "profiles" / "slurm")
+        self.use(cluster)
+
+    def use(self, cluster: Cluster | None) -> None:
+        """Submit to a cluster from now on."""
+        self.cluster = cluster
         found = environment() | (cluster.environment if cluster else {})
-        found["PATH"] = f"{folder / 'bin'}:{Path(sys.executable).parent}:{found['PATH']}"
+        found["PATH"] = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{found['PATH']}"
         self.environment = found
 
     def program(self, name: str, text: str) -> None:
@@ -163,8 +174,10 @@ class Flow:
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
 
-    def start(self, *more: str, limit: str = "60") -> subprocess.Popen[bytes]:
-        """Start snakemake, on a cluster with validate's limit in minutes; it prints to a file."""
+    def start(self, *more: str, limit: str = "60", memory: str = "") -> subprocess.Popen[bytes]:
+        """Start snakemake, which prints to a file; `limit` is validate's in minutes, `memory` a
+        stage's in MB.
+        """
         self.calls += 1
         command = self.snakemake(TARGET)
         if self.cluster:
@@ -172,10 +185,20 @@ class Flow:
             command += ["--slurm-init-seconds-before-status-checks", "1"]
             command += ["--seconds-between-status-checks", "1"]
         command += [*more, "--set-resources", f"validate:runtime={limit}"]
+        command += [memory] * bool(memory)
         command += [f"{stage}:gpu=0" for stage in STAGES]
+        if self.partition:
+            placed = f"--nodelist={self.folder.name}"
+            command += [f"{stage}:slurm_partition={self.partition}" for stage in STAGES]
+            command += [f"{stage}:slurm_extra='{placed}'" for stage in STAGES]
         with self.log.open("wb") as log:
             head = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=accept_interrupt,  # noqa: PLW1509 - it takes no lock
             )
         self.heads.append(head)
         return head
@@ -192,25 +215,40 @@ class Flow:
         output = self.run(code=1)
         assert "cannot be locked" in output, output
 
+    @property
+    def run_id(self) -> str:
+        """The name that the newest snakemake's jobs have in SLURM; empty before it chose one."""
+        return "".join(RUN_ID.findall(self.log.read_text(encoding="utf-8"))[-1:])
+
+    def cancel_all(self, run_id: str) -> None:
+        """Cancel the jobs of a call, and wait until they are gone."""
+        if not run_id:
+            return
+        self.slurm("scancel", "--name", run_id)
+        wait_for(
+            lambda: not self.slurm("squeue", "--noheader", "--name", run_id).strip(),
+            "the end of the cancelled jobs",
+        )
+
     def unlock(self) -> None:
-        """The documented way on after a killed snakemake: cancel its jobs, take its lock off."""
-        if self.cluster:
-            output = (self.folder / "snakemake-1.log").read_text(encoding="utf-8")
-            run_id = RUN_ID.findall(output)[0]
-            self.slurm("scancel", "--name", run_id)
-            wait_for(
-                lambda: not self.slurm("squeue", "--noheader", "--name", run_id).strip(),
-                "the end of the cancelled jobs",
-            )
+        """Take off a killed snakemake's lock."""
         subprocess.run(
-            self.snakemake("--unlock"), cwd=self.folder, env=self.environment, check=True
+            self.snakemake("--unlock"),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            check=True,
         )
 
     def close(self) -> None:
-        """Leave no snakemake running, whatever went wrong."""
+        """Leave no snakemake running, whatever went wrong; a node that fails leaves its jobs'."""
         for head in self.heads:
             head.kill()
             head.wait()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cwd").readlink() == self.folder:
+                    os.kill(int(process.name), signal.SIGKILL)
 
     @property
     def log(self) -> Path:
@@ -252,18 +290,25 @@ class Flow:
 
     def hold(self, stage: str, share: float = 0.4) -> int:
         """Stop the stage's first process once it saved a state in its middle; its number."""
+        return self.hold_all(stage, 1, share)[0]
+
+    def hold_all(self, stage: str, count: int, share: float = 0.4) -> list[int]:
+        """The same of `count` processes of the stage."""
+        pids: dict[int, int] = {}  # and the step at which each was stopped
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             for lease in self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json"):
-                done, total = position(stage, lease.parent)
-                if done >= share * total:
-                    with contextlib.suppress(OSError, ValueError):
-                        pid = int(json.loads(lease.read_text(encoding="utf-8"))["pid"])
-                        os.kill(pid, signal.SIGSTOP)
-                        self.hit = (
-                            f"{stage}, {UNIT[stage]} {position(stage, lease.parent)[0]} of {total}"
-                        )
-                        return pid
+                with contextlib.suppress(OSError, ValueError):
+                    pid = int(json.loads(lease.read_text(encoding="utf-8"))["pid"])
+                    done, total = position(stage, lease.parent)
+                    if done < share * total or pid in pids:
+                        continue
+                    os.kill(pid, signal.SIGSTOP)
+                    pids[pid] = position(stage, lease.parent)[0]
+                if len(pids) == count:
+                    steps = " and ".join(map(str, sorted(pids.values())))
+                    self.hit = f"{stage}, {UNIT[stage]} {steps} of {TOTAL[stage]}"
+                    return list(pids)
             time.sleep(0.005)
         raise AssertionError(
             f"{stage} did not come to its middle:\n{self.log.read_text(encoding='utf-8')}"
@@ -273,6 +318,41 @@ class Flow:
         """The SLURM job that a stopped process belongs to, by its environment."""
         environ = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
         return dict(line.split("=", 1) for line in environ if "=" in line)["SLURM_JOB_ID"]
+
+    def preempt(self) -> None:
+        """Have a job of higher priority take all of this folder's node for a moment."""
+        place = ("--partition=urgent", f"--nodelist={self.folder.name}", "--exclusive")
+        self.slurm("sbatch", *place, "--output=/dev/null", "--wrap", "sleep 3")
+
+    def fail_node(self) -> None:
+        """Have SLURM take this folder's node for dead and, once its jobs are gone, for well."""
+        node = f"nodename={self.folder.name}"
+        self.slurm("scontrol", "update", node, "state=down", "reason=test")
+        wait_for(lambda: "RUNNING" not in self.states().values(), "the end of the node's jobs")
+        assert self.cluster is not None
+        self.cluster.run("scontrol", "update", node, "state=resume")  # it may be up by itself
+
+    def states(self) -> dict[str, str]:
+        """The state of each SLURM job of the newest call, ended ones too."""
+        if not self.run_id:
+            return {}
+        options = ("--states=all", "--noheader", "--format=%A %T", "--name", self.run_id)
+        return dict(line.split() for line in self.slurm("squeue", *options).splitlines())
+
+    def wait_for_state(self, state: str, count: int) -> list[str]:
+        """Wait until `count` jobs are in the state; their numbers."""
+        wait_for(lambda: list(self.states().values()).count(state) >= count, f"{state} jobs")
+        return [job for job, found in self.states().items() if found == state]
+
+    def change_profile(self, *dropped: str) -> None:
+        """Use a profile without some of its lines."""
+        profile = self.folder / "slurm"
+        text = (profile / "config.yaml").read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if not line.startswith(dropped)]
+        assert len(lines) < len(text.splitlines())
+        profile.unlink()
+        profile.mkdir()
+        (profile / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
 
     def resumptions(self) -> list[str]:
         """Where jobs went on, by their logs."""
@@ -303,8 +383,10 @@ class Flow:
 
         `jobs` are those of each rule, where there were more than in an undisturbed run.
         """
-        (self.resumed,) = self.resumptions()
-        assert step_of(self.resumed, stage) >= step_of(self.hit, stage) > 0, (
+        self.resumed = " and ".join(sorted(self.resumptions()))
+        hit, resumed = steps_of(self.hit, stage), steps_of(self.resumed, stage)
+        assert len(hit) == len(resumed)
+        assert all(on >= at > 0 for at, on in zip(hit, resumed, strict=True)), (
             f"hit at {self.hit}, went on from {self.resumed}"
         )
         self.made_once(**jobs)
@@ -342,7 +424,14 @@ def position(stage: str, work: Path) -> tuple[int, int]:
 
 def left(folder: Path) -> dict[str, Any]:
     """Everything that a workflow made: each file's bytes, of a JSON all but its provenance."""
-    places = [folder / "artifacts" / stage for stage in STAGES[:3]] + [folder / "results"]
+    places = [folder / "artifacts" / stage for stage in STAGES[:3]]
+    return contents(folder, *places, folder / "results")
+
+
+def contents(folder: Path, *places: Path) -> dict[str, Any]:
+    """The files in some places of a workflow's folder: their bytes, of a JSON all but its
+    provenance.
+    """
     found: dict[str, Any] = {}
     files = [
         file
@@ -367,14 +456,11 @@ def differences(folder: Path, reference: Path) -> list[str]:
     )
 
 
-def step_of(line: str, stage: str) -> int:
-    """The step (relabel: epoch) in a line of a job's log or in `Flow.hit`."""
-    if found := re.match(r"epoch (\d+) of (\d+), step (\d+)", line):
-        epoch, epochs, step = map(int, found.groups())
-        return epoch * TOTAL[stage] // epochs + step
-    found = re.search(r"(?:step|epoch) (\d+) of", line)
-    assert found, line
-    return int(found[1])
+def steps_of(line: str, stage: str) -> list[int]:
+    """The steps (relabel: epochs) in lines of jobs' logs or in `Flow.hit`, in order."""
+    if found := re.findall(r"epoch (\d+) of (\d+), step (\d+)", line):
+        return sorted(int(at) * TOTAL[stage] // int(of) + int(step) for at, of, step in found)
+    return sorted(map(int, re.findall(r"\b(\d+)(?= and \d+ of| of)", line)))
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

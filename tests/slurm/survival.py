@@ -4,8 +4,8 @@ slurm-matrix`.
 Each case runs in a folder of its own, and something happens to it on the way. What it leaves must
 be, byte for byte, what an undisturbed run leaves.
 
-Usage: python -m tests.slurm.survival [CASE …]; all cases, the default, write docs/survival.md and
-docs/survival.log
+Usage: python -m tests.slurm.survival [--page] [CASE …], by default all cases; `--page` writes their
+lines of docs/survival.md and docs/survival.log
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.flow import (
@@ -34,12 +35,12 @@ from tests.slurm.flow import (
     differences,
     left,
     plain,
-    step_of,
+    steps_of,
     wait_for,
     write_folder,
 )
 
-TOGETHER = 4  # cases at a time: they wait more than they compute
+TOGETHER = 6  # cases at a time: they wait more than they compute
 
 
 # The cases
@@ -114,10 +115,13 @@ def head_killed(flow: Flow) -> None:
     """
     head = flow.start()
     flow.hold("recover")
+    run_id = flow.run_id
     flow.kill(head)
     wait_for(
-        lambda: len(list(flow.folder.glob("artifacts/recover/*/*/part-*"))) == 1, "the other part"
+        lambda: len(flow.slurm("squeue", "--noheader", "--name", run_id).splitlines()) == 1,
+        "the end of the other part's job",
     )
+    flow.cancel_all(run_id)
     flow.unlock()
     flow.run()
     flow.went_on("recover", recover=3)
@@ -157,7 +161,7 @@ def disk_full(flow: Flow) -> None:
     ballast.unlink()
     flow.run()
     (flow.resumed, *_) = flow.resumptions()
-    assert step_of(flow.resumed, "recover") >= step_of(flow.hit, "recover") > 0
+    assert steps_of(flow.resumed, "recover") >= steps_of(flow.hit, "recover") > [0]
 
 
 def two_at_once(flow: Flow) -> None:
@@ -182,6 +186,141 @@ def two_at_once(flow: Flow) -> None:
     flow.made_once()
 
 
+def requeued(flow: Flow, stage: str, count: int) -> None:
+    """`scontrol requeue` in the middle of {stage}; SLURM starts the same job again."""
+    head = flow.start()
+    for pid in flow.hold_all(stage, count):
+        flow.slurm("scontrol", "requeue", flow.job_of(pid))
+    flow.end(head)
+    flow.went_on(stage)
+
+
+def preempted(flow: Flow, stage: str, count: int) -> None:
+    """Preempted in the middle of {stage} (PreemptMode=REQUEUE); SLURM starts the same job again."""
+    flow.partition = "requeued"
+    head = flow.start()
+    flow.hold_all(stage, count)
+    flow.preempt()
+    flow.end(head)
+    flow.went_on(stage)
+
+
+def preempted_for_good(flow: Flow, stage: str, count: int) -> None:
+    """Preempted in the middle of {stage} (PreemptMode=CANCEL).
+
+    The line of docs/cluster.md has SLURM start the same job again.
+    """
+    flow.partition = "cancelled"
+    head = flow.start()
+    flow.hold_all(stage, count)
+    flow.preempt()
+    ended = flow.wait_for_state("PREEMPTED", count)
+    for job in ended:
+        flow.slurm("scontrol", "requeue", job)
+    flow.end(head)
+    flow.went_on(stage)
+
+
+def preempted_and_interrupted(flow: Flow, stage: str, count: int) -> None:
+    """Preempted in the middle of {stage} (PreemptMode=CANCEL); Ctrl-C, and the same call."""
+    flow.partition = "cancelled"
+    head = flow.start()
+    flow.hold_all(stage, count)
+    flow.preempt()
+    flow.wait_for_state("PREEMPTED", count)
+    head.send_signal(signal.SIGINT)
+    flow.end(head, code=1)
+    flow.run()
+    flow.went_on(stage, **{stage: JOBS[stage] + count})
+
+
+def node_failed(flow: Flow, stage: str, count: int) -> None:
+    """The node goes down in the middle of {stage}; SLURM starts the same job again."""
+    flow.partition = "several"
+    head = flow.start()
+    flow.hold_all(stage, count)
+    flow.fail_node()
+    flow.end(head)
+    flow.went_on(stage)
+
+
+def node_failed_for_good(flow: Flow, stage: str, count: int) -> None:
+    """The node goes down in the middle of {stage}, of jobs that may not be requeued (NODE_FAIL).
+
+    Snakemake submits them again.
+    """
+    flow.partition = "several"
+    flow.change_profile("slurm-requeue:")
+    head = flow.start("--slurm-no-requeue")
+    flow.hold_all(stage, count)
+    flow.fail_node()
+    flow.end(head)
+    assert list(flow.states().values()).count("NODE_FAIL") == count
+    flow.went_on(stage, **{stage: JOBS[stage] + count})
+
+
+def out_of_memory(flow: Flow, stage: str, count: int) -> None:
+    """The kernel kills jobs of {stage}, which request 150 MB. Submitted again with more."""
+    flow.partition = "several"
+    head = flow.start(memory=f"{stage}:mem_mb=150 + 4000 * (attempt - 1)")
+    flow.end(head)
+    states = list(flow.states().values())
+    flow.hit, flow.resumed = f"{stage}, its start", "its start"
+    assert states.count("OUT_OF_MEMORY") == count, states
+    flow.made_once(**{stage: JOBS[stage] + count})
+
+
+def controller_restarted(flow: Flow) -> None:
+    """slurmctld is away during recover when Snakemake looks at the queue; the jobs end meanwhile.
+
+    Snakemake waits without end. Ctrl-C, and the same call.
+    """
+    own = Cluster(flow.folder / "cluster")
+    own.up(cpus=4)
+    flow.use(own)
+    try:
+        head = flow.start()
+        pid = flow.hold("recover")
+        own.stop("slurmctld")
+        wait_for(lambda: "Falling back to 'sacct'" in flow.log.read_text("utf-8"), "a look")
+        own.start("slurmctld")
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: "COMPLETED" in flow.states().values() and own.idle(1), "the jobs' end")
+        head.send_signal(signal.SIGINT)
+        flow.end(head, code=1)
+        flow.run()
+        flow.resumed = "not stopped"
+        flow.made_once()
+    finally:
+        flow.close()
+        own.down()
+
+
+class Disturbed(NamedTuple):
+    """A case of one job (validate) or of several at once (both parts of recover)."""
+
+    function: Callable[[Flow, str, int], None]
+    stage: str
+    count: int
+
+    def __call__(self, flow: Flow) -> None:
+        self.function(flow, self.stage, self.count)
+
+
+DISTURBANCES = {
+    "requeued": requeued,
+    "preempted": preempted,
+    "preempted-cancel": preempted_for_good,
+    "preempted-ctrl-c": preempted_and_interrupted,
+    "node-down": node_failed,
+    "node-fail": node_failed_for_good,
+    "out-of-memory": out_of_memory,
+}
+DISTURBED = {
+    f"{name}-{words}": Disturbed(function, stage, count)
+    for name, function in DISTURBANCES.items()
+    for words, stage, count in (("one", "validate", 1), ("several", "recover", 2))
+}
 CASES: dict[str, Callable[[Flow], None]] = {
     "undisturbed": undisturbed,
     "scancel-squeeze": lambda flow: cancelled(flow, "squeeze"),
@@ -194,8 +333,10 @@ CASES: dict[str, Callable[[Flow], None]] = {
     "slurmd-killed": slurmd_killed,
     "disk-full": disk_full,
     "two-at-once": two_at_once,
+    "slurmctld-restarted": controller_restarted,
+    **DISTURBED,
 }
-TESTED = ("scancel-recover", "snakemake-killed")  # by make test
+TESTED = ("scancel-recover", "snakemake-killed", "preempted-several")  # by make test
 FROM_SQUEEZE = (
     "undisturbed",
     "scancel-squeeze",
@@ -204,12 +345,14 @@ FROM_SQUEEZE = (
 )  # the others begin with its model
 
 
-WHAT = {
-    name: " ".join((function.__doc__ or cancelled.__doc__ or "").split()).replace(
-        "{stage}", name.split("-")[-1]
-    )
-    for name, function in CASES.items()
-}
+def what_happens(name: str) -> str:
+    """A case in a sentence or two."""
+    case = CASES[name]
+    disturbed = isinstance(case, Disturbed)
+    text = (case.function if disturbed else case).__doc__ or cancelled.__doc__ or ""
+    stage = case.stage if disturbed else name.rsplit("-", maxsplit=1)[-1]
+    parts = "both parts of " if disturbed and case.count == 2 else ""
+    return " ".join(text.split()).replace("{stage}", parts + stage)
 
 
 def fill(ballast: Path) -> None:
@@ -271,7 +414,7 @@ def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outco
     seconds, different = time.monotonic() - began, differences(folder, reference)
     made = Outcome(
         case,
-        WHAT[case],
+        what_happens(case),
         flow.hit,
         flow.resumed,
         len(left(folder)),
@@ -288,16 +431,17 @@ def outcome(case: str, folder: Path, cluster: Cluster, reference: Path) -> Outco
     return made
 
 
+SOAK = "## A soak\n"  # which soak.py writes
 PAGE = """\
 # What jobs survive
 
 A workflow of six small jobs (squeeze, two parts of recover, relabel, validate, table;
-`tests/slurm/flow.py`) on a real SLURM {version} of one node, through `--profile slurm`. In each
+`tests/slurm/flow.py`) on a real SLURM {version} on one machine, through `--profile slurm`. In each
 case something happens to it on the way, at a checkpoint in the middle of a stage
 (`tests/slurm/survival.py`). Then everything it left (model, shards, label store, run JSON but for
 its provenance, table) is compared, byte for byte, with what the stages leave one after the other in
-one process, without SLURM and Snakemake. `make slurm-matrix` made this page on {device}, {together}
-cases at a time; [survival.log](survival.log) has what happened, case by case.
+one process, without SLURM and Snakemake. `make slurm-matrix` made this page on {device};
+[survival.log](survival.log) has what happened, case by case.
 
 | case | what happens | hit at | went on from | equal files | seconds |
 |---|---|---|---|---|---|
@@ -324,24 +468,32 @@ at work keeps its lease, and the new one waits for it (`tests/workflow/test_kill
 """
 
 
+ROW = re.compile(r"^\| ([\w-]+) \| .*", re.MULTILINE)
+
+
 def write_page(outcomes: list[Outcome], cluster: Cluster) -> None:
-    """docs/survival.md and docs/survival.log."""
+    """docs/survival.md and docs/survival.log; cases that were not run keep their lines there."""
     from cda.engine.provenance import cpu_name
 
+    page, log = ROOT / "docs" / "survival.md", ROOT / "docs" / "survival.log"
+    before, soaked, counts = page.read_text(encoding="utf-8").partition(SOAK)
+    rows = {found[1]: found[0] for found in ROW.finditer(before)}
+    rows |= {one.case: one.row() for one in outcomes}
     version = cluster.run("sinfo", "--version").stdout.split()[-1]
-    rows = "\n".join(one.row() for one in outcomes)
-    page = PAGE.format(version=version, device=cpu_name(), together=TOGETHER, rows=rows)
-    (ROOT / "docs" / "survival.md").write_text(page, encoding="utf-8")
-    log = [
-        line
-        for one in outcomes
-        for line in (f"== {one.case}", *one.log, *([one.error] if one.error else []), "")
-    ]
-    (ROOT / "docs" / "survival.log").write_text("\n".join(log), encoding="utf-8")
+    listed = "\n".join(rows[case] for case in CASES if case in rows)
+    text = PAGE.format(version=version, device=cpu_name(), rows=listed)
+    page.write_text(f"{text}\n{soaked}{counts}" if soaked else text, encoding="utf-8")
+    sections = (part.split("\n", 1) for part in log.read_text(encoding="utf-8").split("== ")[1:])
+    events = {case: lines.strip("\n") for case, lines in sections}
+    for one in outcomes:
+        events[one.case] = "\n".join([*one.log, *([one.error] if one.error else [])])
+    parts = [f"== {case}\n{events[case]}\n" for case in CASES if case in events]
+    log.write_text("\n".join(parts), encoding="utf-8")
 
 
-def main(names: list[str]) -> int:
-    """Run cases, all by default; write the page of them all."""
+def main(words: list[str]) -> int:
+    """Run cases, all by default, and write their rows of the page."""
+    page, names = "--page" in words, [word for word in words if word != "--page"]
     if unknown := [name for name in names if name not in CASES]:
         print(
             f"survival: there is no case {unknown[0]}; there is {', '.join(CASES)}", file=sys.stderr
@@ -360,7 +512,7 @@ def main(names: list[str]) -> int:
         try:
             for _ in as_completed(running):
                 done = [one.result() for one in running if one.done()]
-                if not names:
+                if page:
                     write_page(done, cluster)
         except BaseException:  # an interrupt, or a mistake in this file
             traceback.print_exc()
@@ -380,10 +532,10 @@ def _abandon(place: Path, cluster: Cluster) -> None:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Cluster]:
+def started(folder: Path, nodes: Sequence[str] = tuple(DISTURBED)) -> Iterator[Cluster]:
     """A cluster of the test's own, whose jobs have a short grace and never wait for a core."""
     cluster = Cluster(folder / "slurm")
-    cluster.up(cpus=16, memory=200_000, kill_wait=10)
+    cluster.up(cpus=16, memory=200_000, kill_wait=10, nodes=nodes, limit_memory=bool(nodes))
     try:
         yield cluster
     finally:
@@ -392,7 +544,7 @@ def started(folder: Path) -> Iterator[Cluster]:
 
 def _end(folder: Path, cluster: Cluster) -> None:
     cluster.down()
-    for mounted in folder.glob("*/artifacts"):
+    for mounted in (*folder.glob("*/artifacts"), *folder.glob("*/*/artifacts")):
         if mounted.is_mount():
             subprocess.run(["umount", str(mounted)], check=True)
 

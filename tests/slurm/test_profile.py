@@ -15,22 +15,35 @@ from tests.slurm.cluster import Cluster, ClusterError
 from cda.experiments.paths import Layout
 
 PARTS = 8
+AT_WORK = {"RUNNING", "COMPLETED"}
 
 
-def wait_for(condition, process):
-    """Poll until `condition()`; no longer than the process lives."""
+def wait_for(condition, process=None):
+    """Poll until `condition()`; no longer than a process lives."""
     while not condition():
-        assert process.poll() is None, "snakemake ended"
+        assert process is None or process.poll() is None, "snakemake ended"
         time.sleep(0.2)
 
 
 @pytest.mark.slurm
-def test_a_table_is_submitted_job_by_job_with_what_each_needs(workflow, tree, cluster):
+@pytest.mark.parametrize(
+    ("heading", "requested"),
+    [
+        ("", "gres:gpu:1"),
+        ("# The type of GPU", "gres:gpu:a100:1"),
+        ("# Where sbatch takes --gres", "gres:gpu:1"),
+    ],
+)
+def test_a_table_is_submitted_job_by_job_with_what_each_needs(
+    heading, requested, workflow, tree, cluster
+):
     tree.experiment("tiny", {"methods": ["cda", "random"], "ipc": [2 * PARTS]})
     model = Path(Layout("paper").model(tree.runs("cda", 2 * PARTS)["squeeze"]))
     model.parent.mkdir(parents=True)
     model.touch()  # nothing is run: the partition holds every job
     model.with_name("squeeze.json").touch()
+    if heading:
+        workflow.uncomment(heading)
     before = len(cluster.jobs())
     head = workflow.start("results/tiny.csv", "--default-resources", "slurm_partition=held")
     try:
@@ -40,12 +53,34 @@ def test_a_table_is_submitted_job_by_job_with_what_each_needs(workflow, tree, cl
         head.send_signal(signal.SIGINT)
         head.wait()
     # Random real images need no network.
-    assert Counter((job.rule, job.gpus) for job in jobs) == {
-        ("recover", 1): PARTS,
-        ("recover", 0): PARTS,
+    assert Counter((job.rule, job.gpus, job.generic) for job in jobs) == {
+        ("recover", 1, requested): PARTS,
+        ("recover", 0, ""): PARTS,
     }
     assert {(job.minutes, job.megabytes // 1000, job.state) for job in jobs} == {(11, 8, "PENDING")}
     assert cluster.idle(60), "an interrupted snakemake cancels its jobs"
+
+
+@pytest.mark.slurm
+def test_a_squeeze_of_more_gpus_than_a_node_has_is_refused(workflow, tree, cluster):
+    """Two nodes have them together, and SLURM would start the job on both."""
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2\n", "shards_per_job: 2\ngpus: 6\n")
+    before = len(cluster.jobs())
+    model = Layout("paper").model(tree.runs()["squeeze"])
+    options = ("--default-resources", "slurm_partition=several", "--retries", "0")
+    head = workflow.start(model, *options)
+    try:
+        wait_for(
+            lambda: (
+                head.poll() is not None or {job.state for job in cluster.jobs()[before:]} & AT_WORK
+            )
+        )
+        assert head.poll() == 1, cluster.jobs()[before:]
+    finally:
+        head.send_signal(signal.SIGINT)
+        head.wait()
+    printed = (workflow.folder / "snakemake.out").read_text(encoding="utf-8")
+    assert "Requested node configuration is not available" in printed
 
 
 @pytest.mark.slurm

@@ -1,4 +1,4 @@
-"""Two of survival.py's cases. `make slurm-matrix` runs them all."""
+"""Some of survival.py's cases. `make slurm-matrix` runs them all."""
 
 import pytest
 from tests.slurm.survival import TESTED

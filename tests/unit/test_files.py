@@ -122,6 +122,20 @@ def test_json_that_is_amiss_is_one_line_with_its_path(content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_no_truncated_json_is_complete(tmp_path):
+    path = tmp_path / "run.json"
+    files.write_json(path, {"text": "\n}\n", "curve": [{"epoch": 1}, {}], "provenance": {"a": {}}})
+    content = path.read_bytes()
+    for size in range(len(content) - 1):  # the last byte is a line break
+        path.write_bytes(content[:size])
+        assert not files.is_complete_json(path), content[:size]
+    for complete in (content[:-1], content, b"{}", b'{"a": 1}'):
+        path.write_bytes(complete)
+        assert files.is_complete_json(path)
+    assert not files.is_complete_json(tmp_path)
+    assert not files.is_complete_json(tmp_path / "none.json")
+
+
 def test_json_cannot_hold_what_is_no_number():
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(Path("run.json"), {"top1": float("nan")})

@@ -413,9 +413,9 @@ def test_a_model_whose_classes_are_no_names_is_refused(classes, tree):
     run = tree.runs()["squeeze"]
     write_json(Path("squeeze.json"), {"run": run.id, "classes": classes})
     line = refusal(read_description, Path("model.safetensors"), run)
-    assert (
-        line
-        == "model.safetensors: its squeeze.json has no list of classes; squeeze it again or pull it"
+    assert line == (
+        "model.safetensors: its squeeze.json has no list of classes; delete model.safetensors and "
+        "squeeze again, or pull both"
     )
 
 

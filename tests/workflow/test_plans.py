@@ -98,7 +98,7 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
         ),
         (
             ["results/table77.csv"],
-            "results/table77.csv: there is no table table77; use one of",
+            "results/table77.csv: there is no table table77 (nearest: table7)",
         ),
         (
             ["--config", "scale=huge"],
@@ -111,7 +111,7 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
         ),
         (
             ["--config", "seed=3"],
-            "the command line: seed is not a known key; use one of scale, seeds",
+            "the command line: seed is not a known key (nearest: seeds); use one of scale",
         ),
     ],
 )

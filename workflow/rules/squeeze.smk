@@ -50,6 +50,7 @@ rule squeeze:
     threads: PLAN.squeeze_threads
     resources:
         gpu=PLAN.gpus,
+        nodes=1,  # several processes exchange gradients within one torchrun
         cpus_per_task=PLAN.squeeze_threads,
         runtime=PLAN.minutes,
         mem_mb=PLAN.memory,

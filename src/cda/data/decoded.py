@@ -51,22 +51,19 @@ def read_decoded(path: Path, run: str, resolution: int) -> ImageSet:
     Raises ArtifactError if they are missing, another run's, or differ from their description.
     """
     where = description_of(path)
-    record = read_json(where, "the description of the decoded validation images")
+    fix = f"delete {path} and decode again"
+    record = read_json(where, "the description of the decoded validation images", fix)
     if record.get("run") != run or record.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{where}: describes run {record.get('run')}, not {run}; make it with `cda decode`"
-        )
+        raise ArtifactError(f"{where}: describes run {record.get('run')}, not {run}; {fix}")
     classes, counts = _classes(record, where)
     shape = (sum(counts), resolution, resolution, 3)
-    images = open_map(path, "or missing images", "delete its folder and decode again")
+    images = open_map(path, "or missing images", fix)
     if images.shape != shape or images.dtype != np.uint8:
         raise ArtifactError(
-            f"{path}: holds {images.dtype} {images.shape}, {where.name} has {shape}; decode again"
+            f"{path}: holds {images.dtype} {images.shape}, {where.name} has {shape}; {fix}"
         )
     if digest_of(images) != record.get("sampled_sha256"):
-        raise ArtifactError(
-            f"{path}: differs from the digest in {where.name}; delete its folder and decode again"
-        )
+        raise ArtifactError(f"{path}: differs from the digest in {where.name}; {fix}")
     return ImageSet(images, np.repeat(np.arange(len(classes), dtype=np.int64), counts), classes)
 
 
@@ -81,6 +78,7 @@ def _classes(record: dict[str, Any], where: Path) -> tuple[tuple[str, ...], list
     counted = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
     if not (named and counted and len(names) == len(counts) and any(counts)):
         raise ArtifactError(
-            f"{where}: classes and images_per_class do not fit; delete its folder and decode again"
+            f"{where}: classes and images_per_class do not fit; delete the images beside it and "
+            "decode again"
         )
     return tuple(names), counts

@@ -40,26 +40,21 @@ def logits_file(folder: Path) -> Path:
 
 def read_header(folder: Path) -> dict[str, Any]:
     """A label store's header; raises ArtifactError if it is none."""
-    path = folder / "header.json"
-    header = read_json(path, "the label store's header")
+    path, fix = folder / "header.json", f"delete {folder} and relabel again"
+    header = read_json(path, "the label store's header", fix)
     if header.get("format") != FORMAT:
         raise ArtifactError(
-            f"{path}: not a label store of format {FORMAT} (found {header.get('format')!r}); "
-            "make it again"
+            f"{path}: not a label store of format {FORMAT} (found {header.get('format')!r}); {fix}"
         )
     kinds = {"labels": str, "classes": list, "images_digest": str, "epochs": int, "recipe": dict}
     if wrong := [key for key, kind in kinds.items() if not isinstance(header.get(key), kind)]:
-        raise ArtifactError(f"{path}: lacks {', '.join(wrong)}; delete the store and relabel again")
+        raise ArtifactError(f"{path}: lacks {', '.join(wrong)}; {fix}")
     if not header["classes"] or not all(isinstance(name, str) for name in header["classes"]):
-        raise ArtifactError(
-            f"{path}: its classes are no list of names; delete the store and relabel again"
-        )
+        raise ArtifactError(f"{path}: its classes are no list of names; {fix}")
     if header["labels"] == FIRST:
         header |= {"labels": "stored", "recipe": header["recipe"] | {"labels": "stored"}}
     if header["labels"] not in ("stored", "online", "hard"):
-        raise ArtifactError(
-            f"{path}: has unknown labels {header['labels']!r}; delete the store and relabel again"
-        )
+        raise ArtifactError(f"{path}: has unknown labels {header['labels']!r}; {fix}")
     return header
 
 
@@ -81,6 +76,10 @@ class LabelStore:
         )
         self._rows: NDArray[Any] | None = self._map() if self.mode == "stored" else None
 
+    @property
+    def _fix(self) -> str:
+        return f"delete {self.folder} and relabel again"
+
     def _recipe(self) -> Relabel:
         """The header's recipe of augmentations and codec."""
         path, header = self.folder / "header.json", self.header
@@ -89,13 +88,13 @@ class LabelStore:
                 Relabel, header["recipe"] | {"epochs": header["epochs"]}, f"{path}: recipe"
             )
         except ConfigError as error:
-            raise ArtifactError(f"{error}; delete the store and relabel again") from None
+            raise ArtifactError(f"{error}; {self._fix}") from None
         temperature = header.get("temperature")
         known = isinstance(temperature, int | float) and 0 < temperature < 1e6
         if recipe.top_k and not (known and recipe.top_k < len(header["classes"])):
             raise ArtifactError(
                 f"{path}: its classes or temperature do not fit its top_k {recipe.top_k}; "
-                "delete the store and relabel again"
+                f"{self._fix}"
             )
         return recipe
 
@@ -105,14 +104,13 @@ class LabelStore:
         shape = tuple(declared) if isinstance(declared, list) else ()
         if not shape or shape[0] != self.recipe.label_epochs(self.header["epochs"]):
             raise ArtifactError(
-                f"{path.with_name('header.json')}: its shape does not hold its epochs; "
-                "relabel again"
+                f"{path.with_name('header.json')}: its shape does not hold its epochs; {self._fix}"
             )
-        rows = open_map(path, "label store", f"delete {self.folder} and relabel again")
+        rows = open_map(path, "label store", self._fix)
         if rows.shape != shape or shape[2:] != (codec.width,) or rows.dtype != codec.dtype:
             wanted = f"{np.dtype(codec.dtype)} {shape} of {codec.width} a row"
             raise ArtifactError(
-                f"{path}: holds {rows.dtype} {rows.shape}, its header has {wanted}; relabel again"
+                f"{path}: holds {rows.dtype} {rows.shape}, its header has {wanted}; {self._fix}"
             )
         return rows
 
@@ -120,9 +118,7 @@ class LabelStore:
         """Raise ArtifactError unless the stored logits have the header's digest; reads them all."""
         path = logits_file(self.folder)
         if self._rows is not None and file_digest(path) != self.header.get("sha256"):
-            raise ArtifactError(
-                f"{path}: differs from its header's digest; delete it and relabel again"
-            )
+            raise ArtifactError(f"{path}: differs from its header's digest; {self._fix}")
 
     def check(self, run: str, images: str, classes: list[str], epochs: int) -> None:
         """Raise ArtifactError unless the store is of `run`, these images and classes, and `epochs`.

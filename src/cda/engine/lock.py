@@ -17,6 +17,7 @@ from typing import Any
 
 from cda.engine.signals import Stop
 from cda.errors import AlreadyDone, ArtifactError
+from cda.files import cannot_write
 from cda.progress import log
 
 # a lease of another host is stale after so long without a heartbeat; owners beat ten times as often
@@ -79,9 +80,13 @@ class Lease:
 
         A job that was killed on another host leaves a lease that looks alive until its heartbeats
         have been missing for `LEASE_SECONDS`. Raises ArtifactError if another job has the lease,
-        AlreadyDone if that job finished the work while this one waited.
+        AlreadyDone if that job finished the work while this one waited; ArtifactError too if the
+        disk refuses.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         start, first, waited = time.monotonic(), self.last_beat(), 0.0
         try:
             while not self._try_to_take(waited if self.last_beat() == first else 0.0):
@@ -99,6 +104,8 @@ class Lease:
             raise AlreadyDone(
                 f"{self.path.parent}: another job has just finished this work"
             ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
 
     def _try_to_take(self, unbeaten: float) -> bool:
         """Whether this process has it now; raises FileNotFoundError if the folder is gone."""
@@ -123,8 +130,12 @@ class Lease:
                     break
                 self.path.unlink(missing_ok=True)
                 continue
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(own, file)
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(own, file)
+            except OSError:  # a lease without an owner would hold up the next job
+                self.path.unlink()
+                raise
             return True
         return False
 

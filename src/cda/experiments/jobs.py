@@ -24,6 +24,7 @@ from cda.experiments.runs import (
     recover_run_of,
     seeds_of,
 )
+from cda.files import is_complete_json
 
 NUMBERED = {"recover": "part", "validate": "seed", "continual": "seed"}  # several jobs a run
 
@@ -37,10 +38,20 @@ class Job:
     output: str
 
     def is_done(self) -> bool:
-        """Whether its output exists; a squeezed model's description is written last."""
+        """Whether its output exists; a squeezed model's description is written last.
+
+        Measurements that are no complete JSON, as after a crash of the disk, are not done.
+        """
         path = Path(self.output)
+        if self.run.stage in MEASURING:
+            return is_complete_json(path)
         described = self.run.stage != "squeeze" or path.with_name("squeeze.json").exists()
         return path.exists() and described
+
+    def is_damaged(self) -> bool:
+        """Whether its output is there and is no complete JSON of measurements."""
+        measured = self.run.stage in MEASURING and Path(self.output).is_file()
+        return measured and not self.is_done()
 
     @property
     def arguments(self) -> list[str]:

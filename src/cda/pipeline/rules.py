@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cda.config.load import from_environment, load_settings, merge
-from cda.errors import ConfigError
+from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import (
     Job,
@@ -61,7 +61,7 @@ class Plan:
     """The experiments of one snakemake call and what each of its jobs needs."""
 
     def __init__(self, config: Mapping[str, Any], workflow: Workflow, targets: Sequence[str] = ()):
-        """`config` is snakemake's, `targets` the words of its command line; raises ConfigError."""
+        """`config` is snakemake's, `targets` the words of its command line; raises CdaError."""
         overrides = merge(from_environment(), config)
         self.experiments = ExperimentSet(load_settings(overrides))
         self.settings, self.layout = self.experiments.settings, self.experiments.layout
@@ -71,6 +71,7 @@ class Plan:
         self._limits = TimeLimits(self.experiments)
         self._check_targets(targets)
         require_cluster(targets)
+        self._check_measurements()
 
     def __repr__(self) -> str:
         return "Plan()"  # snakemake compares the text of `ancient(PLAN.model)` between calls
@@ -101,6 +102,15 @@ class Plan:
                 near = nearest(path.stem, names)
                 raise ConfigError(
                     f"{path}: there is no {kind} {path.stem}{near}; use one of {', '.join(names)}"
+                )
+
+    def _check_measurements(self) -> None:
+        """Raise ArtifactError for a damaged run JSON, which Snakemake would take for finished."""
+        for job in table_jobs(self.experiments, *self.experiments.tables):
+            if job.is_damaged():
+                raise ArtifactError(
+                    f"{job.output}: a run's measurements are damaged (not JSON); delete it, and "
+                    "the same call makes it again"
                 )
 
     def summary(self) -> str:

@@ -35,7 +35,7 @@ from cda.method import dsa
 from cda.method.losses import kd_loss
 from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.models import fresh_model, least_batch, load_squeezed
+from cda.stages.models import fresh_model, least_batch, load_squeezed, read_description
 
 Labels = NDArray[np.int64]
 Curve = list[dict[str, float]]
@@ -209,7 +209,7 @@ def _load_teacher(
     Raises ArtifactError unless its classes are the shards', in their order.
     """
     teacher = load_squeezed(path, run, device)
-    described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
+    described = read_description(path, run)
     if described.get("classes") != classes:
         raise ArtifactError(
             f"{path}: its classes, or their order, are not those of the distilled images; "

@@ -88,17 +88,15 @@ def read_description(path: Path, run: Run) -> dict[str, Any]:
 
     Raises ArtifactError if it is missing, damaged or another run's.
     """
-    described = read_json(path.with_name("squeeze.json"), "the squeezed model's description")
+    fix = f"delete {path} and squeeze again, or pull both"
+    described = read_json(path.with_name("squeeze.json"), "the squeezed model's description", fix)
     if described.get("run") != run.id:
         raise ArtifactError(
-            f"{path}: is the model of run {described.get('run')}, not of {run.id}; squeeze it "
-            "again or pull it"
+            f"{path}: is the model of run {described.get('run')}, not of {run.id}; {fix}"
         )
     names = described.get("classes")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ArtifactError(
-            f"{path}: its squeeze.json has no list of classes; squeeze it again or pull it"
-        )
+        raise ArtifactError(f"{path}: its squeeze.json has no list of classes; {fix}")
     return described
 
 
@@ -146,7 +144,8 @@ def load_squeezed(path: Path, run: Run, device: Device) -> nn.Module:
     )
     if file_digest(path) != described.get("sha256"):
         raise ArtifactError(
-            f"{path}: differs from the digest in its squeeze.json; squeeze it again or pull it"
+            f"{path}: differs from the digest in its squeeze.json; delete it and "
+            "squeeze again, or pull it"
         )
     return device.freeze(model)
 

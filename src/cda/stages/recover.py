@@ -29,7 +29,7 @@ from cda.files import atomic_write, file_digest, publish, read_json, write_json
 from cda.method.bn_matching import bn_layers
 from cda.rng import generator
 from cda.stages.context import Context
-from cda.stages.models import load_squeezed, outputs_for
+from cda.stages.models import load_squeezed, outputs_for, read_description
 
 Pixels = NDArray[np.uint8]
 
@@ -93,7 +93,7 @@ def _synthesise(
 ) -> list[str]:
     """Recover every block that is not finished yet; returns the class names."""
     run, data = context.run, context.run.data
-    described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
+    described = read_description(model_path, run.upstream["model"])
     model = load_squeezed(model_path, run.upstream["model"], device)
     outputs = outputs_for(model_path, described, data)
     bn_layers(model)

@@ -23,10 +23,10 @@ from cda.engine.images import Images
 from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.experiments.runs import Run, label_epochs, label_gigabytes, label_mode, served_epochs
-from cda.files import publish, read_json, write_json
+from cda.files import publish, write_json
 from cda.progress import Progress, log
 from cda.stages.context import Context
-from cda.stages.models import accelerate, load_squeezed, require_classes
+from cda.stages.models import accelerate, load_squeezed, read_description, require_classes
 
 BATCH = 256  # images a forward pass; changes speed and rounding alone
 
@@ -94,7 +94,7 @@ def _write_logits(
 ) -> dict[str, Any]:
     """Stream the logits of every label epoch to disk, but for those that an earlier start wrote."""
     run, recipe = context.run, context.run.recipe
-    described = read_json(model_path.with_name("squeeze.json"), "the squeezed model's description")
+    described = read_description(model_path, run.upstream["model"])
     key = f"{images_digest} {described.get('sha256')}"
     epochs = label_epochs(run)
     model = load_squeezed(model_path, run.upstream["model"], device)

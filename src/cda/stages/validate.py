@@ -29,7 +29,7 @@ from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
 from cda.engine.trainer import History, Loss, Trainer, fit
 from cda.errors import AlreadyDone, ArtifactError, ConfigError, DataError
-from cda.files import write_json
+from cda.files import is_complete_json, write_json
 from cda.method.augment import to_device
 from cda.method.losses import kd_loss, mixed_ce
 from cda.progress import log
@@ -178,7 +178,7 @@ def run(
     errors: list[str] = []
     stop = Stop()
     for seed, out in outs.items():
-        if len(outs) > 1 and out.exists():
+        if len(outs) > 1 and is_complete_json(out):
             continue
         stop.check()  # a signal that came when the seed before was nearly done
         try:

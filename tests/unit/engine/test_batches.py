@@ -11,7 +11,14 @@ import torch
 from cda.config.recipe import Relabel, Squeeze
 from cda.config.settings import Dataset, Runtime
 from cda.engine import batches as module
-from cda.engine.batches import DistilledBatches, SqueezeBatches, batch_at, batch_count, batch_sizes
+from cda.engine.batches import (
+    DistilledBatches,
+    SqueezeBatches,
+    batch_at,
+    batch_count,
+    batch_sizes,
+    split_batch,
+)
 from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.method.augment import draw_views, resample, resampling
@@ -51,6 +58,17 @@ def test_a_last_batch_of_fewer_than_the_least_joins_the_one_before(count, size, 
     assert batch_sizes(count, steps, size) == sizes
     places = [batch_at(step, steps, size) for step in range(steps)]
     assert [len(range(count)[place]) for place in places] == sizes
+
+
+def test_a_last_batch_may_have_a_single_image_by_default():
+    assert batch_count(9, 4) == 3
+    parts = split_batch(torch.zeros(9, 3, 2, 2), torch.arange(9), 4)
+    assert [target.tolist() for _, target in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def test_an_epoch_begins_with_its_first_batch():
+    found = DistilledBatches(images(), Relabel(), 4, 5).epoch(0)
+    assert [len(inputs) for inputs, _ in found] == [4, 4, 2]
 
 
 @pytest.mark.parametrize(

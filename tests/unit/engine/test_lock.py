@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -198,6 +199,20 @@ def test_a_holder_that_lost_its_lease_does_not_end_its_successors():
     with Lease(FOLDER).held():
         Lease(FOLDER).path.write_text(json.dumps({"host": "another", "pid": 1, "started": "1"}))
     assert everything() == ["work/lease.json"]
+
+
+@pytest.mark.parametrize("call", ["dump", "mkdir"])
+def test_a_lease_on_a_full_disk_is_one_line_and_holds_nobody_up(call, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*{"dump": (json, "dump"), "mkdir": (Path, "mkdir")}[call], full)
+        line = r"^work/lease\.json: cannot be written \(No space left on device\); make room"
+        with pytest.raises(ArtifactError, match=line):
+            Lease(Path("work")).take()
+    assert not Path("work/lease.json").exists()
+    Lease(Path("work")).take()
 
 
 def test_done_work_leaves_no_folder():

@@ -12,6 +12,8 @@ import torch
 
 from cda.data.shards import read_shard
 from cda.engine import recovery as recovery_module
+from cda.engine.checkpoint import Checkpoint
+from cda.engine.device import Device
 from cda.engine.memory import Memory, Packing
 from cda.engine.objective import Objective
 from cda.engine.recovery import Recovery
@@ -181,6 +183,46 @@ def test_blocks_are_recovered_as_the_models_outputs_of_their_classes(tree, monke
     recovered(tree, "out", blocks=1)
     assert labels[0] == [9, 8, 7, 6, 5]
     assert [label.split()[0] for label in closed] == ["recover"]
+
+
+def test_an_objective_is_closed_before_another_opens_and_a_finished_group_leaves_no_state(
+    tree, monkeypatch
+):
+    """Three blocks and one: a model that two objectives hook would record every layer twice."""
+    seen: list[Any] = []
+
+    class Recorded(Objective):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            seen.append(("open", self.blocks))
+
+        def close(self) -> None:
+            super().close()
+            seen.append(("close", self.blocks))
+
+    def clear(self: Checkpoint) -> None:
+        seen.append(self.path.name)
+
+    monkeypatch.setattr(recovery_module, "Objective", Recorded)
+    monkeypatch.setattr(Checkpoint, "clear", clear)
+    recovered(tree, "out", blocks=3)
+    state = "state.safetensors"
+    assert seen == [("open", 3), state, ("close", 3), ("open", 1), state, ("close", 1)]
+
+
+@pytest.mark.parametrize(("per_image", "views"), [(True, 10), (False, 2)])
+def test_a_recorded_step_knows_how_many_views_it_has(tree, monkeypatch, per_image, views):
+    original, seen = Device.graphed, []
+
+    def graphed(self: Device, function: Any, steps: int, size: int) -> Any:
+        seen.append((steps, size))
+        return original(self, function, steps, size)
+
+    monkeypatch.setattr(Device, "graphed", graphed)
+    if per_image:
+        tree.edit("recipes/digits.yaml", "block_size: 5", "block_size: 5\n  per_image: true")
+    recovered(tree, "out", blocks=2)
+    assert set(seen) == {(6, views)}
 
 
 def test_all_groups_decide_whether_the_objective_is_compiled(tree, monkeypatch):

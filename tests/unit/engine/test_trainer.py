@@ -772,6 +772,39 @@ def test_the_saved_loss_is_the_mean_over_the_ranks(tmp_path, monkeypatch):
     assert saved.item() == pytest.approx(own[-1].item() + 0.5)
 
 
+def test_a_ranks_loss_counts_by_its_weight():
+    images, target = next(Toy().epoch(0))
+    moved = []
+    for weight in (1.0, 0.5):
+        layer = nn.Linear(192, 6)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        trainer = Trainer(nn.Sequential(nn.Flatten(), layer), recipe(), MACHINE, ("toy", 0))
+        trainer.step(images, target, F.cross_entropy, 0.1, weight)
+        moved.append(layer.weight.detach())
+    assert moved[0].abs().max() > 0
+    torch.testing.assert_close(moved[1], moved[0] / 2)
+
+
+def test_every_step_of_a_rank_is_seeded_and_its_buffers_are_shared_before_an_evaluation(
+    tmp_path, monkeypatch
+):
+    device, seen = Device(Runtime(device="cpu"), torch.device("cpu"), None), []
+    monkeypatch.setattr(Trainer, "seed_step", lambda _self, *at: seen.append(at))
+    monkeypatch.setattr(device, "take_buffers", lambda _model: seen.append("buffers"))
+    train(tmp_path, recipe(epochs=2, evaluate_every=1), device=device)
+    first, second = ([(epoch, step) for step in range(Toy.steps)] for epoch in range(2))
+    assert seen == [*first, "buffers", *second, "buffers"]
+
+
+def test_a_training_that_goes_on_says_from_where(tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        train(tmp_path, SGD, stop_after=6)
+    capsys.readouterr()
+    train(tmp_path, SGD)
+    assert "toy: going on from epoch 1 of 4, step 2\n" in capsys.readouterr().err
+
+
 def test_one_process_has_the_complete_batch():
     batch = np.array([4, 2, 9])
     assert MACHINE.share(batch).tolist() == [4, 2, 9]

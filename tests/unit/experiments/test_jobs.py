@@ -27,7 +27,7 @@ def finish(*jobs: Job) -> None:
     for job in jobs:
         path = Path(job.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch() if path.suffix else path.mkdir(exist_ok=True)
+        path.write_text("{}\n") if path.suffix else path.mkdir(exist_ok=True)
         if job.run.stage == "squeeze":
             path.with_name("squeeze.json").touch()
 
@@ -69,6 +69,20 @@ def test_what_a_finished_job_was_made_from_may_be_gone(tree, graph):
     ]
     finish(*jobs["relabel"], *jobs["recover"])
     assert graph.missing(targets) == [targets[0]]
+
+
+@pytest.mark.parametrize("content", ["", '{"run": "a",\n "curve": [1, ', "[]\n", "{\n<<<<<<< HEAD"])
+def test_damaged_measurements_are_not_done(content, tree, graph):
+    (target, *_) = table_jobs(tree.experiments(), "tiny")
+    assert not target.is_done()
+    assert not target.is_damaged()
+    finish(*graph.all([target]))
+    assert target.is_done()
+    assert not target.is_damaged()
+    Path(target.output).write_text(content)
+    assert not target.is_done()
+    assert target.is_damaged()
+    assert graph.missing([target]) == [target]
 
 
 def test_a_model_without_its_description_is_not_done(tree, graph):

@@ -185,6 +185,14 @@ def test_draws_of_an_image_do_not_depend_on_how_many_there_are(crop):
         np.testing.assert_array_equal(one, other[:5])
 
 
+def test_crops_take_torchvisions_shares_of_the_area_by_default():
+    default, usual = (
+        draw_views(generator("a", 1), 500, 32, crop="random_resized_crop", **values)
+        for values in ({}, {"scale": (0.08, 1.0)})
+    )
+    np.testing.assert_array_equal(default.boxes, usual.boxes)
+
+
 def test_equal_purposes_draw_equally_and_others_independently():
     first = generator("relabel", 0, 3, "views").random(4000)
     generator("relabel", 0, 3, "order").random(7)

@@ -31,7 +31,7 @@ MAKE = """
 import pathlib, sys
 for path in map(pathlib.Path, sys.argv[1:]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch() if path.suffix else path.mkdir()
+    path.write_text("{}\\n") if path.suffix else path.mkdir()
     path.with_name("squeeze.json").touch()
 """
 FAIL = "raise SystemExit(3)"
@@ -153,7 +153,7 @@ def test_the_forecast_lists_what_finishes_begins_and_waits(tree):
     assert page[-1] == f"Expected in 2.2 min: 2 of {len(jobs)} jobs finish."
 
 
-FIRST = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+FIRST = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{}')"
 
 
 @pytest.mark.parametrize("ending", ["budget", "signal"])

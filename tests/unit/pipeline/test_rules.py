@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cda.errors import ConfigError
+from cda.errors import ArtifactError, ConfigError
 from cda.experiments.jobs import Job, graph_of
 from cda.pipeline.rules import Plan, one_of
 
@@ -42,8 +42,18 @@ def finish(*jobs: Job) -> None:
     for job in jobs:
         path = Path(job.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch() if path.suffix else path.mkdir()
+        path.write_text("{}\n") if path.suffix else path.mkdir()
         path.with_name("squeeze.json").touch()
+
+
+def test_damaged_measurements_end_the_call_with_the_fix(tree, plan_of):
+    validate = chain(tree)["validate"]
+    finish(validate)
+    plan_of()
+    Path(validate.output).write_text('{"run": ')
+    line = rf"^{validate.output}: a run's measurements are damaged \(not JSON\); delete it, and"
+    with pytest.raises(ArtifactError, match=line):
+        plan_of()
 
 
 def test_a_job_without_output_names_all_its_inputs(tree, plan_of):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from cda.config.settings import Runtime
 from cda.engine.device import Device, seed_everything
-from cda.errors import ConfigError
+from cda.errors import ArtifactError, ConfigError
 from cda.method import networks
-from cda.stages.models import fresh_model, least_batch
+from cda.stages.models import fresh_model, least_batch, read_description
 
 CPU = Device(Runtime(device="cpu"), torch.device("cpu"), None)
 
@@ -39,6 +40,18 @@ def test_a_network_that_cannot_take_the_images_is_one_line(tree):
     line = r"^model 'alexnet' cannot take 8×8 images \(.*\); use another model$"
     with pytest.raises(ConfigError, match=line):
         fresh_model(run, CPU, ("toy",))
+
+
+@pytest.mark.parametrize("content", [None, "", '{"run": "a', "[]", '{"run": "another"}'])
+def test_a_damaged_description_names_the_file_that_snakemake_makes_again(content, tree):
+    model = Path("artifacts/squeeze/digits/a-run/model.safetensors")
+    model.parent.mkdir(parents=True)
+    model.touch()  # while it exists Snakemake makes no description
+    if content is not None:
+        model.with_name("squeeze.json").write_text(content)
+    line = f"; delete {model} and squeeze again, or pull both$"
+    with pytest.raises(ArtifactError, match=line):
+        read_description(model, tree.runs()["squeeze"])
 
 
 def test_weights_and_later_draws_are_those_of_the_seed_alone(tree):
