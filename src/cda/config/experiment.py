@@ -191,6 +191,12 @@ class DatasetScale(Strict):
         description="values to run instead of a table's own: {validate.epochs: {800: 100}}",
     )
     recipe: dict[str, Any] = Field({}, description="recipe values that replace the data set's")
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="recipe values that replace a method's: {dm: {distill: {iterations: 400}}}"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="recipe values that replace a variant's, as in methods"
+    )
 
 
 class Scale(Strict):

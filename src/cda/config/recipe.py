@@ -87,6 +87,9 @@ class Optimisation(Strict):
     schedule_per: Literal["epoch", "step"] = Field("epoch", description="when lr changes")
     step_epochs: Count = Field(30, description="epochs between drops of the step schedule")
     step_factor: Ratio = Field(0.1, description="factor of a drop")
+    restart: bool = Field(
+        False, description="a drop of the step schedule begins with a new optimiser: no momentum"
+    )
     warmup_epochs: Natural = Field(0, description="epochs of linear warm-up before the schedule")
     warmup_factor: Ratio = Field(0.01, description="first learning rate of the warm-up over lr")
     evaluate_every: Count = Field(10, description="epochs between evaluations, besides the last")
@@ -105,6 +108,7 @@ class Optimisation(Strict):
         ignored |= {"decay_names"} if self.decay_names == "all" else set()
         ignored |= {"momentum"} if self.optimizer != "sgd" else set()
         ignored |= {"step_epochs", "step_factor"} if self.schedule != "step" else set()
+        ignored |= {"restart"} if self.schedule != "step" or not self.restart else set()
         ignored |= {"warmup_factor"} if not self.warmup_epochs else set()
         return self.model_dump(mode="json", include=set(Optimisation.model_fields) - ignored)
 
@@ -223,7 +227,14 @@ class Relabel(Augmentation):
     mixing_alpha: Positive = Field(
         1.0, description="both parameters of the Beta distribution of the mixing ratio"
     )
-    batch_size: Count = Field(128, description="images among which mixing partners are drawn")
+    operation: Literal["none", "dsa"] = Field(
+        "none",
+        description="dsa: after the crop one of color, crop, cutout, flip, scale, rotate, drawn "
+        "for each label batch, on normalised images",
+    )
+    batch_size: Count = Field(
+        128, description="images among which mixing partners, or for which one operation, are drawn"
+    )
     seed: Natural = Field(0, description="of every random draw of the stage; part of the run's id")
 
     def label_epochs(self, epochs: int) -> int:
@@ -242,6 +253,8 @@ class Relabel(Augmentation):
         values = self.augmentation() | self.model_dump(mode="json", include={"mixing", "seed"})
         if self.mixing != "none":
             values |= self.model_dump(mode="json", include={"mixing_alpha", "batch_size"})
+        if self.operation != "none":
+            values |= self.model_dump(mode="json", include={"operation", "batch_size"})
         stored = {"bits", "top_k", "reuse"} if self.labels != "hard" else {"reuse"}
         values |= self.model_dump(mode="json", include=stored, exclude_defaults=True)
         return values | {"labels": "hard" if self.labels == "hard" else "soft"}
@@ -273,6 +286,42 @@ class Validate(Optimisation):
         own |= {"label_smoothing"} if self.label_smoothing else set()
         own |= {"batch_parts"} if self.batch_parts > 1 else set()
         return self.optimisation() | self.model_dump(mode="json", include=own)
+
+
+class Distill(Strict):
+    """Images by matching (DC, DSA, DM): a network sees them as it sees the real ones."""
+
+    match: Literal["gradient", "embedding"] = Field(
+        description="what of a network is made equal, class by class: the gradient of its loss "
+        "(DC, DSA), or the mean of its embeddings (DM)"
+    )
+    iterations: Count = Field(description="fresh networks, one after the other")
+    lr: Positive = Field(description="of SGD on the images")
+    momentum: Ratio = Field(0.5, description="of SGD on the images")
+    start: Literal["noise", "real"] = Field(
+        "real", description="images to begin with; real: those of the random control"
+    )
+    augment: Literal["dsa", "none"] = Field(
+        "dsa", description="dsa: one operation for both batches of a class, with equal parameters"
+    )
+    real_batch: Count = Field(256, description="real images of a class in a step")
+    outer_steps: Count = Field(
+        1, description="gradient: steps of the images for each network, which trains between them"
+    )
+    inner_epochs: Natural = Field(
+        0, description="gradient: epochs of training on the images between two of their steps"
+    )
+    model_lr: Positive = Field(0.01, description="gradient: of the network's training, by SGD")
+    model_batch: Count = Field(256, description="gradient: images of a step of that training")
+    seed: Natural = Field(0, description="of every random draw of the stage; part of the run's id")
+
+    def identity(self) -> dict[str, Any]:
+        """The values that change the images."""
+        inner = {"outer_steps", "inner_epochs", "model_lr", "model_batch"}
+        ignored = inner if self.match != "gradient" else set()
+        if self.match == "gradient" and self.outer_steps == 1:
+            ignored = inner - {"outer_steps"}
+        return self.model_dump(mode="json", exclude=ignored)
 
 
 class Score(Strict):
@@ -312,10 +361,18 @@ class Recipe(Strict):
     architecture: Architecture
     squeeze: Squeeze
     recover: Recover
+    distill: Distill | None = None
     relabel: Relabel
     validate_: Validate = Field(alias="validate")
     score: Score = Score()
     continual: Continual | None = None
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of what makes the images; None for real and imported ones."""
+        if self.distill:
+            return self.distill.iterations
+        return self.recover.iterations if self.recover.synthetic else None
 
     @model_validator(mode="after")
     def _labels_last(self) -> Recipe:

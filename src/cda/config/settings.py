@@ -25,7 +25,7 @@ from cda.config.types import (
     Weight,
 )
 
-Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
+Computing = Literal["squeeze", "recover", "distill", "relabel", "validate", "score", "continual"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 

@@ -16,12 +16,13 @@ from cda.config.settings import Settings
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.experiments.runs import (
+    MAKING,
     MEASURING,
     Run,
     decode_run,
+    images_run_of,
     label_mode,
     parts,
-    recover_run_of,
     seeds_of,
 )
 from cda.files import is_complete_json
@@ -75,7 +76,7 @@ class JobGraph:
     def job(self, run: Run, index: int = 0) -> Job:
         """The job of `run` for its part or seed `index`, or for all of it."""
         layout = self.layout
-        if run.stage == "recover":
+        if run.stage in MAKING:
             return Job(run, index, layout.part(run, index))
         if run.stage in MEASURING:
             return Job(run, index, layout.run_json(run, index))
@@ -83,8 +84,8 @@ class JobGraph:
         return Job(run, 0, one[run.stage](run))
 
     def jobs(self, run: Run, ipc: int) -> list[Job]:
-        """A run's jobs; for a recover run those that make its first `ipc` shards."""
-        indices = parts(run, ipc) if run.stage == "recover" else range(1)
+        """A run's jobs; for a run of images those that make its first `ipc` shards."""
+        indices = parts(run, ipc) if run.stage in MAKING else range(1)
         return [self.job(run, index) for index in indices]
 
     def inputs(self, job: Job) -> list[Job]:
@@ -93,7 +94,7 @@ class JobGraph:
 
     def _read(self, run: Run) -> Iterator[Run]:
         """The runs whose outputs a job of `run` reads."""
-        images, labels = recover_run_of(run), run.upstream.get("labels")
+        images, labels = images_run_of(run), run.upstream.get("labels")
         if images is not None and images is not run:
             yield images
         if labels is not None:

@@ -26,11 +26,13 @@ VERSIONS = {
     "decode": 1,
     "squeeze": 2,
     "recover": 2,
+    "distill": 1,
     "relabel": 1,
     "validate": 1,
     "score": 1,
     "continual": 1,
 }
+MAKING = ("recover", "distill")  # stages that make images
 MEASURING = ("validate", "score", "continual")  # stages that leave the run JSONs which tables read
 
 
@@ -101,6 +103,24 @@ def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run
         "recover", data, upstream, recipe=recover.identity(), shards_per_job=data.shards_per_job
     )
     return Run("recover", slug, spec, data, recipe, upstream=upstream, values=values)
+
+
+def distill_run(data: Dataset, recipe: Recipe, model: str, ipc: int, values: Layer) -> Run:
+    """`ipc` images of every class by matching, for networks `model`."""
+    assert recipe.distill is not None
+    architecture = recipe.architecture.identity()
+    spec = _spec(
+        "distill",
+        data,
+        {},
+        model=model,
+        architecture=architecture,
+        recipe=recipe.distill.identity(),
+        ipc=ipc,
+    )
+    siamese = "-dsa" if recipe.distill.augment == "dsa" else ""
+    slug = f"{recipe.distill.match}{siamese}-{model}"
+    return Run("distill", slug, spec, data, recipe, model=model, ipc=ipc, values=values)
 
 
 def relabel_run(
@@ -239,10 +259,10 @@ def with_upstream(runs: Iterable[Run]) -> dict[str, Run]:
     return found
 
 
-def recover_run_of(run: Run) -> Run | None:
-    """The recover run whose images a run reads (or the run itself); None if there is none."""
+def images_run_of(run: Run) -> Run | None:
+    """The recover or distill run whose images a run reads, or itself; None if there is none."""
     images = run.upstream.get("labels", run).upstream.get("images")
-    return run if run.stage == "recover" else images
+    return run if run.stage in MAKING else images
 
 
 def seeds_of(run: Run, seeds: int) -> int:
@@ -289,6 +309,7 @@ def label_mode(relabel: Run, max_gb: float) -> str:
     return "online" if mode == "stored" and label_gigabytes(relabel) > max_gb else mode
 
 
-def parts(recover: Run, ipc: int) -> range:
-    """The recover jobs that make its first `ipc` shards."""
-    return range(math.ceil(ipc / recover.data.shards_per_job))
+def parts(images: Run, ipc: int) -> range:
+    """The jobs that make the first `ipc` shards of a recover or distill run."""
+    several = images.stage == "recover"
+    return range(math.ceil(ipc / images.data.shards_per_job) if several else 1)

@@ -16,7 +16,7 @@ from cda.config.settings import Dataset
 from cda.errors import ConfigError
 from cda.experiments.runs import Run, label_epochs, label_mode
 
-TRAINING, RECOVERY = 3, 2  # forward passes' worth of a step on one image
+TRAINING, RECOVERY, SECOND = 3, 2, 9  # forward passes' worth of a step on one image
 Counting = Callable[[str, Dataset, Architecture], float]  # multiply-adds of a forward pass
 PNG = 0.85  # of the raw bytes: our estimate for recovered images, which are rough
 TAR = 1800  # bytes of headers and padding that an image and its label add to a shard
@@ -85,6 +85,18 @@ def _recover(run: Run, _max_gb: float, count: Counting) -> float:
     return RECOVERY * steps * _forward(run.upstream["model"], count)
 
 
+def _distill(run: Run, _max_gb: float, count: Counting) -> float:
+    """A step embeds real images, or takes their gradient, and differentiates that of its own."""
+    values = run.recipe.distill
+    assert values is not None
+    if values.match == "embedding":
+        passes = values.real_batch + TRAINING * run.ipc
+    else:
+        inner = (values.outer_steps - 1) * values.inner_epochs * TRAINING * run.ipc
+        passes = values.outer_steps * (TRAINING * values.real_batch + SECOND * run.ipc) + inner
+    return values.iterations * run.data.classes * passes * _forward(run, count)
+
+
 def _relabel(run: Run, max_gb: float, count: Counting) -> float:
     if label_mode(run, max_gb) != "stored":
         return 0
@@ -115,8 +127,8 @@ def _continual(run: Run, _max_gb: float, count: Counting) -> float:
     return passes + trained * _forward(run.upstream["model"], count)
 
 
-_PASSES = {"squeeze": _squeeze, "recover": _recover, "relabel": _relabel, "validate": _validate,
-           "score": _score, "continual": _continual}  # fmt: skip
+_PASSES = {"squeeze": _squeeze, "recover": _recover, "distill": _distill, "relabel": _relabel,
+           "validate": _validate, "score": _score, "continual": _continual}  # fmt: skip
 
 
 def operations(run: Run, max_gb: float, count: Counting = multiply_adds) -> float:
@@ -139,7 +151,9 @@ def decoded_images(run: Run) -> int:
 
 
 def shard_gigabytes(run: Run, part: int) -> float:
-    """Estimated size of a recover job's shards and snapshots, in GB (1e9 bytes)."""
+    """Estimated size of a recover or distill job's shards and snapshots, in GB (1e9 bytes)."""
+    if run.stage == "distill":
+        return run.ipc * run.data.classes * ((PNG + 4) * 3 * run.data.resolution**2 + TAR) / 1e9
     recover = run.recipe.recover
     snapshots = 0
     if recover.synthetic and part == 0:

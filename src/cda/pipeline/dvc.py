@@ -36,6 +36,7 @@ VERSIONED = ("paper", "mini")  # scales whose artifacts are tracked
 ENTRIES = {  # what a run's folder holds, by stage; decoded test images stay where the data is
     "squeeze": ("model.safetensors", "squeeze.json"),
     "recover": ("part-*",),
+    "distill": ("part-0",),
     "relabel": ("labels",),
 }
 

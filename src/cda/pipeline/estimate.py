@@ -14,7 +14,7 @@ from cda.config.settings import Settings
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, JobGraph, graph_of, table_jobs
-from cda.experiments.runs import VERSIONS, Run, label_gigabytes, label_mode
+from cda.experiments.runs import MAKING, VERSIONS, Run, label_gigabytes, label_mode
 from cda.pipeline.costs import (
     Counting,
     decoded_images,
@@ -151,7 +151,7 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
     """Add the sizes of what the missing jobs write and hold in memory."""
     for job in missing:
         run = job.run
-        if run.stage == "recover":
+        if run.stage in MAKING:
             found.shards_gb += shard_gigabytes(run, job.index)
         elif run.stage == "decode":
             found.decoded_gb += pixel_gigabytes(run, run.data.val_images or 0)

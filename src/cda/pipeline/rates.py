@@ -151,6 +151,8 @@ def _described(run: Run, settings: Settings, layout: Layout) -> list[str]:
             for folder in folders
             if folder.name[5:].isdigit()
         ]
+    if run.stage == "distill":
+        return [f"{layout.part(run, 0)}/ipc-000.json"]
     if run.stage == "relabel":
         return [f"{layout.labels(run)}/header.json"]
     if run.stage not in MEASURING:

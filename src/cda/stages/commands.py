@@ -15,7 +15,7 @@ from cda.config.load import load_settings, read_overrides
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import process_count
-from cda.experiments.runs import Run, recover_run_of
+from cda.experiments.runs import Run, images_run_of
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -52,7 +52,7 @@ def _model(arguments: Arguments, context: Context, run: Run | None) -> Path | No
 
 
 def _images(arguments: Arguments, context: Context) -> Path | None:
-    images = recover_run_of(context.run)
+    images = images_run_of(context.run)
     if arguments.images is not None:
         return Path(arguments.images)
     return Path(context.layout.run_folder(images)) if images is not None else None
@@ -127,6 +127,15 @@ def recover(arguments: Arguments) -> None:
     out = Path(arguments.out or context.layout.part(context.run, arguments.part))
     model = _model(arguments, context, context.run.upstream.get("model"))
     recover.run(context, arguments.part, model, out)
+
+
+@command("stages", RUN, OUT)
+def distill(arguments: Arguments) -> None:
+    """Make a run's images by matching (DC, DSA, DM)."""
+    context = _context(arguments, "distill")
+    from cda.stages import distill
+
+    distill.run(context, Path(arguments.out or context.layout.part(context.run, 0)))
 
 
 @command("stages", RUN, OUT, IMAGES, MODEL)
