@@ -35,6 +35,7 @@ SUBMITTED = re.compile(
     r"^Job \d+ has been submitted with SLURM jobid \d+ \(log: \S*/rule_(\w+)/", re.MULTILINE
 )
 RUN_ID = re.compile(r"^SLURM run ID: (\S+)$", re.MULTILINE)
+MIDDLE = 0.4  # share of a stage's steps after which it may be stopped
 PATIENCE = 1800.0  # seconds until a case has gone wrong
 STAGES = ("squeeze", "recover", "relabel", "validate")
 
@@ -46,7 +47,7 @@ runtime:
   device: cpu
   compile: never
   cpu_threads: 1
-  checkpoint_seconds: 0.2
+  checkpoint_seconds: 0
 """,
     "config/datasets/digits.yaml": """\
 name: digits
@@ -114,6 +115,50 @@ table,dataset,method,recovery_model,ipc,recovery_iterations,setting,validation_m
 }
 
 
+PYTHON = """\
+#!/bin/sh
+[ "$1 $2" != "-m cda" ] || {{ shift 2; exec {python} {stage} "$@"; }}
+exec {python} "$@"
+"""  # before Python itself on the PATH of a flow
+STAGE = f"""\
+import contextlib, os, pathlib, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import cda.files
+from tests.slurm.flow import MIDDLE, position
+
+atomic_write = cda.files.atomic_write
+
+@contextlib.contextmanager
+def holding(path):
+    with atomic_write(path) as temporary:
+        yield temporary
+    if path.name in ("state.safetensors", "epochs.json"):
+        done, total = position(sys.argv[1], path.parent)
+        if done >= MIDDLE * total:
+            hold(sys.argv[1], done)
+
+def hold(stage, done):
+    place = pathlib.Path(__file__).parent
+    for mark in place.glob("hold-" + stage + "-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process took it
+            mark.rename(place / ("taken-" + str(os.getpid())))
+            (place / ("held-" + stage + "-" + str(os.getpid()))).write_text(str(done))
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return
+
+cda.files.atomic_write = holding
+from cda.cli import main
+sys.exit(main())
+"""  # `cda`, which stops itself in the middle of a stage if a test wants it to
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
 def write_folder(folder: Path) -> None:
     """The workflow's configuration and its images."""
     for name, text in FILES.items():
@@ -158,6 +203,8 @@ class Flow:
         if begun is not None:
             shutil.copytree(begun / "artifacts" / "squeeze", folder / "artifacts" / "squeeze")
         (folder / "slurm").symlink_to(ROOT / "workflow" / "profiles" / "slurm")
+        self.program("python", PYTHON.format(python=sys.executable, stage=folder / "bin/stage.py"))
+        self.program("stage.py", STAGE)
         self.use(cluster)
 
     def use(self, cluster: Cluster | None) -> None:
@@ -288,28 +335,24 @@ class Flow:
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True
         )
 
-    def hold(self, stage: str, share: float = 0.4) -> int:
-        """Stop the stage's first process once it saved a state in its middle; its number."""
-        return self.hold_all(stage, 1, share)[0]
+    def hold(self, stage: str) -> int:
+        """Have the stage's first process stop at a state saved in its middle; its number."""
+        return self.hold_all(stage, 1)[0]
 
-    def hold_all(self, stage: str, count: int, share: float = 0.4) -> list[int]:
-        """The same of `count` processes of the stage."""
-        pids: dict[int, int] = {}  # and the step at which each was stopped
+    def hold_all(self, stage: str, count: int) -> list[int]:
+        """The same of `count` processes of the stage, which has not begun yet."""
+        place = self.folder / "bin"
+        for number in range(count):
+            (place / f"hold-{stage}-{number}").touch()
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            for lease in self.folder.glob(f"artifacts/work/{stage}/*/*/*/lease.json"):
-                with contextlib.suppress(OSError, ValueError):
-                    pid = int(json.loads(lease.read_text(encoding="utf-8"))["pid"])
-                    done, total = position(stage, lease.parent)
-                    if done < share * total or pid in pids:
-                        continue
-                    os.kill(pid, signal.SIGSTOP)
-                    pids[pid] = position(stage, lease.parent)[0]
-                if len(pids) == count:
-                    steps = " and ".join(map(str, sorted(pids.values())))
-                    self.hit = f"{stage}, {UNIT[stage]} {steps} of {TOTAL[stage]}"
-                    return list(pids)
-            time.sleep(0.005)
+            steps = {path: path.read_text() for path in place.glob(f"held-{stage}-*")}
+            pids = [int(path.name.rpartition("-")[2]) for path in steps]
+            if len(steps) == count and all(map(is_stopped, pids)):
+                hit = " and ".join(sorted(steps.values(), key=int))
+                self.hit = f"{stage}, {UNIT[stage]} {hit} of {TOTAL[stage]}"
+                return pids
+            time.sleep(0.05)
         raise AssertionError(
             f"{stage} did not come to its middle:\n{self.log.read_text(encoding='utf-8')}"
         )

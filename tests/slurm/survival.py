@@ -31,6 +31,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.flow import (
     JOBS,
     ROOT,
+    STAGE,
     Flow,
     differences,
     left,
@@ -74,8 +75,7 @@ def out_of_time(flow: Flow) -> None:
 
 
 DEAF = """\
-import os, signal, sys
-from cda.cli import main
+import os, signal
 
 set_handler = signal.signal
 
@@ -86,13 +86,7 @@ def set_hanging(number, handler):
     return set_handler(number, hang if number == signal.SIGTERM else handler)
 
 signal.signal = set_hanging
-sys.exit(main())
-"""
-PYTHON = """\
-#!/bin/sh
-[ "$1 $2 $3" != "-m cda validate" ] || {{ shift 2; exec {python} {deaf} "$@"; }}
-exec {python} "$@"
-"""
+"""  # before a stage
 
 
 def out_of_grace(flow: Flow) -> None:
@@ -100,8 +94,7 @@ def out_of_grace(flow: Flow) -> None:
 
     Submitted again with more.
     """
-    flow.program("deaf.py", DEAF)
-    flow.program("python", PYTHON.format(python=sys.executable, deaf=flow.folder / "bin/deaf.py"))
+    flow.program("stage.py", DEAF + STAGE)
     head = flow.start(limit="1 + 9 * (attempt - 1)")
     flow.hold("validate")
     flow.end(head)
