@@ -69,6 +69,9 @@ class Group(Strict):
     variants: tuple[str, ...] = Field(
         (), description="names under variants in the data set's recipe"
     )
+    scales: tuple[str, ...] = Field(
+        (), description="scales at which these cells exist; default: all of the table's"
+    )
     control: bool = Field(False, description="not in the paper: displayed apart")
     extra: bool = Field(False, description="a control that is run only with controls=all")
     quoted: bool = Field(

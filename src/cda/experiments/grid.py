@@ -38,7 +38,8 @@ def read_experiments(
         kind: Any = Figure if isinstance(values, dict) and "kind" in values else Experiment
         experiment = parse(kind, values, str(path), written)
         if scale in experiment.scales:
-            found[path.stem] = experiment
+            groups = [one for one in experiment.groups if scale in (one.scales or (scale,))]
+            found[path.stem] = experiment.model_copy(update={"groups": tuple(groups)})
     for data in datasets:
         if data.compare_ipc:
             found.setdefault(data.name, comparison_table(data))

@@ -21,6 +21,7 @@ decode: 100            # our choice
 share:
   squeeze: 0.5         # a book
   recover: 0.25        # another book
+  distill: 0.25        # our choice
   relabel: 0.5         # our choice
   validate: 0.5        # our choice
   score: 0.5           # our choice
