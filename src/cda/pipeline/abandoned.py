@@ -45,13 +45,9 @@ def list_abandoned(config: Path, *, delete: bool = False) -> None:
                 _remove(folder)
             print(f"{human_bytes(size):>8s}  {folder}{' removed' * delete}", flush=True)
             count, total = count + 1, total + size
-    what = "no table, figure or tracked run is made from them"
-    hint = "; --delete removes them" if count and not delete else ""
-    print(
-        f"{count} folders, {human_bytes(total)}: {what}{hint}."
-        if count
-        else "Nothing is abandoned."
-    )
+    hint = "" if delete else "; --delete removes them"
+    summary = f"{count} folders, {human_bytes(total)}, that nothing is made from{hint}."
+    print(summary if count else "Nothing is abandoned.")
 
 
 def _runs_of(config: Path, scale: str) -> Iterator[str]:
