@@ -65,7 +65,8 @@ def _progress(experiments: ExperimentSet, path: str, jobs: Sequence[Job]) -> str
 
 def _hint(experiments: ExperimentSet, words: Sequence[str]) -> str:
     """How to request one table in place of all."""
-    scale, name = experiments.settings.scale, next(iter(experiments.tables))
+    scale, tables = experiments.settings.scale, experiments.tables
+    name = next((one for one, table in tables.items() if table.reported), next(iter(tables)))
     path = experiments.layout.table(name)
     dry = "-n " if {"-n", "--dry-run", "--dryrun"} & set(words) else ""
     config = "" if scale == "paper" else f" --config scale={scale}"
