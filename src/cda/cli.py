@@ -120,8 +120,14 @@ def reproduction(arguments: Arguments) -> None:
 
 @command(
     "running",
-    option("target", metavar="TARGET", help=TARGET),
+    option("target", nargs="?", metavar="TARGET", help=TARGET),
     option("--files", action="store_true", help="print the paths of outputs that exist, for tar"),
+    option(
+        "--abandoned",
+        action="store_true",
+        help="instead, of all scales: artifacts that no table, figure or tracked run needs",
+    ),
+    option("--delete", action="store_true", help="remove the abandoned ones"),
 )
 def list_(arguments: Arguments) -> None:
     """List the runs of a table or figure, and how many of their jobs are done.
@@ -129,6 +135,13 @@ def list_(arguments: Arguments) -> None:
     Inputs come first. Cells of a table that cannot run are named after its runs.
     """
     experiments = experiments_of(arguments)
+    if arguments.abandoned == bool(arguments.target) or arguments.delete > arguments.abandoned:
+        arguments.error("takes a TARGET, or --abandoned with or without --delete")
+    if arguments.abandoned:
+        from cda.pipeline.abandoned import list_abandoned
+
+        list_abandoned(experiments.config, delete=arguments.delete)
+        return
     target = _target(experiments, arguments.target)
     jobs = graph_of(experiments).all(_jobs(experiments, target))
     if arguments.files:

@@ -30,7 +30,6 @@ from cda.experiments.jobs import (
     process_count,
     table_jobs,
 )
-from cda.experiments.paths import missing_data
 from cda.experiments.runs import Run
 from cda.pipeline.limits import TimeLimits
 from cda.text import nearest
@@ -112,20 +111,6 @@ class Plan:
                     f"{job.output}: a run's measurements are damaged (not JSON); delete it, and "
                     "the same call makes it again"
                 )
-
-    def summary(self) -> str:
-        """How much of the scale is measured, in one line, and a line for each data set it omits."""
-        tables = self.experiments.tables
-        jobs = table_jobs(self.experiments, *tables)
-        done = sum(job.is_done() for job in jobs)
-        state = "all done, nothing is computed again" if done == len(jobs) else f"{done} done"
-        notes = {cell.note for table in tables for cell in self.experiments.cells(table)}
-        lines = [f"Scale {self.settings.scale}: {len(jobs)} measurements in its tables, {state}."]
-        lines += [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
-        absent = missing_data(self.settings, (job.run for job in jobs if not job.is_done()))
-        if absent:
-            lines.append(f"Not here: data sets {', '.join(absent)}; cda check names what to get.")
-        return "\n".join(lines)
 
     # Targets
 

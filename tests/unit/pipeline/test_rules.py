@@ -142,15 +142,6 @@ def test_a_table_reads_its_run_jsons_and_with_present_cells_those_that_exist(tre
     job = chain(tree)["validate"]
     finish(job)
     assert plan_of(cells="present").measurements(table) == [job.output]
-    assert plan_of().summary() == "Scale paper: 12 measurements in its tables, 1 done."
-
-
-def test_a_data_set_that_is_not_here_is_named_before_anything_runs(tree, plan_of):
-    tree.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
-    line = "Not here: data sets digits; cda check names what to get."
-    assert plan_of().summary().splitlines()[1:] == [line]
-    Path("data/digits").mkdir(parents=True)
-    assert len(plan_of().summary().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
