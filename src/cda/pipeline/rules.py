@@ -103,6 +103,8 @@ class Plan:
                 raise ConfigError(
                     f"{path}: there is no {kind} {path.stem}{near}; use one of {', '.join(names)}"
                 )
+            if wanted == scale and path.stem in tables:
+                self.experiments.table_of(path.stem)  # raises ConfigError if no cell can run
 
     def _check_measurements(self) -> None:
         """Raise ArtifactError for a damaged run JSON, which Snakemake would take for finished."""
@@ -119,9 +121,9 @@ class Plan:
         jobs = table_jobs(self.experiments, *tables)
         done = sum(job.is_done() for job in jobs)
         state = "all done, nothing is computed again" if done == len(jobs) else f"{done} done"
-        notes = {cell.note for table in tables for cell in self.experiments.cells(table)}
         lines = [f"Scale {self.settings.scale}: {len(jobs)} measurements in its tables, {state}."]
-        lines += [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
+        omitted = [line for table in tables for line in self.experiments.not_run(table)]
+        lines += [f"{line}." for line in omitted if ": data set " in line]
         absent = missing_data(self.settings, (job.run for job in jobs if not job.is_done()))
         if absent:
             lines.append(f"Not here: data sets {', '.join(absent)}; cda check names what to get.")
