@@ -16,9 +16,10 @@ from pathlib import Path
 from cda import __version__
 from cda.command import COMMANDS, Arguments, command, option
 from cda.config.load import read_overrides
-from cda.errors import AlreadyDone, CdaError, Interrupted
+from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
+from cda.progress import log
 from cda.stages.commands import experiments_of
 from cda.text import nearest
 
@@ -48,8 +49,14 @@ def _tables(experiments: ExperimentSet, targets: Sequence[str]) -> list[str]:
 
 def _target(experiments: ExperimentSet, target: str) -> str:
     """The table or figure that a name or a path names; raises ConfigError."""
-    name = Path(target).stem
-    return name if name in experiments.figures else experiments.table_of(target)
+    path, figures = Path(target), experiments.figures
+    if path.stem in figures:
+        experiments.require_own(path)
+        return path.stem
+    if path.stem not in experiments.tables:
+        known = [*experiments.tables, *figures]
+        raise ConfigError(experiments.absent(path.stem, "table or figure", known))
+    return experiments.table_of(target)
 
 
 def _jobs(experiments: ExperimentSet, target: str) -> list[Job]:
@@ -75,6 +82,8 @@ def table(arguments: Arguments) -> None:
     experiments = experiments_of(arguments)
     name = experiments.table_of(arguments.name)
     out = Path(arguments.out or experiments.layout.table(name))
+    for line in experiments.not_run(name):
+        log(line)
     tables.write(experiments, name, out)
     if arguments.show:
         print(out.with_suffix(".md").read_text(encoding="utf-8"))
@@ -151,10 +160,8 @@ def list_(arguments: Arguments) -> None:
         own = [job for job in jobs if job.run.id == run.id]
         done = sum(job.is_done() for job in own)
         print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {done}/{len(own)} done")
-    if target in experiments.tables:
-        cells = experiments.cells(target)
-        for note in sorted({cell.note for cell in cells if cell.note and not cell.quoted}):
-            print(f"not run: {note}")
+    for line in experiments.not_run(target) if target in experiments.tables else ():
+        print(line)
 
 
 def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str]:

@@ -6,7 +6,6 @@ A job counts if its output is missing and a missing measurement depends on it
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -99,7 +98,8 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
     found.lines = list(_lines(graph.all(targets), missing, hours, rates))
     found.chain_hours = _chain(graph, missing, hours, rates, gpus, settings)
     _add_sizes(found, missing, settings)
-    found.notes = [*_not_run(experiments, names), *_uncounted(runs.values())]
+    found.notes = [line for name in names for line in experiments.not_run(name)]
+    found.notes += _uncounted(runs.values())
     found.notes += _decode_bound(runs.values(), each)
     return found
 
@@ -162,14 +162,6 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
         elif run.stage in ("validate", "continual"):
             images = run.ipc * run.data.classes
             found.pixels_gb = max(found.pixels_gb, pixel_gigabytes(run, images))
-
-
-def _not_run(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]:
-    """A line for each table and reason for which cells stay `not_run`."""
-    for name in names:
-        cells = [c for c in experiments.cells(name) if c.run is None and not c.quoted]
-        for note, count in Counter(cell.note for cell in cells).items():
-            yield f"{name}: {count} cell{'s' if count > 1 else ''} will stay not_run: {note}"
 
 
 def _uncounted(runs: Iterable[Run]) -> Iterator[str]:

@@ -102,6 +102,8 @@ class Plan:
                 raise ConfigError(
                     f"{path}: there is no {kind} {path.stem}{near}; use one of {', '.join(names)}"
                 )
+            if wanted == scale and path.stem in tables:
+                self.experiments.table_of(path.stem)  # raises ConfigError if no cell can run
 
     def _check_measurements(self) -> None:
         """Raise ArtifactError for a damaged run JSON, which Snakemake would take for finished."""

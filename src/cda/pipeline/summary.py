@@ -20,7 +20,7 @@ OTHER_TARGETS = {"all", "tables", "figures", "demo", "--target-jobs"}
 def summary(experiments: ExperimentSet, words: Sequence[str]) -> str:
     """How much of each requested table and figure is done, or of the scale if none is named.
 
-    Then a line for data sets that the scale omits, and one for those that are not here.
+    Then lines for cells that cannot run, and one for data sets that are not here.
     """
     settings, tables = experiments.settings, list(experiments.tables)
     requested = _requested(experiments, words)
@@ -35,7 +35,8 @@ def summary(experiments: ExperimentSet, words: Sequence[str]) -> str:
         if bare and len(tables) > 1 and done < len(jobs) and settings.cells == "all":
             lines.append(_hint(experiments, words))
     named = [table for table in tables if experiments.layout.table(table) in requested]
-    notes = {cell.note for table in named or tables for cell in experiments.cells(table)}
+    lines += [f"{line}." for table in named for line in experiments.not_run(table)]
+    notes = {cell.note for table in tables for cell in experiments.cells(table) if not named}
     lines += [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
     absent = missing_data(settings, (job.run for job in jobs if not job.is_done()))
     if absent:
