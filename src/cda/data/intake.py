@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from cda.data import sources
+from cda.data.base import fit
 from cda.data.folders import Folders
-from cda.data.pixels import BadImageError, image_size
+from cda.data.pixels import BadImageError, decode_image, image_size, read_bytes
 from cda.errors import ConfigError, DataError
-from cda.progress import track
+from cda.progress import log, track
 from cda.text import list_some
 
 if TYPE_CHECKING:
     from cda.config.settings import Dataset
 
 SAMPLE = 5000  # images that sizes, mean and deviation are of; the mean's error is below 0.004
+T = TypeVar("T")
 Placed = Literal["", "link", "split"]
 HELD_OUT = 5  # one image of so many
 SMALLEST = 8  # pixels of a side
@@ -128,21 +131,33 @@ def survey(dataset: Dataset, root: Path) -> Survey:
     (paths, labels), (held_out, _) = source.listing("train"), source.listing("val")
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), SAMPLE)).round().astype(int)
     sample = [paths[index] for index in chosen]
-    progress = track(sample, total=len(sample), label=f"{dataset.name} sizes", unit="images")
-    sizes = [_size(source, path) for path in progress]
-    if (largest := max(map(min, sizes))) < SMALLEST:
-        source.fail(
-            source.root, f"images of at least {SMALLEST}×{SMALLEST} pixels", f"{largest} at most"
-        )
+    sizes = list(_read(_size, sample, f"{dataset.name} sizes"))
+    if (largest := max(map(min, sizes), default=0)) < SMALLEST:
+        found = f"{largest} at most" if sizes else "none that can be read"
+        source.fail(source.root, f"images of at least {SMALLEST}×{SMALLEST} pixels", found)
     smallest = int(np.bincount(labels).min())
     return Survey(classes, len(paths), len(held_out), smallest, sample, sizes)
 
 
-def _size(source: Folders, path: str) -> tuple[int, int]:
+def _size(path: str) -> tuple[int, int] | None:
     try:
         return image_size(path)
-    except BadImageError as error:
-        source.fail(path, "a readable image", str(error))
+    except BadImageError:
+        return None
+
+
+def _read(function: Callable[[str], T | None], paths: Sequence[str], label: str) -> Iterator[T]:
+    """The results of a function of some images; logs progress, and how many are None."""
+    found = 0
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        results = pool.map(function, paths)
+        for result in track(results, total=len(paths), label=label, unit="images"):
+            if result is not None:
+                found += 1
+                yield result
+    if found < len(paths):
+        lists = "`cda check --deep` of the table lists all such"
+        log(f"{label}: {len(paths) - found} of {len(paths):,} images cannot be read; {lists}")
 
 
 def pixel_statistics(
@@ -150,14 +165,20 @@ def pixel_statistics(
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, in [0, 1], over the pixels of some images.
 
-    The images are brought to the data set's resolution first. Logs progress. Raises DataError.
+    The images are brought to the data set's resolution first; damaged ones do not count. Logs
+    progress. Raises DataError if all are damaged.
     """
-    source = sources.files(dataset, root)
-    label = f"{dataset.name} mean and deviation"
-    sums = np.zeros((2, 3))
-    for image in track(source.decoded(sample), total=len(sample), label=label, unit="images"):
-        pixels = image.reshape(-1, 3) / 255.0
-        sums += pixels.mean(axis=0), (pixels**2).mean(axis=0)
-    mean, square = sums / len(sample)
+
+    def moments(path: str) -> np.ndarray | None:
+        try:
+            pixels = fit(decode_image(read_bytes(path)), dataset).reshape(-1, 3) / 255.0
+        except (BadImageError, OSError):
+            return None
+        return np.stack([pixels.mean(axis=0), (pixels**2).mean(axis=0)])
+
+    found = list(_read(moments, sample, f"{dataset.name} mean and deviation"))
+    if not found:
+        raise DataError(f"{root}: {dataset.name} needs images, found none that can be read")
+    mean, square = np.mean(found, axis=0)
     deviation = np.sqrt(np.maximum(square - mean**2, 1e-6))  # of one colour: a thousandth
     return mean.round(4).tolist(), deviation.round(4).tolist()

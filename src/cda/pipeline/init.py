@@ -32,11 +32,12 @@ from cda.pipeline.proposal import (
     propose_resolution,
     recipe_text,
 )
-from cda.pipeline.rates import device_kind
+from cda.pipeline.rates import device_kind, rates_of
 from cda.text import clock
 
 LAYOUTS = ("image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k")
 CPU_HOURS, GPU_HOURS = 1.0, 12.0  # limits of a proposal
+BATCH = 100  # images that recover sends through the network together on a CPU
 
 
 class Proposal(NamedTuple):
@@ -67,7 +68,7 @@ def declare(
     # A data set of one's own has its table at this scale.
     plain = {"scale": "paper", "datasets": "all", "cells": "all", "data_paths": {}}
     experiments = ExperimentSet(settings.model_copy(update=plain), config)
-    kind = device_kind(experiments, gpu)
+    kind = rates_of(config, device_kind(experiments, gpu)).name
     data = _unmeasured(name, layout)
     with _placed(data, path, root) as placed:
         survey = intake.survey(data, root)
@@ -78,18 +79,27 @@ def declare(
         for file, text in texts.items():
             write_text(config / file, text)
     place = {"": f"{root}", "link": f"{root} -> {path}", "split": f"{root}, links into {path}"}
-    scale = "" if settings.scale == "paper" else " --config scale=paper"
     return "\n".join(
         [
             f"{place[placed]}: {_found(survey)}",
             *(f"{config / file}" for file in texts),
             _price(chosen, kind),
             "",
-            "Next:",
-            f"  cda check {name}{scale}",
-            f"  cda run {name}{scale}    # then open results/{name}.md",
+            *_next(chosen.data, kind, settings.scale),
         ]
     )
+
+
+def _next(data: Dataset, kind: str, scale: str) -> Iterator[str]:
+    """The next commands."""
+    options = [] if scale == "paper" else ["scale=paper"]
+    blocks = min(max(data.compare_ipc), BATCH // data.classes)
+    packed = ["runtime.blocks=" + str(blocks)] if kind == "cpu" and blocks > 1 else []
+    yield "Next:"
+    for verb, values in (("check", options), ("run", options + packed)):
+        yield " ".join([f"  cda {verb} {data.name}", *(["--config", *values] if values else [])])
+    together = f"; {blocks} shards of so few classes are recovered together" if packed else ""
+    yield f"The table will be results/{data.name}.md{together}."
 
 
 def _require_new(name: str, config: Path) -> None:
@@ -112,7 +122,9 @@ def _unmeasured(name: str, layout: str) -> Dataset:
         resolution=SMALLEST,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        get="see config/README.md, Your own data",
+        get="it holds train/<class>/ and val/<class>/, or --data names class folders elsewhere"
+        if layout == LAYOUTS[0]
+        else "docs/configuration.md has the layouts",
     )
 
 

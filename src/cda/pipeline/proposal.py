@@ -127,6 +127,8 @@ def recipe_text(config: Path, data: Dataset, level: Level, kind: str) -> str:
     layer |= {
         key: Sourced(value, "", why) for key, value, why in _changes(data, level, kind, layer)
     }
+    if layer["architecture.stem"].value != "small":
+        layer.pop("architecture.stem_init", None)  # of the small stem alone
     head = (
         f"# Proposed by `cda init` for {data.name} on {kind}; it starts from recipes/{base}.yaml.\n"
         "# The comment on a line is its value's source. Edit what you like: `cda plan` prices it.\n"
@@ -168,7 +170,7 @@ def _squeeze(data: Dataset, level: Level, kind: str, base: Layer) -> Iterator[tu
     images, usual = data.train_images or 1, base["squeeze.batch_size"].value
     # A full training: on a CPU 300,000 images, elsewhere the base's epochs or 3 million images.
     full = 3e5 / images if kind == "cpu" else max(base["squeeze.epochs"].value, 3e6 / images)
-    epochs = round(min(max(level.share * full, 3), 60 if kind == "cpu" else 200))
+    epochs = round(min(max(level.share * full, 2), 60 if kind == "cpu" else 200))
     batch = min(usual, _power_of_two(images / 16))
     yield "squeeze.epochs", epochs, f"our choice: {epochs * images:,} images pass"
     if batch != usual:
@@ -187,7 +189,7 @@ def _squeeze(data: Dataset, level: Level, kind: str, base: Layer) -> Iterator[tu
 
 def _recover(data: Dataset, level: Level, kind: str, base: Layer) -> Iterator[tuple[str, Any, str]]:
     full = 400 if kind == "cpu" else base["recover.iterations"].value
-    steps = max(100, round(level.share * full / 10) * 10)
+    steps = max(50, round(level.share * full / 10) * 10)
     if steps != base["recover.iterations"].value:
         yield "recover.iterations", steps, "our choice: speed"
     if (jitter := data.resolution // 7) < base["recover.jitter"].value:
