@@ -41,6 +41,7 @@ def test_a_folder_of_photographs_becomes_a_table_that_can_be_planned(photos, cap
     )
     assert tuple(printed[1:3]) == FILES
     assert printed[-3:-1] == ["  cda check mine", "  cda run mine --config runtime.blocks=3"]
+    assert "every fifth image of a class" in Path(FILES[0]).read_text(encoding="utf-8")
     own = photos.experiments()
     data = own.dataset("mine")
     assert check(data, Path("data/mine")) is None

@@ -52,6 +52,7 @@ def recipe(data: Dataset, kind: str, level: int = 0) -> dict[str, Any]:
     path.write_text(recipe_text(CONFIG, data, levels[level], kind), encoding="utf-8")
     layer = read_layer(path)
     assert [key for key, one in layer.items() if one.value != {} and not one.source] == []
+    assert "variant" not in path.read_text(encoding="utf-8")  # it has none to point at
     values = {key: one for key, one in layer.items() if not key.startswith("methods.")}
     parse(Recipe, nested(values), "mine.yaml")
     return {key: one.value for key, one in layer.items()}
@@ -116,6 +117,7 @@ def test_a_recipe_starts_from_the_nearest_of_the_paper_s(resolution, base, stem,
     theirs = {key: one.value for key, one in read_layer(CONFIG / f"recipes/{base}.yaml").items()}
     assert values["recover.min_crop"] == theirs["recover.min_crop"]
     assert values["recover.alpha_bn"] == theirs["recover.alpha_bn"]
+    assert ("architecture.stem_init" in values) == (values["architecture.stem"] == "small")
     assert values["architecture.stem"] == (stem if kind == "cpu" else theirs["architecture.stem"])
     assert values["validate.optimizer"] == "adamw"
     assert {"methods.cda", "methods.random.recover.mode"} <= set(values)
