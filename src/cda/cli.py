@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cda import __version__
 from cda.command import COMMANDS, Arguments, command, option
-from cda.config.load import read_overrides
+from cda.config.load import load_settings, read_overrides
 from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
@@ -125,6 +125,35 @@ def reproduction(arguments: Arguments) -> None:
 
 
 # Before a run, and the run itself
+
+
+@command(
+    "running",
+    option("name", metavar="NAME", help="of the data set: letters, digits, _ and -"),
+    option(
+        "--layout",
+        default="image_folder",
+        choices=["image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k"],
+        help="how its files are arranged (default: image_folder, a folder for each class)",
+    ),
+    option("--data", metavar="PATH", help="its folder, which is linked; default: data/NAME"),
+    GPU,
+)
+def init(arguments: Arguments) -> None:
+    """Declare a data set of your own: its file, a recipe for this machine, a table.
+
+    Reads the folder and writes config/datasets/NAME.yaml and config/recipes/NAME.yaml, each line
+    with its reason. Overwrites nothing. A folder without held-out images is split by links.
+    """
+    from cda.pipeline import init
+
+    settings = load_settings(read_overrides(arguments.config))
+    path = Path(arguments.data) if arguments.data else None
+    print(
+        init.declare(
+            settings, arguments.name, layout=arguments.layout, path=path, gpu=arguments.gpu
+        )
+    )
 
 
 @command(
