@@ -154,8 +154,8 @@ class ExperimentSet:
         """
         path = Path(target)
         self.require_own(path)
-        cells = self.cells(path.stem)
-        if cells and not any(cell.run or cell.quoted for cell in cells):
+        cells = [cell for cell in self.cells(path.stem) if not cell.quoted]
+        if cells and not any(cell.run for cell in cells):
             file, notes = self.config / "experiments", {cell.note for cell in cells}
             raise ConfigError(
                 f"{file / path.stem}.yaml: no cell of this table can run: "

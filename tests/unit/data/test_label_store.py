@@ -405,8 +405,8 @@ def test_an_unknown_kind_of_labels_is_refused(store):
     ("values", "message"),
     [
         ({"recipe": []}, "lacks recipe"),
-        ({"recipe": {"bits": 5}}, "bits input should be 16, 8 or 4"),
-        ({"recipe": {"reuse": 0}}, "reuse input should be greater than or equal to 1"),
+        ({"recipe": {"bits": 5}}, "bits must be one of 16, 8, 4"),
+        ({"recipe": {"reuse": 0}}, "reuse must be at least 1"),
         ({"recipe": {"reuse": 2}}, "its shape does not hold its epochs"),
         ({"recipe": {"top_k": 1}}, "its classes or temperature do not fit its top_k 1"),
         (
@@ -418,7 +418,7 @@ def test_an_unknown_kind_of_labels_is_refused(store):
             "its classes or temperature do not fit its top_k 3",
         ),
         ({"epochs": None}, "lacks epochs"),
-        ({"epochs": 0}, "epochs input should be greater than or equal to 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
     ],
 )
 def test_a_damaged_recipe_is_refused(store, values, message):

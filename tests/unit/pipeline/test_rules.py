@@ -193,6 +193,16 @@ def test_a_wrong_target_takes_one_line(target, line, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_a_target_without_a_cell_that_can_run_takes_one_line(tree):
+    tree.experiment("wrong", {"dataset": "digit"})
+    with pytest.raises(
+        ConfigError, match=r"^config/experiments/wrong\.yaml: no cell of this table"
+    ):
+        Plan({}, None, ["-n", "results/wrong.csv"])
+    plan = Plan({}, None, ["results/tiny.csv"])
+    assert "wrong: 6 of 6 cells cannot run: data set digit is not declared" in plan.summary()
+
+
 def test_other_words_of_a_command_line_are_no_targets(monkeypatch):
     monkeypatch.chdir(ROOT)
     Plan({}, call(), ["-n", "all", "artifacts/x.csv", "results/other/deep/x.csv", "results/x.txt"])
