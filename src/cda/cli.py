@@ -39,7 +39,9 @@ REMOVED = {
 TABLES = option("targets", nargs="*", metavar="TABLE", help="table4 or its path; default: all")
 TARGET = "a table or figure: table4, figure8, results/table4.csv"
 DRY = option("--dry-run", "-n", action="store_true", help="only print what would happen")
-GPU = option("--gpu", metavar="NAME", help="a device in config/devices.yaml; default: runtime.gpu")
+GPU = option(
+    "--gpu", metavar="NAME", help="a device in config/devices.yaml; default: this machine's"
+)
 
 
 def _tables(experiments: ExperimentSet, targets: Sequence[str]) -> list[str]:
@@ -204,15 +206,25 @@ def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str
     "running",
     TABLES,
     GPU,
-    option("--gpus", type=int, default=1, metavar="N", help="devices at once (default 1)"),
+    option(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices, or jobs of a CPU, at once (default 1)",
+    ),
 )
 def plan(arguments: Arguments) -> None:
     """Estimate what tables cost: GPU-hours, wall time, disk."""
     from cda.pipeline import plan
+    from cda.pipeline.rates import device_kind
 
     experiments = experiments_of(arguments)
-    gpu = arguments.gpu or experiments.settings.runtime.gpu
+    gpu = device_kind(experiments, arguments.gpu)
     print(plan.plan(experiments, _tables(experiments, arguments.targets), gpu, arguments.gpus))
+    if arguments.gpu is None:
+        other = experiments.settings.runtime.gpu
+        print(f"\nFor the device of this machine; for another: --gpu {other}")
 
 
 @command(

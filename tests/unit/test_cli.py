@@ -162,3 +162,14 @@ def test_a_table_of_another_scale_names_that_scale(tree, capsys):
         line = "'shrunk' at scale paper, it is of scale small; add --config scale=small"
         assert line in capsys.readouterr().err
     assert tree.cda("list", "shrunk", "--config", "scale=small") == 0
+
+
+def test_a_plan_is_for_the_device_of_this_machine_by_default(tree, capsys):
+    assert tree.cda("plan", "tiny") == 0  # the tree's runtime.device is cpu
+    page = capsys.readouterr().out
+    assert "on 1 × cpu\n" in page
+    assert page.endswith("For the device of this machine; for another: --gpu a100\n")
+    assert tree.cda("plan", "tiny", "--gpu", "h100") == 0
+    page = capsys.readouterr().out
+    assert "on 1 × h100\n" in page
+    assert "this machine" not in page
