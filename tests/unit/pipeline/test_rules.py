@@ -11,6 +11,7 @@ import pytest
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.jobs import Job, graph_of
 from cda.pipeline.rules import Plan, one_of
+from cda.pipeline.summary import summary
 
 ROOT = Path(__file__).parents[3]
 
@@ -200,7 +201,7 @@ def test_a_target_without_a_cell_that_can_run_takes_one_line(tree):
     ):
         Plan({}, None, ["-n", "results/wrong.csv"])
     plan = Plan({}, None, ["results/tiny.csv"])
-    assert "wrong: 6 of 6 cells cannot run: data set digit is not declared" in plan.summary()
+    assert "Not run: data set digit is not declared" in summary(plan.experiments, [])
 
 
 def test_other_words_of_a_command_line_are_no_targets(monkeypatch):
