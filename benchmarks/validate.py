@@ -32,10 +32,11 @@ from cda.data.label_store import FORMAT, LabelStore, LabelWriter
 from cda.engine.batches import DistilledBatches
 from cda.engine.device import Device
 from cda.engine.images import Images
+from cda.engine.soft_labels import LabelledBatches
 from cda.engine.trainer import Trainer
 from cda.files import write_json
 from cda.rng import generator
-from cda.stages.validate import LabelledBatches, loss_of
+from cda.stages.validate import loss_of
 
 LABEL_EPOCHS = 4  # stored; a longer training reads them again
 POST = Validate(

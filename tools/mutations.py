@@ -47,7 +47,8 @@ TESTS = {  # file, and its functions and classes if not all: tests, the quick an
     "src/cda/engine/blocks.py": RECOVERY,
     "src/cda/engine/batches.py": ("unit/engine/test_batches", *BATCHES, "unit/method/test_augment"),
     "src/cda/stages/squeeze.py:smoothed_ce,round_to_half": ("unit/stages/test_squeeze",),
-    "src/cda/stages/validate.py:LabelledBatches,loss_of": BATCHES,
+    "src/cda/engine/soft_labels.py": ("unit/engine/test_soft_labels", *BATCHES),
+    "src/cda/stages/validate.py:loss_of": BATCHES,
     "src/cda/stages/continual.py:class_order,seen_classes,SeenBatches,accuracy,learn": (
         "unit/stages/test_continual",
     ),

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from cda import __version__
 from cda.command import COMMANDS, Arguments, command, option
-from cda.config.load import read_overrides
-from cda.errors import AlreadyDone, CdaError, Interrupted
+from cda.config.load import load_settings, read_overrides
+from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
+from cda.progress import log
 from cda.stages.commands import experiments_of
 from cda.text import nearest
 
@@ -38,7 +39,9 @@ REMOVED = {
 TABLES = option("targets", nargs="*", metavar="TABLE", help="table4 or its path; default: all")
 TARGET = "a table or figure: table4, figure8, results/table4.csv"
 DRY = option("--dry-run", "-n", action="store_true", help="only print what would happen")
-GPU = option("--gpu", metavar="NAME", help="a device in config/devices.yaml; default: runtime.gpu")
+GPU = option(
+    "--gpu", metavar="NAME", help="a device in config/devices.yaml; default: this machine's"
+)
 
 
 def _tables(experiments: ExperimentSet, targets: Sequence[str]) -> list[str]:
@@ -48,8 +51,14 @@ def _tables(experiments: ExperimentSet, targets: Sequence[str]) -> list[str]:
 
 def _target(experiments: ExperimentSet, target: str) -> str:
     """The table or figure that a name or a path names; raises ConfigError."""
-    name = Path(target).stem
-    return name if name in experiments.figures else experiments.table_of(target)
+    path, figures = Path(target), experiments.figures
+    if path.stem in figures:
+        experiments.require_own(path)
+        return path.stem
+    if path.stem not in experiments.tables:
+        known = [*experiments.tables, *figures]
+        raise ConfigError(experiments.absent(path.stem, "table or figure", known))
+    return experiments.table_of(target)
 
 
 def _jobs(experiments: ExperimentSet, target: str) -> list[Job]:
@@ -75,6 +84,8 @@ def table(arguments: Arguments) -> None:
     experiments = experiments_of(arguments)
     name = experiments.table_of(arguments.name)
     out = Path(arguments.out or experiments.layout.table(name))
+    for line in experiments.not_run(name):
+        log(line)
     tables.write(experiments, name, out)
     if arguments.show:
         print(out.with_suffix(".md").read_text(encoding="utf-8"))
@@ -120,8 +131,43 @@ def reproduction(arguments: Arguments) -> None:
 
 @command(
     "running",
-    option("target", metavar="TARGET", help=TARGET),
+    option("name", metavar="NAME", help="of the data set: letters, digits, _ and -"),
+    option(
+        "--layout",
+        default="image_folder",
+        choices=["image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k"],
+        help="how its files are arranged (default: image_folder, a folder for each class)",
+    ),
+    option("--data", metavar="PATH", help="its folder, which is linked; default: data/NAME"),
+    GPU,
+)
+def init(arguments: Arguments) -> None:
+    """Declare a data set of your own: its file, a recipe for this machine, a table.
+
+    Reads the folder and writes config/datasets/NAME.yaml and config/recipes/NAME.yaml, each line
+    with its reason. Overwrites nothing. A folder without held-out images is split by links.
+    """
+    from cda.pipeline import init
+
+    settings = load_settings(read_overrides(arguments.config))
+    path = Path(arguments.data) if arguments.data else None
+    print(
+        init.declare(
+            settings, arguments.name, layout=arguments.layout, path=path, gpu=arguments.gpu
+        )
+    )
+
+
+@command(
+    "running",
+    option("target", nargs="?", metavar="TARGET", help=TARGET),
     option("--files", action="store_true", help="print the paths of outputs that exist, for tar"),
+    option(
+        "--abandoned",
+        action="store_true",
+        help="instead, of all scales: artifacts that no table, figure or tracked run needs",
+    ),
+    option("--delete", action="store_true", help="remove the abandoned ones"),
 )
 def list_(arguments: Arguments) -> None:
     """List the runs of a table or figure, and how many of their jobs are done.
@@ -129,6 +175,13 @@ def list_(arguments: Arguments) -> None:
     Inputs come first. Cells of a table that cannot run are named after its runs.
     """
     experiments = experiments_of(arguments)
+    if arguments.abandoned == bool(arguments.target) or arguments.delete > arguments.abandoned:
+        arguments.error("takes a TARGET, or --abandoned with or without --delete")
+    if arguments.abandoned:
+        from cda.pipeline.abandoned import list_abandoned
+
+        list_abandoned(experiments.config, delete=arguments.delete)
+        return
     target = _target(experiments, arguments.target)
     jobs = graph_of(experiments).all(_jobs(experiments, target))
     if arguments.files:
@@ -138,10 +191,8 @@ def list_(arguments: Arguments) -> None:
         own = [job for job in jobs if job.run.id == run.id]
         done = sum(job.is_done() for job in own)
         print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {done}/{len(own)} done")
-    if target in experiments.tables:
-        cells = experiments.cells(target)
-        for note in sorted({cell.note for cell in cells if cell.note and not cell.quoted}):
-            print(f"not run: {note}")
+    for line in experiments.not_run(target) if target in experiments.tables else ():
+        print(line)
 
 
 def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str]:
@@ -155,15 +206,25 @@ def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str
     "running",
     TABLES,
     GPU,
-    option("--gpus", type=int, default=1, metavar="N", help="devices at once (default 1)"),
+    option(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices, or jobs of a CPU, at once (default 1)",
+    ),
 )
 def plan(arguments: Arguments) -> None:
     """Estimate what tables cost: GPU-hours, wall time, disk."""
     from cda.pipeline import plan
+    from cda.pipeline.rates import device_kind
 
     experiments = experiments_of(arguments)
-    gpu = arguments.gpu or experiments.settings.runtime.gpu
+    gpu = device_kind(experiments, arguments.gpu)
     print(plan.plan(experiments, _tables(experiments, arguments.targets), gpu, arguments.gpus))
+    if arguments.gpu is None:
+        other = experiments.settings.runtime.gpu
+        print(f"\nFor the device of this machine; for another: --gpu {other}")
 
 
 @command(

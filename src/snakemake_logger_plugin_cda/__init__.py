@@ -1,6 +1,7 @@
 """Snakemake's progress in one line: `snakemake --logger cda …`, as `make demo` calls it.
 
 On a terminal the line is rewritten each second; elsewhere there is one plain line a finished job.
+A job that takes more than a minute gets a line that names its log, where its progress is.
 Warnings and errors are printed in full, with the failed job's log. Everything else that Snakemake
 logs is in its own log file, whose path the last line names.
 
@@ -20,6 +21,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 CLEAR_LINE = "\r\033[K"
+LONG = 60  # seconds until a job's log is named
 MESSAGES = ("Nothing to be done", "Complete log")  # that are not of warnings and printed still
 
 
@@ -36,10 +38,10 @@ class LogHandler(LogHandlerBase):
         self.start = time.monotonic()
         self.done = self.total = 0
         self.running: dict[int, str] = {}  # the rule's name by the job's number
+        self.logs: dict[int, tuple[float, str]] = {}  # when to name a running job's log, and which
         self.terminal = sys.stderr.isatty()
         self.closed = Event()
-        if self.terminal:
-            Thread(target=self._tick, daemon=True).start()
+        Thread(target=self._tick, daemon=True).start()
 
     def emit(self, record: LogRecord) -> None:
         """Count, and print what there is to print."""
@@ -49,10 +51,12 @@ class LogHandler(LogHandlerBase):
             self.total = fields["stats"]["total"]
         elif event == LogEvent.JOB_INFO:
             self.running[fields["jobid"]] = fields["rule_name"]
-        elif event == LogEvent.JOB_ERROR:
-            self.running.pop(fields["jobid"], None)
-        elif event == LogEvent.JOB_FINISHED:
-            self.running.pop(fields["job_id"], None)
+            if logs := fields.get("log"):
+                self.logs[fields["jobid"]] = time.monotonic() + LONG, str(logs[0])
+        elif event in (LogEvent.JOB_ERROR, LogEvent.JOB_FINISHED):
+            ended = fields["jobid" if event == LogEvent.JOB_ERROR else "job_id"]
+            self.running.pop(ended, None)
+            self.logs.pop(ended, None)
         elif event == LogEvent.PROGRESS:
             self.done, self.total = fields["done"], fields["total"]
         if record.levelno >= WARNING or self.common_settings.dryrun:
@@ -87,4 +91,11 @@ class LogHandler(LogHandlerBase):
     def _tick(self) -> None:
         while not self.closed.wait(1):
             with self.lock:  # type: ignore[union-attr]  # emit is called under it
+                self._name_logs()
                 self._draw()
+
+    def _name_logs(self) -> None:
+        for job, (due, log) in list(self.logs.items()):
+            if time.monotonic() >= due and not self.closed.is_set():
+                del self.logs[job]
+                self._print(f"{self.running[job]} goes on; its log: {log}")

@@ -43,6 +43,7 @@ from cda.engine.images import Images
 from cda.engine.objective import Objective
 from cda.engine.recovery import RecoverJob, Recovery, recover_blocks
 from cda.engine.signals import Stop
+from cda.engine.soft_labels import LabelledBatches
 from cda.engine.trainer import Trainer
 from cda.files import write_json
 from cda.method import dsa, networks
@@ -52,7 +53,7 @@ from cda.stages.continual import SeenBatches, accuracy
 from cda.stages.models import accelerate
 from cda.stages.score import crop_accuracies
 from cda.stages.squeeze import smoothed_ce
-from cda.stages.validate import LabelledBatches, loss_of
+from cda.stages.validate import loss_of
 
 Phases = Iterator[str]
 Network = Callable[[Device], nn.Module]

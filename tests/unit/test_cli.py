@@ -73,7 +73,7 @@ def test_a_wrong_command_line_ends_with_its_problem_and_status_2(words, problem,
     [
         (["table", "tinny"], "there is no table 'tinny' at scale paper"),
         (["figure", "nothing"], "there is no figure 'nothing' at scale paper; there is none"),
-        (["list", "tinny"], "there is no table 'tinny' at scale paper (nearest: tiny); there is"),
+        (["list", "tinny"], "there is no table or figure 'tinny' at scale paper (nearest: tiny); "),
         (["list", "tiny", "--config", "datasets=[digit]"], "not declared (nearest: digits); use"),
         (["plan", "tiny", "--gpu", "h9000"], "--gpu h9000: is not in config/devices.yaml; use one"),
         (["config", "show", "nothing"], "no run 'nothing' at scale paper"),
@@ -120,11 +120,56 @@ def test_a_misspelt_command_is_one_line_with_the_nearest(word, near, capsys):
     assert line == f"cda: there is no command '{word}' (nearest: {near}); `cda --help`"
 
 
+def test_cells_that_cannot_run_are_named_on_the_screen(tree, capsys):
+    layout = {"rows": ["dataset"], "columns": ["method"]}
+    tree.experiment("tiny", {"ipc": [1]}, {"dataset": "digit", "ipc": [1]}, layout=layout)
+    assert tree.cda("table", "tiny") == 0
+    line = "tiny: 3 of 6 cells cannot run: data set digit is not declared in config/datasets/"
+    assert f"{line} (nearest: digits)\n" in capsys.readouterr().err
+    assert tree.cda("list", "tiny") == 0
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["table", "list", "plan", "run", "check"])
+def test_a_table_without_a_cell_that_can_run_is_refused(command, tree, capsys):
+    tree.experiment("wrong", {"dataset": "digit"})
+    assert tree.cda(command, "wrong") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config/experiments/wrong.yaml: no cell of this table can run: data set digit" in line
+    assert line.endswith("(nearest: digits); data sets are digits")
+
+
+def test_figures_are_found_by_name_and_by_their_own_path(tree, capsys):
+    group = (tree.folder / "experiments/tiny.yaml").read_text().split("groups:")[1]
+    lines = f"title: Seen\nkind: grid\nscales: [paper]\ngroups:{group}"
+    tree.write("experiments/seen.yaml", lines)
+    for name in ("seen", "results/seen.png"):
+        assert tree.cda("list", name) == 0
+        assert "0/1 done" in capsys.readouterr().out
+    for name, message in {
+        "sen": "there is no table or figure 'sen' at scale paper (nearest: seen); there is tiny, s",
+        "results/demo/seen.png": "no table or figure of scale paper; use results/seen.png",
+    }.items():
+        assert tree.cda("list", name) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_a_table_of_another_scale_names_that_scale(tree, capsys):
     tree.scale("small")
     tree.experiment("shrunk", scales=["small"])
     for command in ("list", "table"):
         assert tree.cda(command, "shrunk") == 1
-        line = "there is no table 'shrunk' at scale paper, it is of scale small; add --config scale"
+        line = "'shrunk' at scale paper, it is of scale small; add --config scale=small"
         assert line in capsys.readouterr().err
     assert tree.cda("list", "shrunk", "--config", "scale=small") == 0
+
+
+def test_a_plan_is_for_the_device_of_this_machine_by_default(tree, capsys):
+    assert tree.cda("plan", "tiny") == 0  # the tree's runtime.device is cpu
+    page = capsys.readouterr().out
+    assert "on 1 × cpu\n" in page
+    assert page.endswith("For the device of this machine; for another: --gpu a100\n")
+    assert tree.cda("plan", "tiny", "--gpu", "h100") == 0
+    page = capsys.readouterr().out
+    assert "on 1 × h100\n" in page
+    assert "this machine" not in page

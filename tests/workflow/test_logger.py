@@ -25,6 +25,18 @@ rule orphan:
     output: "orphan.txt"
     shell: "touch {output}"
 """
+LONG = """\
+rule short:
+    output: "short.txt"
+    log: "logs/short.log"
+    shell: "touch {output}"
+
+rule long:
+    input: "short.txt"
+    output: "long.txt"
+    log: "logs/long.log"
+    shell: "sleep 4; touch {output}"
+"""
 DONE = r"(\d) of 2 jobs done, 0:0\d elapsed"
 
 
@@ -81,6 +93,21 @@ def test_a_terminal_gets_one_line_that_is_rewritten_and_errors_stay(folder):
     assert not any(re.match(DONE, line) for line in lines), "no half line is left"
     (complete,) = (line for line in lines if line.startswith("Complete log(s): "))
     assert Path(complete.removeprefix("Complete log(s): ")).is_file()
+
+
+def test_a_long_job_names_its_log_once(folder):
+    (folder / "Snakefile").write_text(LONG, encoding="utf-8")
+    sooner = "import snakemake_logger_plugin_cda as plugin; plugin.LONG = 1\n"
+    program = f"{sooner}from snakemake.cli import main; main()"
+    words = ["long.txt", "--cores", "1", "--logger", "cda"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=folder, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines.count("long goes on; its log: logs/long.log") == 1
+    assert not any("short goes on" in line for line in lines)
 
 
 def test_a_terminal_shows_what_snakemake_refuses(folder):

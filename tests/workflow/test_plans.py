@@ -70,7 +70,7 @@ def test_no_shard_is_computed_twice():
 def test_a_dry_run_names_data_sets_without_a_part():
     printed = snakemake("-n", "results/mini/table4.csv", "--config", "scale=mini")
     assert "validate" in planned(printed)
-    assert "Not run: data set imagenet1k has no part in scale mini." in printed
+    assert "cells cannot run: data set imagenet1k has no part in scale mini." in printed
 
 
 def test_controls_are_a_switch():
@@ -107,7 +107,7 @@ def test_narrowing_to_a_data_set_plans_only_its_cells():
         (["--config", "datasets=[mnist]"], "config key datasets: 'mnist' is not declared"),
         (
             ["--config", "runtime={device: tpu}"],
-            "the command line: runtime.device input should be 'auto', 'cpu' or 'cuda'",
+            "the command line: runtime.device must be one of auto, cpu, cuda",
         ),
         (
             ["--config", "seed=3"],

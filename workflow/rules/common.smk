@@ -4,10 +4,11 @@ sys.path.insert(0, f"{workflow.basedir}/../src")
 
 from cda.errors import CdaError
 from cda.pipeline.rules import Plan, one_of
+from cda.pipeline.summary import summary
 
 try:
     PLAN = Plan(config, workflow, sys.argv[1:])
-    print(PLAN.summary(), file=sys.stderr)
+    print(summary(PLAN.experiments, sys.argv[1:]), file=sys.stderr)
 except CdaError as error:
     sys.exit(f"cda: {error}")
 

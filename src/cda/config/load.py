@@ -121,11 +121,16 @@ def scale_file(config: Path, scale: str) -> Path:
     return config / "scales" / f"{scale}.yaml"
 
 
+def scale_names(config: Path) -> list[str]:
+    """Every scale, the paper's first."""
+    return ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
+
+
 def read_scale(config: Path, scale: str) -> Scale:
     """A scale; raises ConfigError for an unknown scale, key or data set."""
     file = scale_file(config, scale)
     if not re.fullmatch(r"\w[\w-]*", str(scale)) or not file.is_file():  # it names folders too
-        known = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
+        known = scale_names(config)
         raise ConfigError(
             f"config key scale: there is no scale {scale!r}{nearest(scale, known)}; use one of "
             f"{', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The networks and methods that the paper names, and their labels in tables and figures.
+"""The networks, methods and data sets that the paper names, and labels in tables and figures.
 
 This module imports no torch.
 
@@ -63,6 +63,8 @@ METHODS = {
     "rcl-step": "Reverse step", "cl-step": "Step", "cl-linear": "Linear", "cl-cosine": "Cosine",
 }  # fmt: skip
 
+DATASETS = ("cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k_p")
+
 # Families of torchvision and timm without BN layers. A vit_… on a ResNet or on MobileCLIP has some.
 _WITHOUT_BN = re.compile(
     r"squeezenet1_\d|(deit|swin|mixer|resmlp|convnext)\w*|vit_(?!.*(resnet|mci))\w*"
@@ -93,6 +95,17 @@ def method_label(method: str) -> str:
     ('SRe²L', 'mine')
     """
     return METHODS.get(method, method)
+
+
+def scale_label(scale: str, dataset: str) -> str:
+    """A scale as tables and run JSONs name it: `own` where `paper` is no scale of the paper's.
+
+    Data sets that the paper does not use run there with their recipe's own values.
+
+    >>> scale_label("paper", "cifar100"), scale_label("paper", "flowers"), scale_label("demo", "x")
+    ('paper', 'own', 'demo')
+    """
+    return "own" if scale == "paper" and dataset not in DATASETS else scale
 
 
 def require_bn(model: str) -> None:

@@ -99,8 +99,12 @@ class Dataset(Strict):
     )
     compare_ipc: tuple[Count, ...] = Field(
         (),
-        description="adds a table results/<name>.csv: CDA, SRe²L and random real images at "
-        "these IPCs",
+        description="adds a table results/<name>.csv of compare_methods at these IPCs",
+    )
+    compare_methods: tuple[Name, ...] = Field(
+        ("cda", "sre2l", "random"),
+        min_length=1,
+        description="methods of that table: names under methods in its recipe",
     )
     get: str = Field(description="one sentence on how to get it; errors end with it")
 
@@ -121,6 +125,12 @@ class Dataset(Strict):
             raise ValueError("class_names go with layout no_images, which needs them")
         if names and (len(names) != self.classes or list(names) != sorted(set(names))):
             raise ValueError(f"class_names must be {self.classes} names, sorted and each once")
+        return self
+
+    @model_validator(mode="after")
+    def _compared(self) -> Dataset:
+        if "compare_methods" in self.model_fields_set and not self.compare_ipc:
+            raise ValueError("compare_methods go with compare_ipc, which needs their IPCs")
         return self
 
     @model_validator(mode="after")

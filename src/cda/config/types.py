@@ -97,23 +97,73 @@ def parse(
         return model.model_validate(values)
     except ValidationError as error:
         # An unknown key first: a typo often explains the other errors.
-        problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key, message = ".".join(map(str, problem["loc"])), _message(model, problem)
+        problems = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        path = _path(problems[0])
+        key = ".".join(map(str, path))
+        # A value that may have several types has an error for each.
+        message = _message(model, path, [one for one in problems if _path(one) == path])
         near = [k for k in written or () if f"{k}.".startswith(f"{key}.")]
         near += [k for k in written or () if key.startswith(f"{k}.")]
         place = written[near[0]] if written and near else where
         raise ConfigError(f"{place}: {key or model.__name__.lower()} {message}") from None
 
 
-def _message(model: type[Strict], problem: Any) -> str:
-    """An error of pydantic in words that name what is allowed."""
-    if problem["type"] == "extra_forbidden":
-        *above, key = problem["loc"]
-        known = _keys(model, tuple(above))
-        return f"is not a known key{nearest(key, known)}; use one of {', '.join(known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return message[0].lower() + message[1:] + found
+def _path(problem: Any) -> tuple[Any, ...]:
+    """The keys above an error, without the types among which pydantic chose."""
+    return tuple(part for part in problem["loc"] if "[" not in str(part))
+
+
+def _message(model: type[Strict], path: tuple[Any, ...], problems: list[Any]) -> str:
+    """The errors of the value at `path` in words that name what is allowed."""
+    first, found = problems[0], problems[0]["input"]
+    names = [
+        name
+        for each in problems
+        if each["type"] == "literal_error"
+        for name in re.split(", | or ", each["ctx"]["expected"].replace("'", ""))
+    ]
+    if first["type"] == "extra_forbidden" or first["loc"][-1:] == ("[key]",):
+        known = names or _keys(model, path[:-1])
+        return f"is not a known key{nearest(path[-1], known)}; use one of {', '.join(known)}"
+    others = [_requirement(each) for each in problems if each["type"] != "literal_error"]
+    if not names and not others[0].startswith("must "):
+        return others[0]
+    near = nearest(found, names) if isinstance(found, str) else ""
+    allowed = [", ".join(names)] * bool(names)
+    allowed += dict.fromkeys(other.removeprefix("must be ") for other in others)
+    ending = "" if isinstance(found, dict) else f" (found {found!r})"
+    several = "one of " if len(names) > 1 else ""
+    start = "" if allowed[0].startswith("must ") else "must be "
+    return f"{start}{several}{', or '.join(allowed)}{near}{ending}"
+
+
+# What a value of each kind must be, by the start of pydantic's type of error.
+_REQUIREMENTS = {
+    "missing": "is missing; add it",
+    "tuple": "must be a list, in brackets: [{input}]",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string_type": "must be a text, in quotes",
+    "dict": "must be a mapping of keys to values",
+    "model": "must be a mapping of keys to values",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be more than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be less than {lt:g}",
+    "too_short": "must have more entries: at least {min_length}",
+    "too_long": "must have fewer entries: at most {max_length}",
+}
+
+
+def _requirement(problem: Any) -> str:
+    """What a value must be; the message of a validator of this project states it."""
+    for kind, text in _REQUIREMENTS.items():
+        if problem["type"].startswith(kind):
+            return text.format(input=problem["input"], **problem.get("ctx", {}))
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return message[0].lower() + message[1:]
 
 
 def _keys(model: type[Strict], path: tuple[Any, ...]) -> list[str]:

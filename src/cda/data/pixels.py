@@ -60,6 +60,16 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height of an image file, from its first bytes; raises BadImageError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception as error:  # a damaged image can raise nearly anything
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise BadImageError(f"a file that is no image{reason}") from None
+
+
 def decode_image(content: bytes) -> Image.Image:
     """The image in a file's bytes, in mode RGB and of the file's size; raises BadImageError."""
     if not content:

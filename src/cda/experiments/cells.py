@@ -84,7 +84,8 @@ class Sources:
     def scaling(self, dataset: str) -> tuple[DatasetScale, str]:
         """How the scale shrinks a data set, and why its cells cannot run (empty: they can)."""
         if dataset not in self.datasets:
-            return AS_DECLARED, f"data set {dataset} is not declared in config/datasets/"
+            near = nearest(dataset, self.datasets)
+            return AS_DECLARED, f"data set {dataset} is not declared in config/datasets/{near}"
         if self.scale is None:
             return AS_DECLARED, ""
         if dataset not in self.scale.datasets:

@@ -7,6 +7,7 @@ and to the runs that this builds on. Cells of different tables with equal values
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,15 @@ class ExperimentSet:
             self._cells_of[table] = list(cells)
         return self._cells_of[table]
 
+    def not_run(self, table: str) -> list[str]:
+        """A line for each reason for which cells of a table cannot run; raises ConfigError."""
+        measured = [cell for cell in self.cells(table) if not cell.quoted]
+        notes = Counter(cell.note for cell in measured if cell.run is None)
+        return [
+            f"{table}: {count} of {len(measured)} cells cannot run: {note}"
+            for note, count in notes.items()
+        ]
+
     def absent(self, name: str, kind: str, known: Iterable[str]) -> str:
         """The line for a table or figure that the scale lacks: another that has it, or `known`."""
         line = f"there is no {kind} {name!r} at scale {self.settings.scale}"
@@ -138,13 +148,26 @@ class ExperimentSet:
         return sorted(int(match[1]) for match in found if match)
 
     def table_of(self, target: str) -> str:
-        """The table of a path or a name such as `results/table4.csv`; raises ConfigError."""
+        """The table of a path or a name such as `results/table4.csv`.
+
+        Raises ConfigError if there is none, or if none of its cells can run.
+        """
         path = Path(target)
+        self.require_own(path)
+        cells = [cell for cell in self.cells(path.stem) if not cell.quoted]
+        if cells and not any(cell.run for cell in cells):
+            file, notes = self.config / "experiments", {cell.note for cell in cells}
+            raise ConfigError(
+                f"{file / path.stem}.yaml: no cell of this table can run: "
+                f"{'; '.join(sorted(notes))}; data sets are {', '.join(self.sources.datasets)}"
+            )
+        return path.stem
+
+    def require_own(self, path: Path) -> None:
+        """Raise ConfigError if `path` is a file that lies outside this scale's results."""
         if path.suffix and path.parent != Path(self.layout.results):
             fix = f"use {self.layout.results}/{path.name}, or add --config scale=…"
-            raise ConfigError(f"{target}: no table of scale {self.settings.scale}; {fix}")
-        self.cells(path.stem)
-        return path.stem
+            raise ConfigError(f"{path}: no table or figure of scale {self.settings.scale}; {fix}")
 
     @cached_property
     def _own_runs(self) -> dict[str, Run]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from cda.config.experiment import Experiment, Figure, Group, Layout2D
+from cda.config.load import scale_names
 from cda.config.settings import Dataset
 from cda.config.types import parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.errors import ConfigError
 from cda.experiments.resolver import Point
+from cda.text import nearest
 
 
 def read_experiments(
@@ -26,7 +28,8 @@ def read_experiments(
     """The tables and figures of `config/experiments/` that exist at `scale`, by name.
 
     After them stand the comparison tables of those `datasets` that set `compare_ipc`. Raises
-    ConfigError for a file that does not parse, or whose name a shell could misread.
+    ConfigError for a file that does not parse, whose name a shell could misread or a comparison
+    table has, or of an unknown scale.
     """
     found: dict[str, Experiment | Figure] = {}
     for path in sorted((config / "experiments").glob("*.yaml"), key=_natural):
@@ -37,13 +40,32 @@ def read_experiments(
         values, written = read_plain(path), places(read_layer(path))
         kind: Any = Figure if isinstance(values, dict) and "kind" in values else Experiment
         experiment = parse(kind, values, str(path), written)
+        _require_scales(config, experiment.scales, written.get("scales", str(path)))
         if scale in experiment.scales:
             groups = [one for one in experiment.groups if scale in (one.scales or (scale,))]
             found[path.stem] = experiment.model_copy(update={"groups": tuple(groups)})
     for data in datasets:
-        if data.compare_ipc:
-            found.setdefault(data.name, comparison_table(data))
+        if not data.compare_ipc:
+            continue
+        path = config / "experiments" / f"{data.name}.yaml"
+        if path.is_file():
+            raise ConfigError(
+                f"{path}: compare_ipc of {config / 'datasets' / path.name} makes a table of this "
+                "name; rename this file, or drop compare_ipc there"
+            )
+        found[data.name] = comparison_table(data)
     return found
+
+
+def _require_scales(config: Path, scales: Iterable[str], where: str) -> None:
+    """Raise ConfigError, which names the place `where`, for a scale that does not exist."""
+    known = scale_names(config)
+    for scale in scales:
+        if scale not in known:
+            raise ConfigError(
+                f"{where}: scales: there is no scale {scale!r}{nearest(scale, known)}; use some of "
+                f"{', '.join(known)}"
+            )
 
 
 def declared_scales(config: Path, name: str) -> list[str]:
@@ -100,18 +122,16 @@ def _without(setting: str, *names: str) -> str:
 
 
 def comparison_table(data: Dataset) -> Experiment:
-    """The table of a user's own data set: CDA, SRe²L and random real images."""
+    """The table of a user's own data set, whose methods stand side by side."""
     group = Group(
         dataset=data.name,
-        methods=("cda", "sre2l", "random"),
+        methods=data.compare_methods,
         recovery_models=("resnet18",),
         ipc=data.compare_ipc,
         validation_models=("resnet18",),
     )
     layout = Layout2D(rows=("ipc",), columns=("method",))
-    caption = (
-        "Top-1 accuracy (%) of models trained on distilled images, and on as many random real ones."
-    )
+    caption = "Top-1 accuracy (%) of models trained on each method's images alone."
     title = f"Comparison on {data.name}"
     return Experiment(
         title=title,

@@ -2,8 +2,8 @@
 
 A forward pass is counted on shapes, without weights or data. A training step costs three forward
 passes (forward, gradient to the input, gradient to the weights), a recover step two (the gradient
-goes to the images only). A multiply-add is two operations. Crops, losses, optimisers and start-up
-are not counted: they lower the rate (`cda.pipeline.rates`) that these operations are divided by.
+goes to the images only). A multiply-add is two operations. Crops, losses and optimisers are not
+counted: they lower the rate (`cda.pipeline.rates`) that these operations are divided by.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable
 from functools import cache
 
 from cda.config.recipe import Architecture, Optimisation
-from cda.config.settings import Dataset
+from cda.config.settings import Dataset, Settings
 from cda.errors import ConfigError
 from cda.experiments.runs import Run, label_epochs, label_mode
 
+EVALUATED = 512  # images of a forward pass without gradient, about
 TRAINING, RECOVERY, SECOND = 3, 2, 9  # forward passes' worth of a step on one image
 Counting = Callable[[str, Dataset, Architecture], float]  # multiply-adds of a forward pass
 PNG = 0.85  # of the raw bytes: our estimate for recovered images, which are rough
@@ -139,6 +140,47 @@ def operations(run: Run, max_gb: float, count: Counting = multiply_adds) -> floa
     are not counted. `count` counts a forward pass: `multiply_adds` exactly, with torch.
     """
     return 2.0 * _PASSES[run.stage](run, max_gb, count) if run.stage in _PASSES else 0.0
+
+
+def steps(run: Run, settings: Settings) -> int:
+    """Batches that one job's networks process: each takes time beside its operations."""
+    recipe, data, images = run.recipe, run.data, run.ipc * run.data.classes
+    if run.stage == "squeeze" and not recipe.squeeze.weights:
+        return _training_steps(recipe.squeeze, data.train_images or 0, data)
+    if run.stage == "recover" and recipe.recover.synthetic:
+        blocks = data.shards_per_job * -(-data.classes // recipe.recover.block_size)
+        together = 1 if settings.runtime.blocks == "auto" else settings.runtime.blocks
+        return recipe.recover.iterations * -(-blocks // together)
+    if run.stage == "distill" and (matching := recipe.distill):
+        batches = 2 * matching.outer_steps if matching.match == "gradient" else 2
+        return matching.iterations * batches * data.classes
+    if run.stage == "relabel" and label_mode(run, settings.labels.max_gb) == "stored":
+        return label_epochs(run) * -(-images // EVALUATED)
+    if run.stage == "validate":
+        return _training_steps(recipe.validate_, images, data)
+    if run.stage == "score":
+        crops = 1 + recipe.score.crops if "images" in run.upstream else 1
+        return crops * -(-(images or data.val_images or 0) // EVALUATED)
+    if run.stage == "continual" and (values := recipe.continual):
+        return (values.steps + 1) // 2 * _training_steps(values, images, data)
+    return 0
+
+
+def _training_steps(values: Optimisation, images: int, data: Dataset) -> int:
+    tested = evaluations(values) * -(-(data.val_images or 0) // EVALUATED)
+    return values.epochs * -(-images // values.batch_size) + tested
+
+
+def read_images(run: Run) -> int:
+    """Real images of files of their own that one job decodes before its work."""
+    data, recipe = run.data, run.recipe
+    if not data.in_folder or data.layout == "cifar100" or data.stream:
+        return 0
+    tested = run.stage in ("validate", "continual") or (run.stage == "score" and not run.ipc)
+    if run.stage == "recover" and not recipe.recover.synthetic:
+        return data.shards_per_job * data.classes
+    trained = (run.stage == "squeeze" and not recipe.squeeze.weights) or run.stage == "distill"
+    return (tested or trained) * (data.val_images or 0) + trained * (data.train_images or 0)
 
 
 def decoded_images(run: Run) -> int:

@@ -206,7 +206,8 @@ def track(experiments: ExperimentSet, runs: Sequence[Run]) -> None:
     print(f"{len(new)} runs tracked, {human_bytes(total)}; {len(outputs) - len(new)} were already.")
     if new:
         pattern = f"{experiments.layout.artifacts}/**/*.dvc"
-        print(f"To publish them: dvc push; git add '{pattern}' config; git commit")
+        paths = f"'{pattern}' config {experiments.layout.results}"
+        print(f"To publish them: dvc push; git add {paths}; git commit")
 
 
 def _untracked(folder: str, changes: Changes, entries: Sequence[str]) -> list[str]:

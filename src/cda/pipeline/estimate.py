@@ -6,20 +6,18 @@ A job counts if its output is missing and a missing measurement depends on it
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cda.config.settings import Settings
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.jobs import Job, JobGraph, graph_of, table_jobs
+from cda.experiments.jobs import Job, JobGraph, gpu_count, graph_of, table_jobs
 from cda.experiments.runs import MAKING, VERSIONS, Run, label_gigabytes, label_mode
 from cda.pipeline.costs import (
     Counting,
     decoded_images,
     multiply_adds,
-    operations,
     pixel_gigabytes,
     shard_gigabytes,
 )
@@ -70,17 +68,14 @@ class Estimate:
 def hours_of(
     run: Run, rates: Rates, settings: Settings, count: Counting = multiply_adds
 ) -> tuple[float, float]:
-    """GPU-hours of one job: those its networks take, and those that decoding its images takes.
+    """GPU-hours of one job: those its work takes, and those that decoding streamed images takes.
 
-    The job takes the larger of the two. A measured rate includes the decoding, which then is 0.
+    The job takes the larger of the two, after its start. A measured rate includes the decoding,
+    which then is 0.
     """
-    if run.stage == "decode":
-        return 0.0, 0.0
-    rate = rates.of(run)
-    computing = operations(run, settings.labels.max_gb, count) / rate.tflops / 1e12
-    images = 0 if rate.measured else decoded_images(run)
+    images = 0 if run.stage == "decode" or rates.of(run).measured else decoded_images(run)
     decoding = images / rates.decode / max(1, settings.runtime.requested_workers)
-    return computing / 3600, decoding / 3600
+    return rates.seconds_of(run, settings, count) / 3600, decoding / 3600
 
 
 def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: int) -> Estimate:
@@ -94,18 +89,23 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
     missing = graph.missing(targets)
     runs = {job.run.id: job.run for job in missing}
     each = {run_id: hours_of(run, rates, settings) for run_id, run in runs.items()}
-    hours = {run_id: max(pair) for run_id, pair in each.items()}
+    hours = {run_id: max(pair) + rates.start / 3600 for run_id, pair in each.items()}
     found = Estimate(gpus=gpus, memory_gb=rates.device.memory_gb)
-    found.lines = list(_lines(graph.all(targets), missing, hours, rates))
+    found.lines = list(_lines(graph.all(targets), missing, hours, rates, settings))
     found.chain_hours = _chain(graph, missing, hours, rates, gpus, settings)
     _add_sizes(found, missing, settings)
-    found.notes = [*_not_run(experiments, names), *_uncounted(runs.values())]
+    found.notes = [line for name in names for line in experiments.not_run(name)]
+    found.notes += _uncounted(runs.values())
     found.notes += _decode_bound(runs.values(), each)
     return found
 
 
 def _lines(
-    jobs: Sequence[Job], missing: Sequence[Job], hours: Mapping[str, float], rates: Rates
+    jobs: Sequence[Job],
+    missing: Sequence[Job],
+    hours: Mapping[str, float],
+    rates: Rates,
+    settings: Settings,
 ) -> Iterator[Line]:
     """A line for each data set and stage."""
     to_do = set(missing)
@@ -114,7 +114,7 @@ def _lines(
             own = [job for job in jobs if (job.run.dataset, job.run.stage) == (dataset, stage)]
             left = [job for job in own if job in to_do]
             if own:
-                rated = next((job.run for job in left if hours[job.run.id]), None)
+                rated = next((job.run for job in left if gpu_count(job.run, settings)), None)
                 yield Line(
                     dataset,
                     stage,
@@ -162,14 +162,6 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
         elif run.stage in ("validate", "continual"):
             images = run.ipc * run.data.classes
             found.pixels_gb = max(found.pixels_gb, pixel_gigabytes(run, images))
-
-
-def _not_run(experiments: ExperimentSet, names: Sequence[str]) -> Iterator[str]:
-    """A line for each table and reason for which cells stay `not_run`."""
-    for name in names:
-        cells = [c for c in experiments.cells(name) if c.run is None and not c.quoted]
-        for note, count in Counter(cell.note for cell in cells).items():
-            yield f"{name}: {count} cell{'s' if count > 1 else ''} will stay not_run: {note}"
 
 
 def _uncounted(runs: Iterable[Run]) -> Iterator[str]:

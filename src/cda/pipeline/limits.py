@@ -47,8 +47,6 @@ def job_hours(
     """Estimated hours of one job of `run`, all its processes at once."""
     if run.stage == "decode":
         return decoded_images(run) / rates.decode / 3600
-    if run.stage == "recover" and not run.recipe.recover.synthetic:
-        return run.data.shards_per_job * run.data.classes / rates.decode / 3600
     together = process_count(run, settings) if run.stage == "squeeze" else 1
     return max(hours_of(run, rates, settings, count)) / together
 

@@ -220,7 +220,7 @@ def run_tables(
         return
     seconds = {job: 3600 * job_hours(job.run, rates, settings) for job in jobs}
     for process in processes_of(jobs):
-        seconds[process[0]] += START
+        seconds[process[0]] += rates.start
     print(forecast(jobs, seconds, budget), flush=True)
     if dry:
         return

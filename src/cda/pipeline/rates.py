@@ -1,7 +1,8 @@
-"""How fast a device works, in operations a second.
+"""How fast a device works, in operations a second, and what a job takes on it.
 
-A rate is the median of what finished jobs took on the same kind of device. Where none has finished
-it is a share of the device's peak, both from `config/devices.yaml`.
+A rate is a share of the device's peak, both from `config/devices.yaml`. A job also reads its images
+and takes a fixed time a step. Finished jobs on the same kind of device correct the rate: it is the
+median of those with which their estimates would be the time they took.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pydantic import Field
 
 from cda.config.experiment import Several
 from cda.config.settings import Computing, Settings
-from cda.config.types import Positive, Ratio, Strict, parse
+from cda.config.types import Count, Positive, Ratio, Strict, Weight, parse
 from cda.config.yaml_source import places, read_layer, read_plain
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.experiments.runs import MEASURING, Run, seeds_of
 from cda.files import read_json
-from cda.pipeline.costs import Counting, multiply_adds, operations
+from cda.pipeline.costs import Counting, multiply_adds, operations, read_images, steps
 from cda.progress import log
 
 
@@ -40,6 +41,10 @@ class DataSheet(Strict):
         description="peak of what its matrix units do here, in 10¹² operations a second"
     )
     memory_gb: Positive = Field(description="memory of one, in GB")
+    threads: Count | None = Field(
+        None, description="of a CPU: the threads that tflops is of; a job has runtime.cpu_threads"
+    )
+    step: Weight = Field(0.0, description="seconds that a step takes beside its operations")
     share: dict[Computing, Ratio] = Field(
         {}, description="share of the peak that a stage reaches; replaces all devices'"
     )
@@ -49,8 +54,12 @@ class Devices(Strict):
     """`config/devices.yaml`."""
 
     decode: Positive = Field(description="images a second that one process decodes")
+    start: Weight = Field(0.0, description="seconds until a process begins its work")
     share: dict[Computing, Ratio] = Field(description="share of the peak that a stage reaches")
     devices: dict[str, DataSheet] = Field(description="by the name that --gpu takes")
+
+
+SMALL = 0.03  # of the time that decoding a file of 256 pixels takes: opening a small one
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Rates:
     name: str
     device: DataSheet
     decode: float
+    start: float
     assumed: dict[str, Rate]
     measured: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # stage and data set
 
@@ -83,6 +93,23 @@ class Rates:
         jobs = f"{len(found)} job{'s' if len(found) > 1 else ''}"
         source = f"measured on {self.name} with {where} ({jobs})"
         return Rate(statistics.median(found), source, len(found))
+
+    def seconds_of(self, run: Run, settings: Settings, count: Counting = multiply_adds) -> float:
+        """Estimated seconds of one job's work, without its start and decoding while it trains."""
+        if run.stage == "decode":
+            return 0.0
+        rate = self.of(run)
+        assumed = self.assumed_seconds(run, settings, settings.runtime.cpu_threads, count)
+        return assumed * self.assumed[run.stage].tflops / rate.tflops
+
+    def assumed_seconds(
+        self, run: Run, settings: Settings, threads: int, count: Counting = multiply_adds
+    ) -> float:
+        """As `seconds_of`, by the assumed rate and with `threads` of a CPU."""
+        reading = read_images(run) * max(SMALL, (run.data.resolution / 256) ** 2) / self.decode
+        speed = 1e12 * self.assumed[run.stage].tflops * threads / (self.device.threads or threads)
+        work = operations(run, settings.labels.max_gb, count) / speed
+        return reading + steps(run, settings) * self.device.step + work
 
 
 def read_devices(config: Path) -> Devices:
@@ -106,9 +133,10 @@ def rates_of(config: Path, name: str, key: str = "--gpu") -> Rates:
             raise ConfigError(f"{file}: share.{stage} is missing; {fix}")
         share = device.share[stage] if own else devices.share[stage]
         written = layer[f"devices.{name}.share.{stage}" if own else f"share.{stage}"]
-        source = f"scaled by arithmetic, {100 * share:g} % of {device.tflops:g}: {written.source}"
+        peak = f"{device.tflops:g}" + f" ({device.threads} threads)" * bool(device.threads)
+        source = f"scaled by arithmetic, {100 * share:g} % of {peak}: {written.source}"
         assumed[stage] = Rate(share * device.tflops, source)
-    return Rates(name, device, devices.decode, assumed)
+    return Rates(name, device, devices.decode, devices.start, assumed)
 
 
 def measure(
@@ -130,12 +158,15 @@ def measure(
                 continue
             if not isinstance(seconds, int | float) or seconds <= 0:
                 continue
-            work, processes = (
-                operations(run, settings.labels.max_gb, count),
-                provenance.get("processes", 1),
-            )
-            tflops = work / seconds / int(processes) / 1e12
-            if 0 < tflops <= rates.device.tflops:
+            if not operations(run, settings.labels.max_gb, count):
+                continue
+            threads = provenance.get("cpu_threads")
+            if not isinstance(threads, int) or threads < 1:
+                threads = settings.runtime.cpu_threads
+            expected = rates.assumed_seconds(run, settings, threads, count)
+            share = expected / seconds / int(provenance.get("processes", 1))
+            tflops = share * rates.assumed[run.stage].tflops
+            if tflops <= rates.device.tflops:
                 rates.measured.setdefault((run.stage, run.dataset), []).append(tflops)
 
 

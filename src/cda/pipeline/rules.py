@@ -30,7 +30,6 @@ from cda.experiments.jobs import (
     process_count,
     table_jobs,
 )
-from cda.experiments.paths import missing_data
 from cda.experiments.runs import MAKING, Run
 from cda.pipeline.limits import TimeLimits
 from cda.text import nearest
@@ -103,6 +102,8 @@ class Plan:
                 raise ConfigError(
                     f"{path}: there is no {kind} {path.stem}{near}; use one of {', '.join(names)}"
                 )
+            if wanted == scale and path.stem in tables:
+                self.experiments.table_of(path.stem)  # raises ConfigError if no cell can run
 
     def _check_measurements(self) -> None:
         """Raise ArtifactError for a damaged run JSON, which Snakemake would take for finished."""
@@ -112,20 +113,6 @@ class Plan:
                     f"{job.output}: a run's measurements are damaged (not JSON); delete it, and "
                     "the same call makes it again"
                 )
-
-    def summary(self) -> str:
-        """How much of the scale is measured, in one line, and a line for each data set it omits."""
-        tables = self.experiments.tables
-        jobs = table_jobs(self.experiments, *tables)
-        done = sum(job.is_done() for job in jobs)
-        state = "all done, nothing is computed again" if done == len(jobs) else f"{done} done"
-        notes = {cell.note for table in tables for cell in self.experiments.cells(table)}
-        lines = [f"Scale {self.settings.scale}: {len(jobs)} measurements in its tables, {state}."]
-        lines += [f"Not run: {n}." for n in sorted(notes) if n.startswith("data set")]
-        absent = missing_data(self.settings, (job.run for job in jobs if not job.is_done()))
-        if absent:
-            lines.append(f"Not here: data sets {', '.join(absent)}; cda check names what to get.")
-        return "\n".join(lines)
 
     # Targets
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cda.config.experiment import KEYS, Experiment
-from cda.config.names import label, method_label
+from cda.config.names import label, method_label, scale_label
 from cda.errors import ConfigError
 from cda.experiments.cells import Cell
 from cda.experiments.experiment_set import ExperimentSet
@@ -53,7 +53,7 @@ def row_of(experiments: ExperimentSet, cell: Cell) -> dict[str, Any]:
         "seeds": len(values),
         "delta": round(mean - reported, 2) if mean is not None and reported is not None else None,
         "status": status,
-        "scale": experiments.settings.scale,
+        "scale": scale_label(experiments.settings.scale, cell.dataset),
         "run": run.id if run else "",
         "role": "control" if cell.control else "paper" if cell.reported else "ours",
         "note": cell.note,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cda.config.names import scale_label
 from cda.config.settings import Settings
 from cda.data import sources
 from cda.data.base import Split
@@ -94,6 +95,6 @@ class Context:
             "run": self.run.id,
             "stage": self.run.stage,
             "dataset": self.run.dataset,
-            "scale": self.settings.scale,
+            "scale": scale_label(self.settings.scale, self.run.dataset),
             "spec": dict(self.run.spec),
         }

@@ -8,98 +8,30 @@ process share what they read and compile, and train one after another.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cda.config.recipe import Validate
 from cda.data.label_store import LabelStore
 from cda.data.shards import load_distilled
-from cda.engine.batches import DistilledBatches, Placed, batch_sizes
+from cda.engine.batches import DistilledBatches
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
 from cda.engine.images import Images
 from cda.engine.lock import work_folder
 from cda.engine.signals import Stop
+from cda.engine.soft_labels import LabelledBatches
 from cda.engine.trainer import History, Loss, Trainer, fit
 from cda.errors import AlreadyDone, ArtifactError, ConfigError, DataError
 from cda.files import is_complete_json, write_json
-from cda.method.augment import to_device
 from cda.method.losses import kd_loss, mixed_ce
 from cda.progress import log
 from cda.stages.context import Context
 from cda.stages.models import fresh_model, least_batch, load_squeezed, require_classes
-
-LABEL_BYTES = 2**28  # of stored labels on the device at a time
-
-
-class LabelledBatches:
-    """Distilled batches with their soft labels, or the hard labels of the mixture."""
-
-    def __init__(
-        self,
-        batches: DistilledBatches,
-        store: LabelStore,
-        teacher: nn.Module | None,
-        device: Device,
-        epochs: int = 1,
-    ) -> None:
-        self.inner, self.store, self.device = batches, store, device
-        self.images = batches.images
-        if teacher is not None:
-            batch = min(batches.batch_size, batches.images)
-            self._teacher = device.compiled(teacher, epochs * batches.steps, length=batch)
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return self.inner.steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self.inner.steps = steps
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Any]]:
-        """(inputs, target) of every step.
-
-        A target is the store's encoded rows, the teacher's logits, or (own class, partner's class,
-        own share).
-        """
-        rows: Iterator[Tensor] | None = None
-        for inputs, (_, placed, index) in self.inner.epoch(epoch, first_step):
-            if self.store.mode == "stored":
-                rows = rows or self._rows(epoch, placed.plan.order, first_step)
-                yield inputs, next(rows)
-            else:
-                online = self.store.mode == "online"
-                yield inputs, self._online(inputs) if online else self._hard(placed, index)
-
-    def _rows(self, epoch: int, order: NDArray[np.int64], first_step: int) -> Iterator[Tensor]:
-        """The store's rows [B, width] of every step; many steps' go to the device at once."""
-        size = self.inner.batch_size
-        sizes = batch_sizes(self.images, self.steps, size)
-        a_row = self.store.codec.width * np.dtype(self.store.codec.dtype).itemsize
-        at_once = max(1, LABEL_BYTES // (a_row * size))
-        for step in range(first_step, self.steps, at_once):
-            several = sizes[step : step + at_once]
-            rows = self.store.rows(epoch, order[step * size : step * size + sum(several)])
-            yield from to_device(rows, self.device.torch_device).split(several)
-
-    def _online(self, inputs: Tensor) -> Tensor:
-        """The teacher's logits [B, C], encoded and decoded as in a store."""
-        with torch.no_grad(), self.device.autocast():
-            logits = self._teacher(inputs)
-        return self.store.codec.decode(self.store.codec.encode(logits))
-
-    def _hard(self, placed: Placed, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        labels = self.inner.set.labels
-        return labels[index], labels[placed.partners[index]], placed.mixing[index, 4]
 
 
 def loss_of(recipe: Validate, store: LabelStore) -> Loss:

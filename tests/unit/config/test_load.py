@@ -40,20 +40,20 @@ BAD_VALUES = {
     # what: file, text there, put in its place, key, what is allowed
     "unknown key": (RECIPE, "  jitter: 1 ", "  jiter: 1 ", "recover.jiter", "jitter"),
     "unknown section": (RECIPE, "variants:", "variantz:", "variantz", "relabel"),
-    "missing key": (RECIPE, "  mode: curriculum ", "  seed: 1 ", "recover.mode", "required"),
+    "missing key": (RECIPE, "  mode: curriculum ", "  seed: 1 ", "recover.mode", "is missing"),
     "text for a number": (
         RECIPE,
         "iterations: 6 ",
         "iterations: six ",
         "recover.iterations",
-        "integer",
+        "whole number",
     ),
     "fraction for a count": (
         RECIPE,
         "iterations: 6 ",
         "iterations: 6.5 ",
         "recover.iterations",
-        "integer",
+        "whole number",
     ),
     "yes for a count": (
         RECIPE,
@@ -62,7 +62,7 @@ BAD_VALUES = {
         "recover.iterations",
         "number",
     ),
-    "unknown word": (RECIPE, "mode: curriculum", "mode: spiral", "recover.mode", "'curriculum'"),
+    "unknown word": (RECIPE, "mode: curriculum", "mode: spiral", "recover.mode", "curriculum"),
     "milestone over 1": (
         RECIPE,
         "  mode: curriculum",
@@ -84,7 +84,7 @@ BAD_VALUES = {
         "  epochs: 2 ",
         "  epochs: -2 ",
         "squeeze.epochs",
-        "greater than or equal to 1",
+        "at least 1",
     ),
     "only warm-up": (
         RECIPE,
@@ -105,14 +105,14 @@ BAD_VALUES = {
         "lr: 2.0e-3",
         "decay_names: bias\n  lr: 2.0e-3",
         "validate.decay_names",
-        "'weight'",
+        "all, weight",
     ),
     "unknown first weights": (
         RECIPE,
         "  stem: small ",
         "  stem_init: zeros\n  stem: small ",
         "architecture.stem_init",
-        "'torch'",
+        "kaiming, torch",
     ),
     "labels too short": (
         RECIPE,
@@ -123,18 +123,24 @@ BAD_VALUES = {
     ),
     "infinite": (RECIPE, "lr: 2.0e-3", "lr: .inf", "validate.lr", "finite"),
     "no number": (RECIPE, "lr: 2.0e-3", "lr: .nan", "validate.lr", "0"),
-    "a list for a section": (SETTINGS, "data_paths: {}", "labels: [1]", "labels", "dictionary"),
+    "a list for a section": (
+        SETTINGS,
+        "data_paths: {}",
+        "labels: [1]",
+        "labels",
+        "mapping of keys",
+    ),
     "unknown setting": (SETTINGS, "seeds: 2", "seed: 2", "seed", "seeds"),
-    "no seeds": (SETTINGS, "seeds: 2", "seeds: 0", "seeds", "greater than or equal to 1"),
+    "no seeds": (SETTINGS, "seeds: 2", "seeds: 0", "seeds", "at least 1"),
     "no threads": (
         SETTINGS,
         "cpu_threads: 1",
         "cpu_threads: 0",
         "runtime.cpu_threads",
-        "greater than or equal to 1",
+        "at least 1",
     ),
-    "one class": (DATASET, "classes: 10", "classes: 1", "classes", "greater than or equal to 2"),
-    "no spread": (DATASET, "std: [0.318,", "std: [0.0,", "std.0", "greater than 0"),
+    "one class": (DATASET, "classes: 10", "classes: 1", "classes", "at least 2"),
+    "no spread": (DATASET, "std: [0.318,", "std: [0.0,", "std.0", "more than 0"),
     "resized and squashed": (
         DATASET,
         "resolution: 8",
@@ -142,7 +148,7 @@ BAD_VALUES = {
         "resize",
         "drop one of them",
     ),
-    "unknown layout": (DATASET, "layout: digits", "layout: zip", "layout", "'image_folder'"),
+    "unknown layout": (DATASET, "layout: digits", "layout: zip", "layout", "image_folder"),
 }
 
 
@@ -160,10 +166,10 @@ def test_a_bad_value_is_one_line_with_file_key_and_what_is_allowed(
 
 
 BAD_GROUPS = {
-    "IPC 0": ({"ipc": [0]}, "ipc", "greater than or equal to 1"),
-    "IPC below 0": ({"ipc": [1, -1]}, "ipc", "greater than or equal to 1"),
-    "half an image": ({"ipc": [1.5]}, "ipc", "integer"),
-    "no list": ({"ipc": 1}, "ipc", "tuple"),
+    "IPC 0": ({"ipc": [0]}, "ipc", "at least 1"),
+    "IPC below 0": ({"ipc": [1, -1]}, "ipc", "at least 1"),
+    "half an image": ({"ipc": [1.5]}, "ipc", "whole number"),
+    "no list": ({"ipc": 1}, "ipc", "a list, in brackets: [1]"),
     "unknown key": ({"metod": ["cda"]}, "metod", "methods"),
 }
 
@@ -243,12 +249,12 @@ def test_an_unknown_data_set_ends_in_the_declared_ones(wanted, tree):
     assert "digits" in line.replace(f"config/{RECIPE}", "") or "list" in line
 
 
-@pytest.mark.parametrize("command", ["table", "list"])
-def test_an_unknown_table_ends_in_the_known_ones(command, tree, capsys):
+@pytest.mark.parametrize(("command", "kind"), [("table", "table"), ("list", "table or figure")])
+def test_an_unknown_table_ends_in_the_known_ones(command, kind, tree, capsys):
     assert tree.cda(command, "tinny") == 1
     assert (
         capsys.readouterr().err
-        == "cda: there is no table 'tinny' at scale paper (nearest: tiny); there is tiny\n"
+        == f"cda: there is no {kind} 'tinny' at scale paper (nearest: tiny); there is tiny\n"
     )
 
 
@@ -270,7 +276,7 @@ def test_a_run_of_another_stage_is_refused(tree, capsys):
         ("scale", "KEY=VALUE"),
         ("seeds=0", "seeds"),
         ("sedes=1", "sedes"),
-        ("runtime.device=tpu", "'cuda'"),
+        ("runtime.device=tpu", "auto, cpu, cuda"),
         ("scale=[", "scale"),
         ("scale.name=x", "scale"),
     ],
@@ -280,6 +286,22 @@ def test_a_bad_option_is_one_line_that_names_it(option, message, tree, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cda: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("runtime.workers=many", "runtime.workers must be auto, or a whole number (found 'many')"),
+        ("runtime.workers=-1", "runtime.workers must be auto, or at least 0 (found -1)"),
+        (
+            "runtime.precision=fp31",
+            "fp32, tf32, bf16, or a mapping of keys to values (nearest: fp32)",
+        ),
+        ("labels=3", "labels must be a mapping of keys to values (found 3)"),
+    ],
+)
+def test_a_value_of_several_types_names_each_in_plain_words(option, message, tree):
+    assert message in problem(lambda: load_settings(read_overrides([option])))
 
 
 def test_a_bad_option_is_not_blamed_on_the_file(tree):
@@ -309,7 +331,30 @@ def test_a_table_laid_out_by_an_unknown_key_is_refused(tree):
     tree.experiment("tiny", layout={"rows": ["ipcs"], "columns": ["method"]})
     line = problem(lambda: tree.experiments().cells("tiny"))
     assert line.startswith("config/experiments/tiny.yaml")
-    assert "ipcs" in line
+    assert "layout.rows.0 must be one of dataset, method," in line
+    assert line.endswith("metric, varied (nearest: ipc) (found 'ipcs')")
+
+
+def test_a_contrast_over_an_unknown_key_names_the_known_ones(tree):
+    contrast = {"claim": "x", "of": {"methd": "cda"}, "against": {"method": "sre2l"}}
+    tree.experiment("tiny", contrasts=[contrast])
+    line = problem(lambda: tree.experiments().cells("tiny"))
+    assert "contrasts.0.of.methd is not a known key (nearest: method); use one of dataset" in line
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        (["paper", "smal"], "scales: there is no scale 'smal' (nearest: small); use some of paper"),
+        ("paper", "scales must be a list, in brackets: [paper] (found 'paper')"),
+    ],
+)
+def test_a_table_of_an_unknown_scale_is_refused(scales, message, tree):
+    tree.scale("small")
+    tree.experiment("tiny", scales=scales)
+    line = problem(lambda: tree.experiments().tables)
+    assert line.startswith("config/experiments/tiny.yaml:")
+    assert message in line
 
 
 @pytest.mark.parametrize("missing", ["config.yaml", RECIPE, "reported.csv"])
@@ -504,7 +549,7 @@ def test_a_nested_value_on_the_command_line_leaves_its_neighbours_of_the_environ
 def test_a_plan_of_another_scale_s_table_is_refused(tree, capsys):
     assert tree.cda("plan", "results/demo/tiny.csv") == 1
     assert (
-        "no table of scale paper; use results/tiny.csv, or add --config scale="
+        "no table or figure of scale paper; use results/tiny.csv, or add --config scale="
         in capsys.readouterr().err
     )
     assert tree.cda("plan", "results/huge.csv") == 1

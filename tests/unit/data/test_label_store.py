@@ -5,6 +5,7 @@ refused.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from cda.data.label_store import FORMAT, LabelStore, LabelWriter
 from cda.engine.batches import DistilledBatches, EpochPlan, epoch_plan
 from cda.engine.device import Device
 from cda.engine.images import Images
+from cda.engine.soft_labels import LabelledBatches
 from cda.errors import ArtifactError
 from cda.files import file_digest
-from cda.stages.validate import LabelledBatches
 
 torch.set_num_threads(1)
 
@@ -404,8 +405,8 @@ def test_an_unknown_kind_of_labels_is_refused(store):
     ("values", "message"),
     [
         ({"recipe": []}, "lacks recipe"),
-        ({"recipe": {"bits": 5}}, "bits input should be 16, 8 or 4"),
-        ({"recipe": {"reuse": 0}}, "reuse input should be greater than or equal to 1"),
+        ({"recipe": {"bits": 5}}, "bits must be one of 16, 8, 4"),
+        ({"recipe": {"reuse": 0}}, "reuse must be at least 1"),
         ({"recipe": {"reuse": 2}}, "its shape does not hold its epochs"),
         ({"recipe": {"top_k": 1}}, "its classes or temperature do not fit its top_k 1"),
         (
@@ -417,7 +418,7 @@ def test_an_unknown_kind_of_labels_is_refused(store):
             "its classes or temperature do not fit its top_k 3",
         ),
         ({"epochs": None}, "lacks epochs"),
-        ({"epochs": 0}, "epochs input should be greater than or equal to 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
     ],
 )
 def test_a_damaged_recipe_is_refused(store, values, message):
@@ -572,6 +573,52 @@ def test_memory_does_not_grow_with_the_epochs(tmp_path, codec):
         most = max(most, anonymous())
     assert most - before < codec.parts.bytes * 50 * 2000 / 10
     assert writer.path.stat().st_size > codec.parts.bytes * 50 * 2000
+
+
+# The bytes, as docs/label_store.md describes them
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, Any]:
+    """The functions of docs/label_store.md, which import nothing but NumPy and json."""
+    page = (Path(__file__).parents[3] / "docs/label_store.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    assert set(re.findall(r"import (\w+)", code)) == {"hashlib", "json", "numpy"}
+    functions: dict[str, Any] = {}
+    exec(compile(code, "docs/label_store.md", "exec"), functions)
+    return functions
+
+
+@pytest.mark.parametrize("classes", [20, 300])
+@pytest.mark.parametrize("options", CODECS, ids=codec_name)
+def test_a_store_is_read_by_its_description_alone(tmp_path, described, options, classes):
+    codec, recipe = codec_of(options, classes), Relabel(epochs=5, **options)
+    writer = LabelWriter(tmp_path, codec, recipe.label_epochs(5), COUNT)
+    for epoch in range(writer.shape[0]):
+        writer.write(epoch, np.arange(COUNT), logits_of(epoch, classes=classes))
+    header = {"format": FORMAT, "labels": "stored", "images_digest": "abc", "epochs": 5}
+    header |= {"recipe": recipe.model_dump(mode="json"), "temperature": TEMPERATURE}
+    header |= {"classes": [f"{i}" for i in range(classes)], **writer.close()}
+    (tmp_path / "header.json").write_text(json.dumps(header), encoding="utf-8")
+    store = LabelStore(tmp_path)
+    for epoch in range(5):
+        expected = store.read(epoch, np.arange(COUNT))
+        np.testing.assert_array_equal(described["read_logits"](tmp_path, epoch), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=named)
+@pytest.mark.parametrize("reuse", [1, 3])
+def test_augmentations_are_drawn_by_the_description_alone(tmp_path, described, kind, reuse):
+    recipe = Relabel(**kind, epochs=5, reuse=reuse, seed=3, crop_scale=(0.3, 0.9))
+    header = {"epochs": 5, "recipe": recipe.model_dump(mode="json")}
+    (tmp_path / "header.json").write_text(json.dumps(header), encoding="utf-8")
+    for epoch in range(5):
+        plan = epoch_plan(recipe, SIZE, COUNT, epoch)
+        expected = [plan.order, plan.views.boxes, plan.views.flips, plan.partners, plan.ratios]
+        expected += [plan.boxes] if kind["mixing"] != "none" else []
+        found = described["read_augmentation"](tmp_path, epoch, COUNT, SIZE)
+        for one, other in zip(found, expected, strict=False):
+            np.testing.assert_array_equal(one, other)
 
 
 # Stored and online

@@ -55,6 +55,34 @@ def test_tables_are_in_natural_order_and_own_data_sets_come_last(tree):
     assert read_experiments(tree.folder, scale="demo", datasets=[]) == {}
 
 
+def own_table(tree, lines):
+    tree.edit("datasets/digits.yaml", "shards_per_job: 2", f"shards_per_job: 2\n{lines}")
+    return tree.experiments().tables["digits"]
+
+
+def test_a_data_set_s_table_compares_its_methods(tree):
+    (group,) = own_table(tree, "compare_ipc: [1]").groups
+    assert group.methods == ("cda", "sre2l", "random")
+    tree.edit("datasets/digits.yaml", "compare_ipc", "compare_methods: [random, mine]\ncompare_ipc")
+    (group,) = tree.experiments().tables["digits"].groups
+    assert group.methods == ("random", "mine")
+    with pytest.raises(ConfigError, match=r"methods\.mine is missing; add it or use one of cda"):
+        tree.experiments().cells("digits")
+
+
+def test_methods_without_ipc_compare_nothing(tree):
+    with pytest.raises(ConfigError, match="compare_methods go with compare_ipc"):
+        own_table(tree, "compare_methods: [cda]")
+
+
+@pytest.mark.parametrize("scale", ["paper", "small"])
+def test_a_file_of_the_name_of_a_data_set_s_table_is_refused(scale, tree):
+    tree.scale("small")
+    tree.experiment("digits", scales=[scale])
+    with pytest.raises(ConfigError, match=r"config/experiments/digits\.yaml: compare_ipc of "):
+        own_table(tree, "compare_ipc: [1]")
+
+
 def test_a_name_that_a_shell_could_misread_is_refused(tree):
     tree.experiment("a table")
     with pytest.raises(ConfigError, match="named by letters, digits, _ and -; rename the file"):

@@ -149,3 +149,28 @@ def test_the_size_of_a_shard_is_near_a_written_one(devices, tmp_path):
     assert costs.shard_gigabytes(run, part=0) == pytest.approx(
         3 * costs.shard_gigabytes(run, part=1)
     )  # two snapshots
+
+
+def test_steps_of_each_stage(devices):
+    """ceil(images / batch) an epoch, and batches of 512 where a training is tested."""
+    devices.edit("recipes/digits.yaml", "batch_size: 6 ", "evaluate_every: 2\n  batch_size: 6 ")
+    runs, settings = devices.runs(ipc=2), devices.experiments().settings
+    assert costs.steps(runs["squeeze"], settings) == 2 * 6 + 1  # 1,438 in batches of 256; a test
+    assert costs.steps(runs["recover"], settings) == 6 * 2 * 2  # 6 steps, 2 blocks, 2 shards
+    assert costs.steps(runs["relabel"], settings) == 5
+    assert costs.steps(runs["validate"], settings) == 3 * 4 + 2  # 20 images in batches of 6
+    packed = devices.experiments(runtime={"blocks": 3}).settings
+    assert costs.steps(runs["recover"], packed) == 6 * 2
+    assert costs.steps(devices.runs("random", ipc=2)["recover"], settings) == 0
+    online = devices.experiments(labels={"max_gb": 1e-9}).settings
+    assert costs.steps(runs["relabel"], online) == 0
+
+
+def test_images_of_files_are_read_by_every_job_that_trains_or_tests_on_them(devices):
+    assert {costs.read_images(run) for run in devices.runs().values()} == {0}  # no files
+    devices.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
+    read = {stage: costs.read_images(run) for stage, run in devices.runs(ipc=2).items()}
+    assert read == {"squeeze": 1438 + 359, "recover": 0, "relabel": 0, "validate": 359}
+    assert costs.read_images(devices.runs("random", ipc=2)["recover"]) == 20
+    devices.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\nstream: true")
+    assert costs.read_images(devices.runs()["squeeze"]) == 0  # while it trains

@@ -13,7 +13,7 @@ def test_the_page_names_cells_that_stay_not_run_and_data_that_are_not_counted(de
     devices.edit("datasets/digits.yaml", "val_images: 359\n", "")
     page = plan(devices.experiments(), ["tiny"], "fast", 8)
     assert (
-        "tiny: 6 cells will stay not_run: data set imagenet1k is not declared in config/datasets/"
+        "tiny: 6 of 8 cells cannot run: data set imagenet1k is not declared in config/datasets/"
         in page
     )
     assert "quoted" not in page

@@ -70,6 +70,56 @@ def test_a_part_is_measured_once_and_several_processes_share_a_job(devices):
     assert rates.measured == {("recover", "digits"): [pytest.approx(0.2e-6)]}
 
 
+def make_cpu(devices):
+    """Make the device `odd` a CPU of four threads, whose steps take half a second."""
+    devices.edit("devices.yaml", "  odd:", "  cpu:")
+    own = "threads: 4  # x\n    step: 0.5  # x"
+    devices.edit("devices.yaml", "    tflops: 8 ", f"    {own}\n    tflops: 8 ")
+
+
+def test_a_cpu_s_job_takes_its_threads_its_steps_and_its_images_into_account(devices):
+    devices.edit("devices.yaml", "  odd:", "  cpu:")
+    devices.edit(
+        "devices.yaml", "    tflops: 8 ", "    threads: 4  # x\n    step: 0.5  # x\n    tflops: 8 "
+    )
+    devices.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
+    devices.edit("datasets/digits.yaml", "resolution: 8", "resolution: 128")
+    run = devices.runs(ipc=2)["squeeze"]
+    rates = rates_of(devices.folder, "cpu")
+    for threads in (1, 2):
+        settings = devices.experiments(runtime={"cpu_threads": threads}).settings
+        work = costs.operations(run, 50) / (0.5 * 8e12 * threads / 4)
+        reading = (1438 + 359) / 100 / 4  # a quarter of the pixels that `decode` is of
+        expected = reading + 0.5 * costs.steps(run, settings) + work
+        assert rates.seconds_of(run, settings) == pytest.approx(expected)
+    assert rates.of(run).source == "scaled by arithmetic, 50 % of 8 (4 threads): a book"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_finished_job_corrects_the_estimate_of_jobs_like_it(devices, threads):
+    """The job took twice its estimate with its own number of threads: others will, with theirs."""
+    devices.edit("devices.yaml", "  odd:", "  cpu:")
+    devices.edit(
+        "devices.yaml", "    tflops: 8 ", "    threads: 4  # x\n    step: 0.5  # x\n    tflops: 8 "
+    )
+    experiments = devices.experiments(runtime={"cpu_threads": threads})
+    done, other = devices.runs(ipc=1)["validate"], devices.runs(ipc=2)["validate"]
+    rates, settings = rates_of(devices.folder, "cpu"), experiments.settings
+    before = rates.seconds_of(other, settings)
+    seconds = 2 * rates.assumed_seconds(done, settings, threads=1)
+    write_done(experiments, done, {"device": "Odd", "seconds": seconds, "cpu_threads": 1})
+    measure(rates, [done], settings, experiments.layout)
+    assert rates.seconds_of(other, settings) == pytest.approx(2 * before)
+
+
+def test_every_process_starts(devices):
+    before = estimate(devices.experiments(), ["tiny"], "fast", 1)
+    devices.edit("devices.yaml", "decode: 100 ", "start: 36 # x\ndecode: 100 ")
+    after = estimate(devices.experiments(), ["tiny"], "fast", 1)
+    for one, other in zip(before.lines, after.lines, strict=True):
+        assert other.gpu_hours == pytest.approx(one.gpu_hours + 0.01 * one.to_do)
+
+
 DAMAGED = [
     "",
     "[]",

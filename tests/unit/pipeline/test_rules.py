@@ -11,6 +11,7 @@ import pytest
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.jobs import Job, graph_of
 from cda.pipeline.rules import Plan, one_of
+from cda.pipeline.summary import summary
 
 ROOT = Path(__file__).parents[3]
 
@@ -142,15 +143,6 @@ def test_a_table_reads_its_run_jsons_and_with_present_cells_those_that_exist(tre
     job = chain(tree)["validate"]
     finish(job)
     assert plan_of(cells="present").measurements(table) == [job.output]
-    assert plan_of().summary() == "Scale paper: 12 measurements in its tables, 1 done."
-
-
-def test_a_data_set_that_is_not_here_is_named_before_anything_runs(tree, plan_of):
-    tree.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
-    line = "Not here: data sets digits; cda check names what to get."
-    assert plan_of().summary().splitlines()[1:] == [line]
-    Path("data/digits").mkdir(parents=True)
-    assert len(plan_of().summary().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -200,6 +192,16 @@ def test_a_wrong_target_takes_one_line(target, line, monkeypatch):
         Plan({}, call(), [target])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_target_without_a_cell_that_can_run_takes_one_line(tree):
+    tree.experiment("wrong", {"dataset": "digit"})
+    with pytest.raises(
+        ConfigError, match=r"^config/experiments/wrong\.yaml: no cell of this table"
+    ):
+        Plan({}, None, ["-n", "results/wrong.csv"])
+    plan = Plan({}, None, ["results/tiny.csv"])
+    assert "Not run: data set digit is not declared" in summary(plan.experiments, [])
 
 
 def test_other_words_of_a_command_line_are_no_targets(monkeypatch):

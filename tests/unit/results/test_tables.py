@@ -69,7 +69,7 @@ def test_a_measured_cell_has_mean_sample_deviation_and_difference(tree):
     assert (row["measured"], row["measured_std"], row["seeds"]) == ("39.5", "2.12", "2")
     assert (row["reported"], row["reported_std"], row["delta"]) == ("40.0", "0.5", "-0.5")
     assert (row["status"], row["run"]) == ("measured", tree.runs("cda", 1)["validate"].id)
-    assert (row["recovery_iterations"], row["scale"], row["table"]) == ("6", "paper", "tiny")
+    assert (row["recovery_iterations"], row["scale"], row["table"]) == ("6", "own", "tiny")
 
 
 def test_a_row_names_the_devices_of_its_seeds(tree):
@@ -412,6 +412,7 @@ def test_other_tables_have_no_label_sizes(tree):
 
 
 def test_sizes_are_computed_for_every_store_and_nothing_is_run(tree):
+    tree.scale("small")
     codecs(tree, scales=["small"])
     about = {"title": "Sizes", "caption": "Computed.", "scales": ["paper"], "sizes_of": "codecs"}
     tree.write("experiments/sizes.yaml", json.dumps(about))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from cda.engine.images import Images
 from cda.stages import squeeze
 from cda.stages.squeeze import round_to_half, smoothed_ce
 
@@ -65,3 +67,14 @@ def test_the_stage_trains_with_the_recipe_s_smoothing(tree):
     tree.edit("recipes/digits.yaml", "label_smoothing: 0.5", "label_smoothing: 1.0")
     assert half == pytest.approx((plain + first_loss(tree)) / 2, rel=1e-4)
     assert half != pytest.approx(plain, rel=1e-3)
+
+
+def test_the_best_accuracy_is_never_below_that_of_the_rounded_weights(tree, monkeypatch):
+    tree.few_images()
+    better = itertools.count(10)
+    monkeypatch.setattr(
+        Images, "evaluate", lambda _images, _model: {"top1": float(next(better)), "top5": 100.0}
+    )
+    squeeze.run(tree.context(tree.runs()["squeeze"]), Path("model.safetensors"))
+    record = json.loads(Path("squeeze.json").read_text(encoding="utf-8"))
+    assert record["best_top1"] == record["top1"] > max(row["top1"] for row in record["curve"])
