@@ -179,7 +179,9 @@ def read_images(run: Run) -> int:
     tested = run.stage in ("validate", "continual") or (run.stage == "score" and not run.ipc)
     if run.stage == "recover" and not recipe.recover.synthetic:
         return data.shards_per_job * data.classes
-    trained = (run.stage == "squeeze" and not recipe.squeeze.weights) or run.stage == "distill"
+    if run.stage == "distill":
+        return data.train_images or 0
+    trained = run.stage == "squeeze" and not recipe.squeeze.weights
     return (tested or trained) * (data.val_images or 0) + trained * (data.train_images or 0)
 
 
