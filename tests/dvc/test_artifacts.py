@@ -175,7 +175,7 @@ def test_times_in_the_future_are_lowered_by_the_documented_line(copy):
     assert "has older modification time" in program(*make_table, *config, ok=False)
     program(lower, shell=True)
     assert planned(program(*make_table, *config)) == {"table": 1}
-    assert ",measured,paper," in Path(TABLE).read_text()
+    assert ",measured,own," in Path(TABLE).read_text()
 
 
 def test_a_model_trained_again_here_is_tracked_again(copy, declared, capsys):
