@@ -364,7 +364,7 @@ def test_s3_round_trip_through_kills(copy, s3, declared, tmp_path):
 def test_repro_makes_the_tables_again_and_no_run(copy):
     printed = dvc("repro", "results@paper")
     assert not re.search(r"^rule (squeeze|recover|relabel|validate):", printed, re.MULTILINE)
-    assert ",measured,paper," in Path(TABLE).read_text()
+    assert ",measured,own," in Path(TABLE).read_text()
     printed = json.loads(dvc("metrics", "show", "--json", "results/metrics.json"))
     numbers = printed[""]["data"]["results/metrics.json"]["data"]["tiny"]
     assert numbers["measured"] == 4

@@ -26,7 +26,7 @@ def edit(folder, name, old, new):
 def test_the_chain_runs_from_squeeze_to_table(chain):
     folder, printed = chain
     table = (folder / "results/tiny.csv").read_text(encoding="utf-8").splitlines()
-    measured = [line for line in table if ",measured,paper," in line]
+    measured = [line for line in table if ",measured,own," in line]
     assert len(measured) == 2
     assert "Scale paper: 2 measurements in its tables, 0 done." in printed
     assert not list(folder.glob("artifacts/work/*/*/*/*")), "work folders are gone after the work"
@@ -83,7 +83,7 @@ def test_present_cells_plan_no_stage(copy):
     printed = snakemake("--cores", "1", "results/tiny.csv", "--config", "cells=present", cwd=copy)
     assert planned(printed) == {"table": 1}
     table = (copy / "results/tiny.csv").read_text(encoding="utf-8")
-    assert (table.count(",measured,paper,"), table.count(",not_run,paper,")) == (1, 1)
+    assert (table.count(",measured,own,"), table.count(",not_run,own,")) == (1, 1)
 
 
 def test_present_cells_draw_no_picture_of_images_that_are_not_here(copy):
