@@ -28,7 +28,7 @@ def test_the_chain_runs_from_squeeze_to_table(chain):
     table = (folder / "results/tiny.csv").read_text(encoding="utf-8").splitlines()
     measured = [line for line in table if ",measured,own," in line]
     assert len(measured) == 2
-    assert "Scale paper: 2 measurements in its tables, 0 done." in printed
+    assert "results/tiny.csv: 0 of 2 measurements done, " in printed
     assert not list(folder.glob("artifacts/work/*/*/*/*")), "work folders are gone after the work"
 
 
