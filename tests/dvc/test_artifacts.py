@@ -394,7 +394,7 @@ ALL = ["pull", TABLE, "--all"]
         (remove_dvc, ALL, ".dvc: does not exist; work in the top folder of a git clone"),
         (damage_dvc_file, ALL, "is no DVC file of a run; take it from git: git checkout artifacts"),
         (damage_dvc_file, ["track"], "is no DVC file of a run; take it from git: git checkout art"),
-        (None, ["pull", "results/table77.csv"], "there is no table 'table77' at scale paper"),
+        (None, ["pull", "results/table77.csv"], "there is no table or figure 'table77' at scale"),
         (None, ["track", "--config", "scale=small"], "config key scale: artifacts of scale small"),
     ],
     ids=["no remote", "no clone", "damaged", "damaged, track", "no table", "scale"],

@@ -35,7 +35,7 @@ def test_the_chain_runs_from_squeeze_to_table(chain):
 def test_a_second_call_makes_only_the_table(copy):
     printed = snakemake("--cores", "1", "results/tiny.csv", cwd=copy)
     assert planned(printed) == {"table": 1}
-    assert "all done, nothing is computed again" in printed
+    assert "results/tiny.csv: 2 of 2 measurements done, nothing is computed." in printed
 
 
 def test_a_table_needs_only_its_run_jsons(copy):

@@ -124,7 +124,8 @@ def _message(model: type[Strict], path: tuple[Any, ...], problems: list[Any]) ->
     ]
     if first["type"] == "extra_forbidden" or first["loc"][-1:] == ("[key]",):
         known = names or _keys(model, path[:-1])
-        return f"is not a known key{nearest(path[-1], known)}; use one of {', '.join(known)}"
+        key = path[-1] if path else found  # a key with a bracket is no part of `path`
+        return f"is not a known key{nearest(key, known)}; use one of {', '.join(known)}"
     others = [_requirement(each) for each in problems if each["type"] != "literal_error"]
     if not names and not others[0].startswith("must "):
         return others[0]
