@@ -110,7 +110,10 @@ def parse(
 
 def _path(problem: Any) -> tuple[Any, ...]:
     """The keys above an error, without the types among which pydantic chose."""
-    return tuple(part for part in problem["loc"] if "[" not in str(part))
+    *above, last = problem["loc"] or ("",)
+    named = problem["type"] == "extra_forbidden" or "[" not in str(last)
+    own = [last] * (named and bool(problem["loc"]))
+    return (*(part for part in above if "[" not in str(part)), *own)
 
 
 def _message(model: type[Strict], path: tuple[Any, ...], problems: list[Any]) -> str:
