@@ -16,6 +16,7 @@ from pathlib import Path
 from cda import __version__
 from cda.command import COMMANDS, Arguments, command, option
 from cda.config.load import load_settings, read_overrides
+from cda.config.names import LAYOUTS
 from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
@@ -134,8 +135,8 @@ def reproduction(arguments: Arguments) -> None:
     option("name", metavar="NAME", help="of the data set: letters, digits, _ and -"),
     option(
         "--layout",
-        default="image_folder",
-        choices=["image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k"],
+        default=LAYOUTS[0],
+        choices=LAYOUTS,
         help="how its files are arranged (default: image_folder, a folder for each class)",
     ),
     option("--data", metavar="PATH", help="its folder, which is linked; default: data/NAME"),

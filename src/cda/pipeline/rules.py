@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from cda.config.load import from_environment, load_settings, merge
+from cda.config.load import from_environment, load_settings, merge, scale_names
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import (
@@ -78,7 +78,7 @@ class Plan:
     def _check_targets(self, targets: Sequence[str]) -> None:
         """Raise ConfigError for a result of another scale, or of no table or figure."""
         scale, tables = self.settings.scale, self.experiments.tables
-        known = {"paper", *(path.stem for path in self.experiments.config.glob("scales/*.yaml"))}
+        known = scale_names(self.experiments.config)
         if "demo" in targets and "demo" not in tables:
             raise ConfigError(f"demo is no target of scale {scale}; add --config scale=demo")
         paths = {name: self.layout.table(name) for name in tables if name != "demo"}
