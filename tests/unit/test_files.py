@@ -113,8 +113,11 @@ def test_publishing_into_a_folder_adds_and_replaces_files_and_ends_with_the_tars
     files.publish_into(Path("work/out"), Path("part-0"))
     assert replaced == ["step.tar", "zz.json", "new.tar"]
     assert {path.name: path.read_text() for path in Path("part-0").rglob("*.*")} == {
-        "old.tar": "old", "new.tar": "new.tar", "zz.json": "zz.json", "step.tar": "snapshots/step.tar",
-    }  # fmt: skip
+        "old.tar": "old",
+        "new.tar": "new.tar",
+        "zz.json": "zz.json",
+        "step.tar": "snapshots/step.tar",
+    }
 
 
 @pytest.mark.parametrize(
