@@ -83,7 +83,7 @@ def test_a_part_that_is_here_and_lacks_shards_needs_the_model(tree, needs):
         write(layout.run_folder(runs[stage]), 10, **({"part-0": 10} if stage == "recover" else {}))
     assert needs() == {"recover": True, "relabel": True}
     part = Path(layout.part(runs["recover"], 0))
-    part.mkdir()
+    part.mkdir(parents=True)
     (part / "ipc-000.tar").touch()
     assert needs() == {"squeeze": True, "recover": True, "relabel": True}
     (part / "ipc-001.tar").touch()
