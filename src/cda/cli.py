@@ -62,6 +62,11 @@ def _target(experiments: ExperimentSet, target: str) -> str:
     return experiments.table_of(target)
 
 
+def _not_run(experiments: ExperimentSet, target: str) -> list[str]:
+    """Why some cells of a table cannot run; nothing for a figure."""
+    return experiments.not_run(target) if target in experiments.tables else []
+
+
 def _jobs(experiments: ExperimentSet, target: str) -> list[Job]:
     """The jobs whose outputs a table or figure reads."""
     if target in experiments.figures:
@@ -192,7 +197,7 @@ def list_(arguments: Arguments) -> None:
         own = [job for job in jobs if job.run.id == run.id]
         done = sum(job.is_done() for job in own)
         print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {done}/{len(own)} done")
-    for line in experiments.not_run(target) if target in experiments.tables else ():
+    for line in _not_run(experiments, target):
         print(line)
 
 
@@ -283,6 +288,8 @@ def run(arguments: Arguments) -> None:
         dry=arguments.dry_run,
     )
     if arguments.dry_run:
+        for line in (line for one in targets for line in _not_run(experiments, one)):
+            log(line)
         return
     for target in targets:
         made = figure if target in experiments.figures else table

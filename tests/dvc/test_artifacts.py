@@ -34,7 +34,10 @@ def make(paths):
     """Write made-up files in the places of some jobs' outputs; a folder gets a few."""
     for path in map(Path, paths):
         draws = random.Random(str(path))
-        files = [path] if path.suffix else [path / f"file-{index}" for index in range(3)]
+        names, part = ["file-0", "file-1", "file-2"], path.name.partition("part-")[2]
+        if part:  # two shards a part
+            names[1:] = [f"ipc-{2 * int(part) + index:03d}.tar" for index in range(2)]
+        files = [path] if path.suffix else [path / name for name in names]
         if path.suffix == ".safetensors":
             files.append(path.parent / "squeeze.json")
         for file in files:
@@ -245,7 +248,9 @@ def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(
     dvc("pull")
     here = artifacts_here()
     assert {path for path in here if path.startswith(folder)} == {
-        f"{folder}/part-{part}/file-{index}" for part in range(3) for index in range(3)
+        f"{folder}/part-{index // 2}/{name}"
+        for index in range(6)
+        for name in ("file-0", f"ipc-{index:03d}.tar")
     }
     assert {path: here[path] for path in complete} == complete
 
@@ -256,7 +261,7 @@ def test_a_changed_part_that_lacks_files_is_refused(clone, declared, capsys):
     file = part / "file-0"
     file.unlink()
     file.write_bytes(b"other")
-    (part / "file-1").unlink()
+    (part / "ipc-000.tar").unlink()
     before = Path(f"{part.parent}.dvc").read_bytes()
     for command in (["track"], ["pull", TABLE, "--all"]):
         assert cda(*command) == 1

@@ -292,3 +292,12 @@ def label_mode(relabel: Run, max_gb: float) -> str:
 def parts(recover: Run, ipc: int) -> range:
     """The recover jobs that make its first `ipc` shards."""
     return range(math.ceil(ipc / recover.data.shards_per_job))
+
+
+def part_shards(recover: Run, part: int, required: int) -> range:
+    """The shards that a recover job makes: those of its part among the first `required`.
+
+    They are all of its part if nothing requires any of them.
+    """
+    first, end = (index * recover.data.shards_per_job for index in (part, part + 1))
+    return range(first, min(end, required) if required > first else end)
