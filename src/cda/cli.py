@@ -16,6 +16,7 @@ from pathlib import Path
 from cda import __version__
 from cda.command import COMMANDS, Arguments, command, option
 from cda.config.load import load_settings, read_overrides
+from cda.config.names import LAYOUTS
 from cda.errors import AlreadyDone, CdaError, ConfigError, Interrupted
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, figure_jobs, graph_of, table_jobs
@@ -59,6 +60,11 @@ def _target(experiments: ExperimentSet, target: str) -> str:
         known = [*experiments.tables, *figures]
         raise ConfigError(experiments.absent(path.stem, "table or figure", known))
     return experiments.table_of(target)
+
+
+def _not_run(experiments: ExperimentSet, target: str) -> list[str]:
+    """Why some cells of a table cannot run; nothing for a figure."""
+    return experiments.not_run(target) if target in experiments.tables else []
 
 
 def _jobs(experiments: ExperimentSet, target: str) -> list[Job]:
@@ -134,8 +140,8 @@ def reproduction(arguments: Arguments) -> None:
     option("name", metavar="NAME", help="of the data set: letters, digits, _ and -"),
     option(
         "--layout",
-        default="image_folder",
-        choices=["image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k"],
+        default=LAYOUTS[0],
+        choices=LAYOUTS,
         help="how its files are arranged (default: image_folder, a folder for each class)",
     ),
     option("--data", metavar="PATH", help="its folder, which is linked; default: data/NAME"),
@@ -191,7 +197,7 @@ def list_(arguments: Arguments) -> None:
         own = [job for job in jobs if job.run.id == run.id]
         done = sum(job.is_done() for job in own)
         print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {done}/{len(own)} done")
-    for line in experiments.not_run(target) if target in experiments.tables else ():
+    for line in _not_run(experiments, target):
         print(line)
 
 
@@ -282,6 +288,8 @@ def run(arguments: Arguments) -> None:
         dry=arguments.dry_run,
     )
     if arguments.dry_run:
+        for line in (line for one in targets for line in _not_run(experiments, one)):
+            log(line)
         return
     for target in targets:
         made = figure if target in experiments.figures else table

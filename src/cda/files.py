@@ -127,6 +127,14 @@ def publish(folder: Path, output: Path) -> None:
         raise cannot_write(output, error) from None
 
 
+def publish_into(folder: Path, output: Path) -> None:
+    """Move a finished folder's files into the folder `output`, each atomically, tars last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in sorted(files, key=lambda path: path.suffix == ".tar" and path.parent == folder):
+        with atomic_write(output / file.relative_to(folder)) as temporary:
+            shutil.copyfile(file, temporary)
+
+
 def digest(*chunks: bytes) -> str:
     """SHA-256 of the chunks, as hex."""
     sha = hashlib.sha256()

@@ -34,7 +34,10 @@ def make(paths):
     """Write made-up files in the places of some jobs' outputs; a folder gets a few."""
     for path in map(Path, paths):
         draws = random.Random(str(path))
-        files = [path] if path.suffix else [path / f"file-{index}" for index in range(3)]
+        names, part = ["file-0", "file-1", "file-2"], path.name.partition("part-")[2]
+        if part:  # two shards a part
+            names[1:] = [f"ipc-{2 * int(part) + index:03d}.tar" for index in range(2)]
+        files = [path] if path.suffix else [path / name for name in names]
         if path.suffix == ".safetensors":
             files.append(path.parent / "squeeze.json")
         for file in files:
@@ -175,7 +178,7 @@ def test_times_in_the_future_are_lowered_by_the_documented_line(copy):
     assert "has older modification time" in program(*make_table, *config, ok=False)
     program(lower, shell=True)
     assert planned(program(*make_table, *config)) == {"table": 1}
-    assert ",measured,paper," in Path(TABLE).read_text()
+    assert ",measured,own," in Path(TABLE).read_text()
 
 
 def test_a_model_trained_again_here_is_tracked_again(copy, declared, capsys):
@@ -245,7 +248,9 @@ def test_a_part_made_later_is_added_and_none_that_was_not_pulled_is_dropped(
     dvc("pull")
     here = artifacts_here()
     assert {path for path in here if path.startswith(folder)} == {
-        f"{folder}/part-{part}/file-{index}" for part in range(3) for index in range(3)
+        f"{folder}/part-{index // 2}/{name}"
+        for index in range(6)
+        for name in ("file-0", f"ipc-{index:03d}.tar")
     }
     assert {path: here[path] for path in complete} == complete
 
@@ -256,7 +261,7 @@ def test_a_changed_part_that_lacks_files_is_refused(clone, declared, capsys):
     file = part / "file-0"
     file.unlink()
     file.write_bytes(b"other")
-    (part / "file-1").unlink()
+    (part / "ipc-000.tar").unlink()
     before = Path(f"{part.parent}.dvc").read_bytes()
     for command in (["track"], ["pull", TABLE, "--all"]):
         assert cda(*command) == 1
@@ -364,7 +369,7 @@ def test_s3_round_trip_through_kills(copy, s3, declared, tmp_path):
 def test_repro_makes_the_tables_again_and_no_run(copy):
     printed = dvc("repro", "results@paper")
     assert not re.search(r"^rule (squeeze|recover|relabel|validate):", printed, re.MULTILINE)
-    assert ",measured,paper," in Path(TABLE).read_text()
+    assert ",measured,own," in Path(TABLE).read_text()
     printed = json.loads(dvc("metrics", "show", "--json", "results/metrics.json"))
     numbers = printed[""]["data"]["results/metrics.json"]["data"]["tiny"]
     assert numbers["measured"] == 4
@@ -394,7 +399,7 @@ ALL = ["pull", TABLE, "--all"]
         (remove_dvc, ALL, ".dvc: does not exist; work in the top folder of a git clone"),
         (damage_dvc_file, ALL, "is no DVC file of a run; take it from git: git checkout artifacts"),
         (damage_dvc_file, ["track"], "is no DVC file of a run; take it from git: git checkout art"),
-        (None, ["pull", "results/table77.csv"], "there is no table 'table77' at scale paper"),
+        (None, ["pull", "results/table77.csv"], "there is no table or figure 'table77' at scale"),
         (None, ["track", "--config", "scale=small"], "config key scale: artifacts of scale small"),
     ],
     ids=["no remote", "no clone", "damaged", "damaged, track", "no table", "scale"],

@@ -57,7 +57,8 @@ def test_a_table_is_submitted_job_by_job_with_what_each_needs(
         ("recover", 1, requested): PARTS,
         ("recover", 0, ""): PARTS,
     }
-    assert {(job.minutes, job.megabytes // 1000, job.state) for job in jobs} == {(11, 8, "PENDING")}
+    assert {(job.gpus, job.minutes) for job in jobs} == {(1, 11), (0, 10)}
+    assert {(job.megabytes // 1000, job.state) for job in jobs} == {(8, "PENDING")}
     assert cluster.idle(60), "an interrupted snakemake cancels its jobs"
 
 

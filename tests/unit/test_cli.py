@@ -126,6 +126,8 @@ def test_cells_that_cannot_run_are_named_on_the_screen(tree, capsys):
     assert tree.cda("table", "tiny") == 0
     line = "tiny: 3 of 6 cells cannot run: data set digit is not declared in config/datasets/"
     assert f"{line} (nearest: digits)\n" in capsys.readouterr().err
+    assert tree.cda("run", "tiny", "--dry-run") == 0
+    assert line in capsys.readouterr().err
     assert tree.cda("list", "tiny") == 0
     assert line in capsys.readouterr().out
 

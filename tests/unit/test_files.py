@@ -103,6 +103,23 @@ def test_publishing_replaces_what_is_there():
     assert everything() == ["artifacts/part-0/new.tar"]
 
 
+def test_publishing_into_a_folder_adds_and_replaces_files_and_ends_with_the_tars(monkeypatch):
+    files.write_text(Path("part-0/old.tar"), "old")
+    files.write_text(Path("part-0/new.tar"), "damaged")
+    for name in ("new.tar", "zz.json", "snapshots/step.tar"):
+        files.write_text(Path("work/out", name), name)
+    replaced, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(b.name), replace(a, b)))
+    files.publish_into(Path("work/out"), Path("part-0"))
+    assert replaced == ["step.tar", "zz.json", "new.tar"]
+    assert {path.name: path.read_text() for path in Path("part-0").rglob("*.*")} == {
+        "old.tar": "old",
+        "new.tar": "new.tar",
+        "zz.json": "zz.json",
+        "step.tar": "snapshots/step.tar",
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

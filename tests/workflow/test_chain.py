@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from tests.workflow.conftest import planned, snakemake
 
+from cda.cli import main
+
 
 def edit(folder, name, old, new):
     path = folder / "config" / name
@@ -26,16 +28,16 @@ def edit(folder, name, old, new):
 def test_the_chain_runs_from_squeeze_to_table(chain):
     folder, printed = chain
     table = (folder / "results/tiny.csv").read_text(encoding="utf-8").splitlines()
-    measured = [line for line in table if ",measured,paper," in line]
+    measured = [line for line in table if ",measured,own," in line]
     assert len(measured) == 2
-    assert "Scale paper: 2 measurements in its tables, 0 done." in printed
+    assert "results/tiny.csv: 0 of 2 measurements done, " in printed
     assert not list(folder.glob("artifacts/work/*/*/*/*")), "work folders are gone after the work"
 
 
 def test_a_second_call_makes_only_the_table(copy):
     printed = snakemake("--cores", "1", "results/tiny.csv", cwd=copy)
     assert planned(printed) == {"table": 1}
-    assert "all done, nothing is computed again" in printed
+    assert "results/tiny.csv: 2 of 2 measurements done, nothing is computed." in printed
 
 
 def test_a_table_needs_only_its_run_jsons(copy):
@@ -83,7 +85,7 @@ def test_present_cells_plan_no_stage(copy):
     printed = snakemake("--cores", "1", "results/tiny.csv", "--config", "cells=present", cwd=copy)
     assert planned(printed) == {"table": 1}
     table = (copy / "results/tiny.csv").read_text(encoding="utf-8")
-    assert (table.count(",measured,paper,"), table.count(",not_run,paper,")) == (1, 1)
+    assert (table.count(",measured,own,"), table.count(",not_run,own,")) == (1, 1)
 
 
 def test_present_cells_draw_no_picture_of_images_that_are_not_here(copy):
@@ -230,6 +232,26 @@ def test_a_failing_cell_leaves_the_others_and_prints_why(copy):
     assert len(list((copy / "results/runs").rglob("seed-0.json"))) == 1
 
 
+@pytest.mark.parametrize("program", ["snakemake", "cda run"])
+def test_a_lost_shard_is_made_again_and_its_part_stays(program, copy, monkeypatch):
+    part = next((copy / "artifacts/recover/digits").glob("curriculum*/part-0"))
+    shard, other = part / "ipc-000.tar", (part / "ipc-001.tar").stat()
+    before = shard.read_bytes()
+    shard.unlink()
+    assert planned(snakemake("-n", "results/tiny.csv", cwd=copy)) == {"table": 1}
+    for folder in ("artifacts/relabel", "results/runs"):
+        shutil.rmtree(copy / folder)
+    monkeypatch.chdir(copy)
+    if program == "cda run":
+        assert main(["run", "tiny"]) == 0
+    else:
+        jobs = planned(snakemake("--cores", "2", "results/tiny.csv", cwd=copy))
+        assert jobs == {"recover_missing": 1, "relabel": 2, "validate": 2, "table": 1}
+    assert shard.read_bytes() == before
+    assert (part / "ipc-001.tar").stat().st_mtime_ns == other.st_mtime_ns
+    assert planned(snakemake("-n", "results/tiny.csv", cwd=copy)) == {"table": 1}
+
+
 FLOWERS = """\
 name: flowers
 layout: image_folder
@@ -237,9 +259,9 @@ classes: 3
 resolution: 16
 mean: [0.5, 0.5, 0.5]
 std: [0.25, 0.25, 0.25]
-shards_per_job: 1
 recipe: digits
 compare_ipc: [1]
+compare_methods: [cda, soft, random]
 get: paint it
 """
 
@@ -248,6 +270,7 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
     monkeypatch.chdir(tmp_path)
     tree = config_tree()
     tree.write("datasets/flowers.yaml", FLOWERS)
+    tree.edit("recipes/digits.yaml", "  cda: {}", "  cda: {}\n  soft: {recover: {jitter: 2}}")
     tree.edit("config.yaml", "seeds: 2", "seeds: 1")
     draws = np.random.default_rng(0)
     for split, name in itertools.product(("train", "val"), ("daisy", "rose", "tulip")):
@@ -268,10 +291,20 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
     with (tmp_path / "results/flowers.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["status"], row["seeds"]) for row in rows} == {("measured", "1")}
+    assert {row["scale"] for row in rows} == {"own"}
+    described = [json.loads(path.read_text()) for path in tmp_path.glob("results/runs/*/*/*.json")]
+    assert {one["scale"] for one in described} == {"own"}
     assert [(row["method"], row["setting"]) for row in rows] == [
         ("cda", ""),
-        ("sre2l", ""),
+        ("soft", ""),
         ("random", ""),
         ("cda", "labels=hard"),
-        ("sre2l", "labels=hard"),
+        ("soft", "labels=hard"),
     ]
+    shards = {path: path.read_bytes() for path in tmp_path.rglob("ipc-*.tar")}
+    assert {path.name for path in shards} == {"ipc-000.tar"}  # what IPC 1 reads
+    tree.edit("datasets/flowers.yaml", "compare_ipc: [1]", "compare_ipc: [1, 3]")
+    printed = snakemake("--cores", "2", "results/flowers.csv", cwd=tmp_path)
+    assert planned(printed) == {"recover_missing": 3, "relabel": 5, "validate": 5, "table": 1}
+    assert len(list(tmp_path.rglob("ipc-*.tar"))) == 9
+    assert {path: path.read_bytes() for path in shards} == shards

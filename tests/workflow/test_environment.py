@@ -47,4 +47,4 @@ def test_rules_run_where_the_package_is_not_installed(dependencies, tmp_path, tr
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ",measured,paper," in Path("results/tiny.csv").read_text(encoding="utf-8")
+    assert ",measured,own," in Path("results/tiny.csv").read_text(encoding="utf-8")

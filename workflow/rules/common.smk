@@ -23,5 +23,6 @@ wildcard_constraints:
     dataset=r"[\w-]+",
     run=r"[\w.-]+",
     part=r"\d+",
+    shard=r"\d+",
     seed=r"\d+",
     table=one_of(PLAN.experiments.tables),

@@ -63,6 +63,7 @@ METHODS = {
     "rcl-step": "Reverse step", "cl-step": "Step", "cl-linear": "Linear", "cl-cosine": "Cosine",
 }  # fmt: skip
 
+LAYOUTS = ("image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k")  # of one's own images
 DATASETS = ("cifar100", "tiny_imagenet", "imagenet1k", "imagenet21k_p")
 
 # Families of torchvision and timm without BN layers. A vit_… on a ResNet or on MobileCLIP has some.

@@ -85,7 +85,11 @@ class Dataset(Strict):
     val_images: Count | None = Field(
         None, description="number of held-out images; not checked when absent"
     )
-    shards_per_job: Count = Field(10, description="consecutive shards of one recover job")
+    shards_per_job: Count = Field(
+        10,
+        description="consecutive shards of one recover job, which makes those that "
+        "tables and figures read",
+    )
     stream: bool = Field(
         False,
         description="for images that exceed memory: training images are decoded when a batch "

@@ -110,7 +110,9 @@ def parse(
 
 def _path(problem: Any) -> tuple[Any, ...]:
     """The keys above an error, without the types among which pydantic chose."""
-    return tuple(part for part in problem["loc"] if "[" not in str(part))
+    *above, last = problem["loc"] or ("[",)  # of a model's own validator there are none
+    own = problem["type"] == "extra_forbidden" or "[" not in str(last)  # a user's key may have one
+    return (*(part for part in above if "[" not in str(part)), *[last] * own)
 
 
 def _message(model: type[Strict], path: tuple[Any, ...], problems: list[Any]) -> str:
@@ -122,9 +124,11 @@ def _message(model: type[Strict], path: tuple[Any, ...], problems: list[Any]) ->
         if each["type"] == "literal_error"
         for name in re.split(", | or ", each["ctx"]["expected"].replace("'", ""))
     ]
-    if first["type"] == "extra_forbidden" or first["loc"][-1:] == ("[key]",):
+    of_mapping = first["loc"][-1:] == ("[key]",)
+    if first["type"] == "extra_forbidden" or of_mapping:
+        key = first["loc"][-2 if of_mapping else -1]
         known = names or _keys(model, path[:-1])
-        return f"is not a known key{nearest(path[-1], known)}; use one of {', '.join(known)}"
+        return f"is not a known key{nearest(key, known)}; use one of {', '.join(known)}"
     others = [_requirement(each) for each in problems if each["type"] != "literal_error"]
     if not names and not others[0].startswith("must "):
         return others[0]

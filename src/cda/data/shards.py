@@ -158,7 +158,7 @@ def read_shard(path: Path, size: int | None = None) -> tuple[Values, dict[str, A
 
     Raises ArtifactError; also for images of other than `size` pixels, before any is decoded.
     """
-    remake = "delete its part folder and recover it again, or pull it again"
+    remake = "delete it, and the same call makes it again, or pull it again"
     if not path.is_file():
         raise ArtifactError(f"{path}: no such shard; recover it or pull it")
     try:
@@ -250,7 +250,7 @@ def shard_paths(folder: Path, ipc: int) -> list[Path]:
     if missing:
         raise ArtifactError(
             f"{folder}: {len(missing)} of {ipc} shards are missing ({missing[0]} first); "
-            "recover them or pull them"
+            "snakemake or cda run on the table makes them, or pull them"
         )
     for path in present:
         if path.name in wanted and path != found[path.name]:

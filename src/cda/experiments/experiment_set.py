@@ -22,7 +22,7 @@ from cda.experiments.grid import declared_scales, read_experiments
 from cda.experiments.paths import Layout
 from cda.experiments.reported import Reported
 from cda.experiments.resolver import Resolver
-from cda.experiments.runs import Run, seeds_of, with_upstream
+from cda.experiments.runs import Run, images_run_of, seeds_of, with_upstream
 from cda.text import nearest
 
 
@@ -175,5 +175,31 @@ class ExperimentSet:
 
     @cached_property
     def _all_runs(self) -> dict[str, Run]:
-        everything = self.settings.model_copy(update={"datasets": "all", "controls": "all"})
-        return ExperimentSet(everything, self.config).runs()
+        return self._everything.runs()
+
+    @cached_property
+    def _everything(self) -> ExperimentSet:
+        settings = self.settings.model_copy(update={"datasets": "all", "controls": "all"})
+        return ExperimentSet(settings, self.config)
+
+    def required_shards(self, recover: Run) -> int:
+        """How many shards of a recover run the tables and figures of this call read.
+
+        The IPC is no part of the run: shards that a later table requires are added to its parts.
+        """
+        if recover.id not in self._required_shards and self._everything.settings != self.settings:
+            return self._everything.required_shards(recover)
+        return self._required_shards.get(recover.id, 0)
+
+    @cached_property
+    def _required_shards(self) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for run in self._own_runs.values():
+            images = images_run_of(run)
+            if images is not None:
+                found[images.id] = max(found[images.id], run.ipc)
+        for name, figure in self.figures.items():
+            count = max((ipc for group in figure.groups for ipc in group.ipc), default=1)
+            for _, run in self.pictured(name):
+                found[run.id] = max(found[run.id], count)
+        return found

@@ -8,7 +8,7 @@ It imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from cda.experiments.runs import (
     decode_run,
     images_run_of,
     label_mode,
+    part_shards,
     parts,
     seeds_of,
 )
@@ -37,17 +38,38 @@ class Job:
     run: Run = field(compare=False)
     index: int = field(compare=False)  # of the part or the seed; 0 if the run is one job
     output: str
+    shards: Mapping[int, str] = field(default_factory=dict, compare=False)  # their paths
 
     def is_done(self) -> bool:
         """Whether its output exists; a squeezed model's description is written last.
 
-        Measurements that are no complete JSON, as after a crash of the disk, are not done.
+        Measurements that are no complete JSON, as after a crash of the disk, are not done, nor is
+        a part that lacks a shard.
         """
         path = Path(self.output)
+        if self.run.stage == "recover":
+            return path.exists() and not self.missing_shards()
         if self.run.stage in MEASURING:
             return is_complete_json(path)
         described = self.run.stage != "squeeze" or path.with_name("squeeze.json").exists()
         return path.exists() and described
+
+    def missing_shards(self) -> list[int]:
+        """The shards that a recover job has to make."""
+        return [index for index, path in self.shards.items() if not Path(path).is_file()]
+
+    @property
+    def target(self) -> str:
+        """What Snakemake makes for who reads its output: that, or the last shard that it lacks."""
+        missing = self.missing_shards() if Path(self.output).exists() else ()
+        return self.shards[missing[-1]] if missing else self.output
+
+    @property
+    def share(self) -> float:
+        """Its work as a share of a job's that makes all shards of a part; 1 at other stages."""
+        if self.run.stage != "recover":
+            return 1.0
+        return len(self.missing_shards() or self.shards) / self.run.data.shards_per_job
 
     def is_damaged(self) -> bool:
         """Whether its output is there and is no complete JSON of measurements."""
@@ -68,15 +90,22 @@ class Job:
 
 
 class JobGraph:
-    """The jobs of one scale's runs; labels above `max_gb` (`labels.max_gb`) are made online."""
+    """The jobs of one scale's runs; labels above `max_gb` (`labels.max_gb`) are made online.
 
-    def __init__(self, layout: Layout, max_gb: float) -> None:
-        self.layout, self.max_gb = layout, max_gb
+    A recover job makes those shards of its part that are among the first `required` of its run.
+    """
+
+    def __init__(self, layout: Layout, max_gb: float, required: Callable[[Run], int]) -> None:
+        self.layout, self.max_gb, self.required = layout, max_gb, required
 
     def job(self, run: Run, index: int = 0) -> Job:
         """The job of `run` for its part or seed `index`, or for all of it."""
         layout = self.layout
-        if run.stage in MAKING:
+        if run.stage == "recover":
+            shards = part_shards(run, index, self.required(run))
+            paths = {shard: layout.shard(run, index, shard) for shard in shards}
+            return Job(run, index, layout.part(run, index), paths)
+        if run.stage == "distill":
             return Job(run, index, layout.part(run, index))
         if run.stage in MEASURING:
             return Job(run, index, layout.run_json(run, index))
@@ -141,7 +170,8 @@ class JobGraph:
 
 def graph_of(experiments: ExperimentSet) -> JobGraph:
     """The job graph of a scale."""
-    return JobGraph(experiments.layout, experiments.settings.labels.max_gb)
+    max_gb = experiments.settings.labels.max_gb
+    return JobGraph(experiments.layout, max_gb, experiments.required_shards)
 
 
 def table_jobs(experiments: ExperimentSet, *tables: str) -> list[Job]:

@@ -55,6 +55,10 @@ class Layout:
         """Folder of one recover job's shards."""
         return f"{self.run_folder(run)}/part-{part}"
 
+    def shard(self, run: Run, part: int, index: int) -> str:
+        """The shard with IPC index `index`, in its part's folder."""
+        return f"{self.part(run, part)}/ipc-{index:03d}.tar"
+
     def labels(self, run: Run) -> str:
         """Folder of a relabel run's label store."""
         return f"{self.run_folder(run)}/labels"

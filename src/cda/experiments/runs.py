@@ -313,3 +313,12 @@ def parts(images: Run, ipc: int) -> range:
     """The jobs that make the first `ipc` shards of a recover or distill run."""
     several = images.stage == "recover"
     return range(math.ceil(ipc / images.data.shards_per_job) if several else 1)
+
+
+def part_shards(recover: Run, part: int, required: int) -> range:
+    """The shards that a recover job makes: those of its part among the first `required`.
+
+    They are all of its part if nothing requires any of them.
+    """
+    first, end = (index * recover.data.shards_per_job for index in (part, part + 1))
+    return range(first, min(end, required) if required > first else end)

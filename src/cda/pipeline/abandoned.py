@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cda.config.load import load_settings
+from cda.config.load import load_settings, scale_names
 from cda.engine.lock import Lease
 from cda.errors import ArtifactError
 from cda.experiments.experiment_set import ExperimentSet
@@ -35,7 +35,7 @@ def list_abandoned(config: Path, *, delete: bool = False) -> None:
 
     Raises ConfigError if `config` cannot be read: then nothing is known to be abandoned.
     """
-    scales = ["paper", *sorted(path.stem for path in (config / "scales").glob("*.yaml"))]
+    scales = scale_names(config)
     needed = {run for scale in scales for run in _runs_of(config, scale)}
     count = total = 0
     for layout in map(Layout, scales):

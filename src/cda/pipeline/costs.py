@@ -8,7 +8,7 @@ counted: they lower the rate (`cda.pipeline.rates`) that these operations are di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from cda.config.recipe import Architecture, Optimisation
@@ -194,15 +194,16 @@ def decoded_images(run: Run) -> int:
     return 0
 
 
-def shard_gigabytes(run: Run, part: int) -> float:
+def shard_gigabytes(run: Run, shards: Iterable[int]) -> float:
     """Estimated size of a recover or distill job's shards and snapshots, in GB (1e9 bytes)."""
     if run.stage == "distill":
         return run.ipc * run.data.classes * ((PNG + 4) * 3 * run.data.resolution**2 + TAR) / 1e9
+    made = set(shards)
     recover = run.recipe.recover
     snapshots = 0
-    if recover.synthetic and part == 0:
+    if recover.synthetic and 0 in made:
         snapshots = sum(step <= recover.iterations for step in recover.snapshots)
-    images = (run.data.shards_per_job + snapshots) * run.data.classes
+    images = (len(made) + snapshots) * run.data.classes
     return images * (PNG * 3 * run.data.resolution**2 + TAR) / 1e9
 
 

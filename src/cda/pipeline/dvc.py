@@ -247,7 +247,12 @@ def find_needs(
             return found
         return found if Path(job.output).name in found.entries else None
 
-    jobs = graph.walk(start, lambda job: everything or not (job.is_done() or known(job)))
+    def is_read(job: Job) -> bool:
+        """Whether a job has to run; one whose part is here and lacks shards adds them."""
+        partial = job.run.stage == "recover" and Path(job.output).exists()
+        return not (job.is_done() or (known(job) and not partial))
+
+    jobs = graph.walk(start, lambda job: everything or is_read(job))
     return {path_of(job): (job, known(job)) for job in jobs if job.run.stage in ENTRIES}
 
 

@@ -89,7 +89,7 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
     missing = graph.missing(targets)
     runs = {job.run.id: job.run for job in missing}
     each = {run_id: hours_of(run, rates, settings) for run_id, run in runs.items()}
-    hours = {run_id: max(pair) + rates.start / 3600 for run_id, pair in each.items()}
+    hours = {job: job.share * max(each[job.run.id]) + rates.start / 3600 for job in missing}
     found = Estimate(gpus=gpus, memory_gb=rates.device.memory_gb)
     found.lines = list(_lines(graph.all(targets), missing, hours, rates, settings))
     found.chain_hours = _chain(graph, missing, hours, rates, gpus, settings)
@@ -103,7 +103,7 @@ def estimate(experiments: ExperimentSet, names: Sequence[str], gpu: str, gpus: i
 def _lines(
     jobs: Sequence[Job],
     missing: Sequence[Job],
-    hours: Mapping[str, float],
+    hours: Mapping[Job, float],
     rates: Rates,
     settings: Settings,
 ) -> Iterator[Line]:
@@ -122,7 +122,7 @@ def _lines(
                     jobs=len(own),
                     done=sum(job.is_done() for job in own),
                     to_do=len(left),
-                    gpu_hours=sum(hours[job.run.id] for job in left),
+                    gpu_hours=sum(hours[job] for job in left),
                     rate=rates.of(rated) if rated else None,
                 )
 
@@ -130,7 +130,7 @@ def _lines(
 def _chain(
     graph: JobGraph,
     missing: Sequence[Job],
-    hours: Mapping[str, float],
+    hours: Mapping[Job, float],
     rates: Rates,
     gpus: int,
     settings: Settings,
@@ -140,7 +140,7 @@ def _chain(
     for job in missing:
         run = job.run
         several = min(run.data.gpus, settings.runtime.gpus, gpus) if run.stage == "squeeze" else 1
-        own = hours[run.id] / several
+        own = hours[job] / several
         if run.stage == "decode":
             own = decoded_images(run) / rates.decode / 3600
         ends[job] = own + max((ends.get(one, 0.0) for one in graph.inputs(job)), default=0.0)
@@ -152,7 +152,7 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
     for job in missing:
         run = job.run
         if run.stage in MAKING:
-            found.shards_gb += shard_gigabytes(run, job.index)
+            found.shards_gb += shard_gigabytes(run, job.missing_shards())
         elif run.stage == "decode":
             found.decoded_gb += pixel_gigabytes(run, run.data.val_images or 0)
         elif run.stage == "relabel":

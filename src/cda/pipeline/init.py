@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cda.config.load import CONFIG
+from cda.config.names import LAYOUTS
 from cda.config.settings import Dataset, Settings
 from cda.data import intake
 from cda.data.intake import SMALLEST, Placed, Survey
@@ -35,7 +36,6 @@ from cda.pipeline.proposal import (
 from cda.pipeline.rates import device_kind, rates_of
 from cda.text import clock
 
-LAYOUTS = ("image_folder", "tiny_imagenet", "imagenet1k", "imagenet21k")
 CPU_HOURS, GPU_HOURS = 1.0, 12.0  # limits of a proposal
 BATCH = 100  # images that recover sends through the network together on a CPU
 

@@ -82,8 +82,11 @@ class TimeLimits:
             self._hours[run.id] = job_hours(run, self._rates, self._experiments.settings)
         return self._hours[run.id]
 
-    def minutes(self, run: Run, attempt: int = 1) -> int:
-        """Time limit of one job of `run`, at most `runtime.max_hours`."""
-        wanted = START + MARGIN * 60 * self.hours(run)
+    def minutes(self, run: Run, attempt: int = 1, share: float = 1.0) -> int:
+        """Time limit of a job of `run` with a `share` of a full job's work.
+
+        It is at most `runtime.max_hours`.
+        """
+        wanted = START + MARGIN * 60 * share * self.hours(run)
         longest = 60 * self._experiments.settings.runtime.max_hours
         return math.ceil(min(attempt * wanted, longest))

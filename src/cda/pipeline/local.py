@@ -218,7 +218,7 @@ def run_tables(
     if not jobs:
         print(f"{', '.join(targets)}: nothing is missing.")
         return
-    seconds = {job: 3600 * job_hours(job.run, rates, settings) for job in jobs}
+    seconds = {job: 3600 * job.share * job_hours(job.run, rates, settings) for job in jobs}
     for process in processes_of(jobs):
         seconds[process[0]] += rates.start
     print(forecast(jobs, seconds, budget), flush=True)

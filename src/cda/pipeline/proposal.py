@@ -79,7 +79,6 @@ def complete(data: Dataset, survey: Survey, resolution: int) -> Dataset:
         "train_images": survey.train_images,
         "val_images": survey.val_images,
         "compare_ipc": tuple(sorted({1, ipc})),
-        "shards_per_job": ipc,
         "stream": survey.train_images * 3 * resolution**2 > STREAMED,
     }
     return data.model_copy(update=found)
@@ -103,8 +102,6 @@ def dataset_text(data: Dataset, survey: Survey, reason: str, split: bool) -> str
         ("val_images", data.val_images, "counted; every model is tested on them"),
         ("compare_ipc", list(data.compare_ipc), f"images per class in results/{data.name}.csv"),
     ]
-    if data.shards_per_job != LARGEST_IPC:
-        rows.append(("shards_per_job", data.shards_per_job, "no more than the table needs"))
     if data.stream:
         rows.append(("stream", True, "its pixels may not fit in memory"))
     how = "as train/<class>/ and val/<class>/ " if data.layout == "image_folder" else ""

@@ -152,7 +152,7 @@ def measure(
     seconds of its last attempt only.
     """
     for run in runs:
-        for provenance in _provenance(run, settings, layout):
+        for provenance, share in _provenance(run, settings, layout):
             device, seconds = str(provenance.get("device", "")).lower(), provenance.get("seconds")
             if not any(name.lower() in device for name in rates.device.names):
                 continue
@@ -164,8 +164,8 @@ def measure(
             if not isinstance(threads, int) or threads < 1:
                 threads = settings.runtime.cpu_threads
             expected = rates.assumed_seconds(run, settings, threads, count)
-            share = expected / seconds / int(provenance.get("processes", 1))
-            tflops = share * rates.assumed[run.stage].tflops
+            speed = share * expected / seconds / int(provenance.get("processes", 1))
+            tflops = speed * rates.assumed[run.stage].tflops
             if tflops <= rates.device.tflops:
                 rates.measured.setdefault((run.stage, run.dataset), []).append(tflops)
 
@@ -174,7 +174,7 @@ def _described(run: Run, settings: Settings, layout: Layout) -> list[str]:
     """The files that record how long each job of a run took."""
     if run.stage == "squeeze":
         return [str(Path(layout.model(run)).with_name("squeeze.json"))]
-    if run.stage == "recover":  # every shard of a part records the part's seconds
+    if run.stage == "recover":  # every shard of a job records the job's seconds
         first = run.data.shards_per_job
         folders = sorted(Path(layout.run_folder(run)).glob("part-*"))
         return [
@@ -191,12 +191,17 @@ def _described(run: Run, settings: Settings, layout: Layout) -> list[str]:
     return [layout.run_json(run, seed) for seed in range(seeds_of(run, settings.seeds))]
 
 
-def _provenance(run: Run, settings: Settings, layout: Layout) -> Iterator[dict[str, Any]]:
+def _provenance(
+    run: Run, settings: Settings, layout: Layout
+) -> Iterator[tuple[dict[str, Any], float]]:
+    """The provenance of each finished job, and its share of a full one's work (`Job.share`)."""
     for path in _described(run, settings, layout):
         with contextlib.suppress(ArtifactError):  # missing or damaged: the stages refuse it
             description = read_json(Path(path), "a job's description")
             if description.get("run") == run.id and isinstance(description.get("provenance"), dict):
-                yield description["provenance"]
+                full = run.data.shards_per_job
+                made = description.get("shards", full) if run.stage == "recover" else full
+                yield description["provenance"], made / full
 
 
 def device_kind(experiments: ExperimentSet, requested: str | None) -> str:

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from cda.config.load import from_environment, load_settings, merge
+from cda.config.load import from_environment, load_settings, merge, scale_names
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import (
@@ -78,7 +78,7 @@ class Plan:
     def _check_targets(self, targets: Sequence[str]) -> None:
         """Raise ConfigError for a result of another scale, or of no table or figure."""
         scale, tables = self.settings.scale, self.experiments.tables
-        known = {"paper", *(path.stem for path in self.experiments.config.glob("scales/*.yaml"))}
+        known = scale_names(self.experiments.config)
         if "demo" in targets and "demo" not in tables:
             raise ConfigError(f"demo is no target of scale {scale}; add --config scale=demo")
         paths = {name: self.layout.table(name) for name in tables if name != "demo"}
@@ -173,7 +173,7 @@ class Plan:
     def _outputs(self, jobs: Iterable[Job]) -> list[str]:
         """The jobs' outputs: all, or with `cells=present` those that exist."""
         everything = self.settings.cells == "all"
-        return [job.output for job in jobs if everything or job.is_done()]
+        return [job.target for job in jobs if everything or job.is_done()]
 
     def decoded(self, wildcards: Wildcards) -> list[str]:
         """The decoded validation images that a job of a streamed data set tests on."""
@@ -184,7 +184,7 @@ class Plan:
         return self._inputs(wildcards, "squeeze")
 
     def shards(self, wildcards: Wildcards) -> list[str]:
-        """The part folders that a job reads."""
+        """The part folders that a job reads; of one that lacks shards, the last of these."""
         return self._inputs(wildcards, *MAKING)
 
     def labels(self, wildcards: Wildcards) -> list[str]:
@@ -203,7 +203,7 @@ class Plan:
         job = self._job(wildcards)
         jobs = [one for one in self._graph.inputs(job) if one.run.stage in stages]
         must_run = self._must_run(job)
-        return [one.output for one in jobs if must_run or one.is_done()]
+        return [one.target for one in jobs if must_run or one.is_done()]
 
     def _job(self, wildcards: Wildcards) -> Job:
         index = getattr(wildcards, "part", getattr(wildcards, "seed", 0))
@@ -231,7 +231,8 @@ class Plan:
 
     def minutes(self, wildcards: Wildcards, attempt: int) -> int:
         """Time limit of a job, more with each attempt."""
-        return self._limits.minutes(self._run(wildcards), attempt)
+        job = self._job(wildcards)
+        return self._limits.minutes(job.run, attempt, job.share)
 
     def memory(self, wildcards: Wildcards, attempt: int) -> int:
         """MB of host memory for a job's processes and images; more with each attempt."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cda.data.shards import read_shard, shard_name, to_pixels
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
-from cda.experiments.runs import Run
+from cda.experiments.runs import Run, part_shards
 from cda.results.style import FAINT, LETTER, WIDTH, network_name, style_of
 
 Pixels = NDArray[np.uint8]
@@ -183,7 +183,7 @@ def grid(experiments: ExperimentSet, name: str) -> Figure:
     shards = min(
         MOST // bands,
         int((PAGE / bands - below) / cell),
-        *(s.run.data.shards_per_job for s in sources),
+        *(len(part_shards(s.run, 0, experiments.required_shards(s.run))) for s in sources),
     )
     shards = max(1, shards if labels else min(shards, 2))  # an empty frame need not be large
     height = (

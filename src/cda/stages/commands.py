@@ -15,7 +15,7 @@ from cda.config.load import load_settings, read_overrides
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import process_count
-from cda.experiments.runs import Run, images_run_of
+from cda.experiments.runs import Run, images_run_of, part_shards
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -120,13 +120,20 @@ def _start_torchrun(experiments: ExperimentSet, gpus: int) -> None:
     option("--part", type=int, default=0, metavar="N", help="which part (default 0)"),
 )
 def recover(arguments: Arguments) -> None:
-    """Synthesise one part of a run's shards."""
-    context = _context(arguments, "recover")
-    from cda.stages import recover
+    """Synthesise one part of a run's shards: those that tables and figures read.
 
+    A part that exists gets the shards that it lacks.
+    """
+    experiments = experiments_of(arguments)
+    run = experiments.run(arguments.run, "recover")
+    shards = part_shards(run, arguments.part, experiments.required_shards(run))
+    from cda.stages import recover
+    from cda.stages.context import Context
+
+    context = Context(run, experiments.settings, experiments.layout)
     out = Path(arguments.out or context.layout.part(context.run, arguments.part))
     model = _model(arguments, context, context.run.upstream.get("model"))
-    recover.run(context, arguments.part, model, out)
+    recover.run(context, arguments.part, model, out, shards)
 
 
 @command("stages", RUN, OUT)

@@ -1,16 +1,17 @@
 """Recover: synthesise the images of consecutive shards, or take real or released images instead.
 
 Reads a squeezed model (or images); writes a part folder with shards `ipc-000.tar`, `ipc-000.json`
-beside each, and the snapshots of the first shard under `snapshots/`. A shard depends on the run and
-its index alone. The work folder holds finished blocks and the newest state of the unfinished ones,
-so that a killed job continues there.
+beside each, and the snapshots of the first shard under `snapshots/`. A job makes those shards that
+tables read and the folder lacks. A shard depends on the run and its index alone. The work folder
+holds finished blocks and the newest state of the unfinished ones, so that a killed job continues
+there.
 """
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from cda.engine.lock import work_folder
 from cda.engine.recovery import RecoverJob, recover_blocks
 from cda.engine.signals import Stop
 from cda.errors import ConfigError
-from cda.files import atomic_write, file_digest, publish, read_json, write_json
+from cda.experiments.runs import part_shards
+from cda.files import atomic_write, file_digest, publish, publish_into, read_json, write_json
 from cda.method.bn_matching import bn_layers
 from cda.rng import generator
 from cda.stages.context import Context
@@ -70,26 +72,43 @@ class BlockFiles:
         return [read_json(path, "a block's losses") for path in paths if path.is_file()]
 
 
-def run(context: Context, part: int, model_path: Path | None, out: Path) -> None:
-    """Make part `part` of the run at `out`."""
-    data, recipe = context.run.data, context.run.recipe.recover
+def run(
+    context: Context,
+    part: int,
+    model_path: Path | None,
+    out: Path,
+    shards: Sequence[int] = (),
+) -> None:
+    """Make `shards` (default: all) of part `part` of the run at `out`.
+
+    Those that exist stay; if all of them do, they are made again.
+    """
+    recipe = context.run.recipe.recover
     if part < 0:
         raise ConfigError(f"--part {part}: parts are counted from 0")
-    shards = range(part * data.shards_per_job, (part + 1) * data.shards_per_job)
+    wanted = shards or part_shards(context.run, part, 0)
+    existing = {path.name for path in out.glob("ipc-*.tar")}
+    todo = [index for index in wanted if shard_name(index) not in existing] or wanted
+    others = existing - {shard_name(index) for index in todo}
     device = context.open_device()
     work = context.work(f"part-{part}")
     with work_folder(work) as stop:
         if recipe.synthetic:
             assert model_path is not None
-            classes = _synthesise(context, device, model_path, shards, work, stop)
+            classes = _synthesise(context, device, model_path, todo, work, stop)
         else:
-            classes = _take_images(context, shards, work)
-        _write_part(context, device, shards, classes, work)
-        publish(work / "out", out)
+            classes = _take_images(context, todo, work)
+        _write_part(context, device, todo, classes, work)
+        (publish_into if others else publish)(work / "out", out)
 
 
 def _synthesise(
-    context: Context, device: Device, model_path: Path, shards: range, work: Path, stop: Stop
+    context: Context,
+    device: Device,
+    model_path: Path,
+    shards: Sequence[int],
+    work: Path,
+    stop: Stop,
 ) -> list[str]:
     """Recover every block that is not finished yet; returns the class names."""
     run, data = context.run, context.run.data
@@ -114,7 +133,7 @@ def _forget_other_model(work: Path, sha256: str) -> None:
     write_json(mark, {"sha256": sha256})
 
 
-def _take_images(context: Context, shards: range, work: Path) -> list[str]:
+def _take_images(context: Context, shards: Sequence[int], work: Path) -> list[str]:
     """Store real images (the random control) or released ones as finished blocks, one a shard."""
     run, classes = context.run, context.class_names()
     random = run.recipe.recover.mode == "random"
@@ -124,7 +143,9 @@ def _take_images(context: Context, shards: range, work: Path) -> list[str]:
     return classes
 
 
-def _released_shards(context: Context, classes: list[str], shards: range) -> Iterator[Pixels]:
+def _released_shards(
+    context: Context, classes: list[str], shards: Sequence[int]
+) -> Iterator[Pixels]:
     from cda.data.released import released_images, require_order
 
     require_order(context.run.data, classes)
@@ -132,7 +153,7 @@ def _released_shards(context: Context, classes: list[str], shards: range) -> Ite
         yield released_images(context.released_folder(), shard, context.run.data)
 
 
-def _random_shards(context: Context, shards: range) -> Iterator[Pixels]:
+def _random_shards(context: Context, shards: Sequence[int]) -> Iterator[Pixels]:
     """Random real images, one of each class a shard; reads the chosen images alone."""
     classes, seed = context.run.data.classes, context.run.recipe.recover.seed
     labels = context.real_labels("train")
@@ -156,15 +177,13 @@ def random_choice(
         own = range(first[label], first[label + 1])
         if shard >= len(own):
             found = f"class {label} has {len(own)} images, too few for shard {shard}"
-            raise ConfigError(
-                f"recover mode random: {found}; lower the data set's shards_per_job or the IPC"
-            )
+            raise ConfigError(f"recover mode random: {found}; lower the IPC")
         chosen.append(own[generator("random", seed, "class", label).permutation(len(own))[shard]])
     return np.array(chosen, dtype=np.int64)
 
 
 def _write_part(
-    context: Context, device: Device, shards: range, classes: list[str], work: Path
+    context: Context, device: Device, shards: Sequence[int], classes: list[str], work: Path
 ) -> None:
     """Join finished blocks to the part's shards, each with its description beside it."""
     run, recipe, files = context.run, context.run.recipe.recover, BlockFiles(work)
@@ -178,7 +197,8 @@ def _write_part(
         blocks, target = blocks_of(shard, run.data.classes, size), work / "out" / shard_name(shard)
         write(target, files.read(blocks), shard)
         described = context.description() | {"ipc": shard, "blocks": files.losses(blocks)}
-        described |= {"sha256": file_digest(target), "provenance": device.provenance()}
+        described |= {"sha256": file_digest(target), "shards": len(shards)}  # of this job
+        described["provenance"] = device.provenance()
         write_json(target.with_suffix(".json"), described)
         if shard == 0 and recipe.synthetic:
             for step in (step for step in recipe.snapshots if step <= recipe.iterations):

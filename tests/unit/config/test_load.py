@@ -39,6 +39,7 @@ def resolve(tree: Any, **overrides: Any) -> Any:
 BAD_VALUES = {
     # what: file, text there, put in its place, key, what is allowed
     "unknown key": (RECIPE, "  jitter: 1 ", "  jiter: 1 ", "recover.jiter", "jitter"),
+    "bracket in a key": (RECIPE, "  jitter: 1 ", '  "jit[er": 1 ', "recover.jit[er", "jitter"),
     "unknown section": (RECIPE, "variants:", "variantz:", "variantz", "relabel"),
     "missing key": (RECIPE, "  mode: curriculum ", "  seed: 1 ", "recover.mode", "is missing"),
     "text for a number": (

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from tests.conftest import GROUP
 
+from cda.data.shards import shard_name
 from cda.experiments.jobs import Job, JobGraph, figure_jobs, graph_of, table_jobs
 
 
@@ -28,6 +31,8 @@ def finish(*jobs: Job) -> None:
         path = Path(job.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}\n") if path.suffix else path.mkdir(exist_ok=True)
+        for shard in job.shards.values():
+            Path(shard).touch()
         if job.run.stage == "squeeze":
             path.with_name("squeeze.json").touch()
 
@@ -41,7 +46,7 @@ def test_a_measurement_reads_images_and_labels_and_labels_read_the_model(tree, g
 
 
 def test_labels_made_online_need_the_model_and_no_part_of_it_is_stored(tree):
-    graph = JobGraph(tree.experiments().layout, max_gb=1e-9)
+    graph = JobGraph(tree.experiments().layout, 1e-9, tree.experiments().required_shards)
     jobs = jobs_by_stage(tree, graph, ipc=2)
     assert graph.inputs(jobs["validate"][0])[-1] == jobs["squeeze"][0]
     assert graph.inputs(jobs["relabel"][0]) == jobs["recover"]
@@ -91,6 +96,36 @@ def test_a_model_without_its_description_is_not_done(tree, graph):
     assert squeeze.is_done()
     Path(squeeze.output).with_name("squeeze.json").unlink()
     assert not squeeze.is_done()
+
+
+def test_a_part_has_the_shards_that_tables_and_figures_read(tree):
+    def shards(method: str = "cda") -> list[list[int]]:
+        run, graph = tree.runs(method)["recover"], graph_of(tree.experiments())
+        return [list(graph.job(run, part).shards) for part in range(3)]
+
+    tree.experiment("tiny", {"methods": ["cda", "random"], "ipc": [1]})
+    before = tree.runs()["recover"].id
+    assert shards() == [[0], [2, 3], [4, 5]]  # of a part that nothing reads all
+    tree.experiment("more", {"methods": ["cda"], "ipc": [3]})
+    assert shards() == [[0, 1], [2], [4, 5]]
+    assert shards("random") == [[0], [2, 3], [4, 5]]
+    group = {**GROUP, "methods": ["random"], "ipc": [2]}
+    figure = {"title": "Seen", "kind": "grid", "scales": ["paper"], "groups": [group]}
+    tree.write("experiments/seen.yaml", yaml.safe_dump(figure))
+    assert shards("random")[0] == [0, 1]
+    assert tree.runs()["recover"].id == before
+
+
+def test_a_part_that_lacks_a_shard_is_not_done(tree, graph):
+    (part,) = jobs_by_stage(tree, graph, ipc=2)["recover"]
+    assert (part.target, part.share) == (part.output, 1.0)
+    finish(part)
+    assert part.is_done()
+    assert part.target == part.output
+    Path(part.shards[1]).unlink()
+    assert not part.is_done()
+    assert (part.target, part.share) == (part.shards[1], 0.5)
+    assert Path(part.shards[1]).name == shard_name(1)
 
 
 def test_jobs_name_their_command(tree, graph):

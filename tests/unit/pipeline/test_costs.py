@@ -143,11 +143,11 @@ def test_the_size_of_a_shard_is_near_a_written_one(devices, tmp_path):
     run = Run("recover", run.slug, run.spec, data, run.recipe, upstream=run.upstream)
     rough = generator("test").normal(128, 45, (10, 64, 64, 3)).clip(0, 255).astype("uint8")
     write_shard(tmp_path / "ipc-000.tar", rough, [str(i) for i in range(10)], 0, run.id, "digits")
-    assert costs.shard_gigabytes(run, part=1) * 1e9 == pytest.approx(
+    assert costs.shard_gigabytes(run, [1]) * 1e9 == pytest.approx(
         (tmp_path / "ipc-000.tar").stat().st_size, rel=0.25
     )
-    assert costs.shard_gigabytes(run, part=0) == pytest.approx(
-        3 * costs.shard_gigabytes(run, part=1)
+    assert costs.shard_gigabytes(run, [0]) == pytest.approx(
+        3 * costs.shard_gigabytes(run, [1])
     )  # two snapshots
 
 

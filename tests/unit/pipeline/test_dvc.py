@@ -77,6 +77,19 @@ def test_below_a_tracked_job_nothing_is_needed(tree, needs):
     assert needs(everything=True) == {"squeeze": True, "recover": True, "relabel": True}
 
 
+def test_a_part_that_is_here_and_lacks_shards_needs_the_model(tree, needs):
+    layout, runs = tree.experiments().layout, tree.runs(ipc=2)
+    for stage in ("squeeze", "relabel", "recover"):
+        write(layout.run_folder(runs[stage]), 10, **({"part-0": 10} if stage == "recover" else {}))
+    assert needs() == {"recover": True, "relabel": True}
+    part = Path(layout.part(runs["recover"], 0))
+    part.mkdir(parents=True)
+    (part / "ipc-000.tar").touch()
+    assert needs() == {"squeeze": True, "recover": True, "relabel": True}
+    (part / "ipc-001.tar").touch()
+    assert needs() == {"recover": True, "relabel": True}
+
+
 def test_a_part_that_is_not_recorded_is_not_tracked(tree, needs):
     folder = tree.experiments().layout.run_folder(tree.runs(ipc=2)["recover"])
     write(folder, 10, **{"part-1": 10})

@@ -42,9 +42,13 @@ def test_parts_reach_the_largest_ipc_above_a_recover_run(devices):
     experiments = devices.experiments()
     assert line(estimate(experiments, ["tiny"], "fast", 1), "recover").jobs == 3  # two shards a job
     run = devices.runs(ipc=5)["recover"]
+    before = line(estimate(experiments, ["tiny"], "fast", 1), "recover").gpu_hours
     Path(experiments.layout.part(run, 1)).mkdir(parents=True)
+    for index in (2, 3):
+        Path(experiments.layout.shard(run, 1, index)).touch()
     found = line(estimate(experiments, ["tiny"], "fast", 1), "recover")
     assert (found.jobs, found.done, found.to_do) == (3, 1, 2)
+    assert found.gpu_hours == pytest.approx(3 / 5 * before)  # three of five shards are left
 
 
 def test_what_only_finished_measurements_were_made_from_is_not_to_do(devices):

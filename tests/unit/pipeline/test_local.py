@@ -31,7 +31,7 @@ MAKE = """
 import pathlib, sys
 for path in map(pathlib.Path, sys.argv[1:]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}\\n") if path.suffix else path.mkdir()
+    path.write_text("{}\\n") if path.suffix else path.mkdir(exist_ok=True)
     path.with_name("squeeze.json").touch()
 """
 FAIL = "raise SystemExit(3)"
@@ -45,7 +45,8 @@ def programs(monkeypatch):
 
     def command(jobs):
         code = chosen.get(jobs[0].run.stage, MAKE)
-        return [sys.executable, "-c", code, *(job.output for job in jobs)]
+        outputs = [path for job in jobs for path in (job.shards.values() or [job.output])]
+        return [sys.executable, "-c", code, *outputs]
 
     monkeypatch.setattr(local, "command", command)
     return chosen

@@ -120,6 +120,17 @@ def test_every_process_starts(devices):
         assert other.gpu_hours == pytest.approx(one.gpu_hours + 0.01 * one.to_do)
 
 
+def test_a_job_that_made_fewer_shards_did_less(devices):
+    experiments, run = devices.experiments(), devices.runs(ipc=2)["recover"]
+    provenance = {"device": "Fast 1", "seconds": costs.operations(run, 50) / 0.8e6}
+    write_done(experiments, run, provenance, ipc=2)
+    first = Path(experiments.layout.part(run, 0)) / "ipc-000.json"
+    first.write_text(json.dumps({"run": run.id, "shards": 1, "provenance": provenance}))
+    rates = rates_of(devices.folder, "fast")
+    measure(rates, [run], experiments.settings, experiments.layout)
+    assert rates.measured == {("recover", "digits"): [pytest.approx(0.4e-6)]}
+
+
 DAMAGED = [
     "",
     "[]",

@@ -45,6 +45,8 @@ def finish(*jobs: Job) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}\n") if path.suffix else path.mkdir()
         path.with_name("squeeze.json").touch()
+        for shard in job.shards.values():
+            Path(shard).touch()
 
 
 def test_damaged_measurements_end_the_call_with_the_fix(tree, plan_of):
@@ -64,6 +66,19 @@ def test_a_job_without_output_names_all_its_inputs(tree, plan_of):
     assert plan.labels(validate) == [jobs["relabel"].output]
     assert plan.model(validate) == []  # stored labels need it no more
     assert plan.model(relabel) == plan.model(wildcards(jobs["recover"])) == [jobs["squeeze"].output]
+
+
+def test_a_part_that_lacks_shards_is_completed_by_its_last_one(tree, plan_of):
+    jobs = chain(tree)
+    part, relabel = jobs["recover"], wildcards(jobs["relabel"])
+    finish(part)
+    for path in part.shards.values():
+        Path(path).unlink()
+    assert plan_of().shards(relabel) == [part.shards[1]]
+    Path(part.shards[1]).touch()
+    assert plan_of().shards(relabel) == [part.shards[0]]
+    Path(part.shards[0]).touch()
+    assert plan_of().shards(relabel) == [part.output]
 
 
 def test_a_job_with_output_names_only_inputs_that_exist(tree, plan_of):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cda.data.shards import load_distilled
 from cda.errors import ArtifactError, DataError
-from cda.files import write_json
+from cda.files import read_json, write_json
 from cda.stages import recover, squeeze
 from cda.stages.models import require_classes
 
@@ -34,6 +34,33 @@ def imported(tree):
         name = f"data/released/theirs/new{label:03d}/class{label:03d}_id000.jpg"
         draw(Path(name), label * 20)
     return tree
+
+
+@pytest.mark.parametrize("method", ["cda", "random"])
+def test_a_part_gets_the_shards_that_it_lacks_and_those_it_has_stay(method, tree):
+    tree.few_images()
+    runs = tree.runs(method)
+    model = Path("model/model.safetensors")
+    squeeze.run(tree.context(tree.runs()["squeeze"]), model)
+
+    def make(out: str, *shards: int) -> dict[str, bytes]:
+        recover.run(tree.context(runs["recover"]), 0, model, Path(out), shards)
+        return {path.name: path.read_bytes() for path in Path(out).rglob("*.tar")}
+
+    at_once, snapshots = make("once/part-0", 0, 1), {"step-00003.tar", "step-00006.tar"}
+    assert set(at_once) == {"ipc-000.tar", "ipc-001.tar"} | (
+        snapshots if method == "cda" else set()
+    )
+    later = make("later/part-0", 1)
+    assert later == {"ipc-001.tar": at_once["ipc-001.tar"]}
+    described = Path("later/part-0/ipc-001.json").read_bytes()
+    assert make("later/part-0", 0, 1) == at_once
+    assert Path("later/part-0/ipc-001.json").read_bytes() == described
+    assert read_json(Path("later/part-0/ipc-000.json"), "it")["shards"] == 1
+    assert read_json(Path("once/part-0/ipc-000.json"), "it")["shards"] == 2
+    Path("later/part-0/ipc-001.tar").write_bytes(b"")  # made again if all are there
+    assert make("later/part-0", 1)["ipc-001.tar"] == at_once["ipc-001.tar"]
+    assert make("later/part-0", 0) == at_once
 
 
 def make_shard(tree) -> tuple[np.ndarray, list[str]]:
