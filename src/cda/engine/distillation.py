@@ -101,11 +101,7 @@ class Distillation:
         Returns the distance summed over the classes, at the last of them. Raises ArtifactError if
         it is not finite.
         """
-        purpose = ("distill", self.recipe.seed, self.done)
-        seed_everything(*purpose, "weights")
-        network = self.build().train()
-        step = self._match_gradients if self.recipe.match == "gradient" else self._match_embeddings
-        distance = step(network, purpose)
+        distance = self._iterate(("distill", self.recipe.seed, self.done))
         if not np.isfinite(distance):
             raise ArtifactError(
                 f"distill: the distance is {distance} in iteration {self.done}; lower the recipe's "
@@ -113,6 +109,12 @@ class Distillation:
             )
         self.done += 1
         return distance
+
+    def _iterate(self, purpose: tuple[object, ...]) -> float:
+        seed_everything(*purpose, "weights")
+        network = self.build().train()
+        step = self._match_gradients if self.recipe.match == "gradient" else self._match_embeddings
+        return step(network, purpose)
 
     def _pairs(self, label: int, purpose: tuple[object, ...]) -> tuple[Tensor, Tensor]:
         """A class's real and distilled batch, under the same augmentation."""
@@ -194,6 +196,10 @@ class Distillation:
         by_shard = unit.view(self.classes, self.ipc, 3, size, size).permute(1, 0, 3, 4, 2)
         found: NDArray[np.float32] = by_shard.contiguous().float().cpu().numpy()
         return found
+
+    def learned(self) -> dict[str, float]:
+        """What was learned beside the images."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -20,6 +20,7 @@ from cda.experiments.runs import (
     MEASURING,
     Run,
     decode_run,
+    expert_parts,
     images_run_of,
     label_mode,
     part_shards,
@@ -28,7 +29,8 @@ from cda.experiments.runs import (
 )
 from cda.files import is_complete_json
 
-NUMBERED = {"recover": "part", "validate": "seed", "continual": "seed"}  # several jobs a run
+# stages of several jobs a run
+NUMBERED = {"recover": "part", "expert": "part", "validate": "seed", "continual": "seed"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class JobGraph:
             shards = part_shards(run, index, self.required(run))
             paths = {shard: layout.shard(run, index, shard) for shard in shards}
             return Job(run, index, layout.part(run, index), paths)
-        if run.stage == "distill":
+        if run.stage in ("distill", "expert"):
             return Job(run, index, layout.part(run, index))
         if run.stage in MEASURING:
             return Job(run, index, layout.run_json(run, index))
@@ -115,6 +117,7 @@ class JobGraph:
     def jobs(self, run: Run, ipc: int) -> list[Job]:
         """A run's jobs; for a run of images those that make its first `ipc` shards."""
         indices = parts(run, ipc) if run.stage in MAKING else range(1)
+        indices = expert_parts(run) if run.stage == "expert" else indices
         return [self.job(run, index) for index in indices]
 
     def inputs(self, job: Job) -> list[Job]:
@@ -128,6 +131,8 @@ class JobGraph:
             yield images
         if labels is not None:
             yield labels
+        if "experts" in run.upstream:
+            yield run.upstream["experts"]
         labelled = labels or (run if run.stage == "relabel" else None)
         used = "online" if labels else "stored"
         model = (labels or run).upstream.get("model")

@@ -26,6 +26,7 @@ VERSIONS = {
     "decode": 1,
     "squeeze": 2,
     "recover": 2,
+    "expert": 1,
     "distill": 1,
     "relabel": 1,
     "validate": 1,
@@ -105,14 +106,24 @@ def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run
     return Run("recover", slug, spec, data, recipe, upstream=upstream, values=values)
 
 
+def expert_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run:
+    """Networks `model` trained on the real data, whose weights after each epoch are stored."""
+    assert recipe.expert is not None
+    architecture, own = recipe.architecture.identity(), recipe.expert.identity()
+    spec = _spec("expert", data, {}, model=model, architecture=architecture, recipe=own)
+    return Run("expert", f"expert-{model}", spec, data, recipe, model=model, values=values)
+
+
 def distill_run(data: Dataset, recipe: Recipe, model: str, ipc: int, values: Layer) -> Run:
-    """`ipc` images of every class by matching, for networks `model`."""
+    """`ipc` images of every class by matching, for networks `model`; a trajectory has experts."""
     assert recipe.distill is not None
     architecture = recipe.architecture.identity()
+    follows = recipe.distill.match == "trajectory"
+    upstream = {"experts": expert_run(data, recipe, model, values)} if follows else {}
     spec = _spec(
         "distill",
         data,
-        {},
+        upstream,
         model=model,
         architecture=architecture,
         recipe=recipe.distill.identity(),
@@ -120,7 +131,17 @@ def distill_run(data: Dataset, recipe: Recipe, model: str, ipc: int, values: Lay
     )
     siamese = "-dsa" if recipe.distill.augment == "dsa" else ""
     slug = f"{recipe.distill.match}{siamese}-{model}"
-    return Run("distill", slug, spec, data, recipe, model=model, ipc=ipc, values=values)
+    return Run(
+        "distill",
+        slug,
+        spec,
+        data,
+        recipe,
+        model=model,
+        ipc=ipc,
+        upstream=upstream,
+        values=values,
+    )
 
 
 def relabel_run(
@@ -313,6 +334,20 @@ def parts(images: Run, ipc: int) -> range:
     """The jobs that make the first `ipc` shards of a recover or distill run."""
     several = images.stage == "recover"
     return range(math.ceil(ipc / images.data.shards_per_job) if several else 1)
+
+
+def expert_parts(expert: Run) -> range:
+    """The jobs that train the experts of a run."""
+    recipe = expert.recipe.expert
+    assert recipe is not None
+    return range(math.ceil(recipe.count / recipe.per_job))
+
+
+def part_experts(expert: Run, part: int) -> range:
+    """The experts that a job trains."""
+    recipe = expert.recipe.expert
+    assert recipe is not None
+    return range(part * recipe.per_job, min(recipe.count, (part + 1) * recipe.per_job))
 
 
 def part_shards(recover: Run, part: int, required: int) -> range:

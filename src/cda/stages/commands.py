@@ -136,13 +136,38 @@ def recover(arguments: Arguments) -> None:
     recover.run(context, arguments.part, model, out, shards)
 
 
-@command("stages", RUN, OUT)
+@command(
+    "stages",
+    RUN,
+    OUT,
+    option("--part", type=int, default=0, metavar="N", help="which part (default 0)"),
+)
+def expert(arguments: Arguments) -> None:
+    """Train one part of a run's experts, for trajectory matching."""
+    context = _context(arguments, "expert")
+    from cda.stages import expert
+
+    out = Path(arguments.out or context.layout.part(context.run, arguments.part))
+    expert.run(context, arguments.part, out)
+
+
+@command(
+    "stages",
+    RUN,
+    OUT,
+    option(
+        "--experts", metavar="PATH", help="folder of the expert run; default: its standard place"
+    ),
+)
 def distill(arguments: Arguments) -> None:
-    """Make a run's images by matching (DC, DSA, DM)."""
+    """Make a run's images by matching (DC, DSA, DM, MTT, TESLA)."""
     context = _context(arguments, "distill")
     from cda.stages import distill
 
-    distill.run(context, Path(arguments.out or context.layout.part(context.run, 0)))
+    read = context.run.upstream.get("experts")
+    experts = arguments.experts or (context.layout.run_folder(read) if read else None)
+    out = Path(arguments.out or context.layout.part(context.run, 0))
+    distill.run(context, Path(experts) if experts else None, out)
 
 
 @command("stages", RUN, OUT, IMAGES, MODEL)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cda.method.matching import EPSILON, embedding_distance, gradient_distance
+from cda.method.matching import (
+    EPSILON,
+    embedding_distance,
+    gradient_distance,
+    trajectory_distance,
+    two_pass_gradients,
+    unrolled_gradients,
+)
 
 
 def gradients(seed: int) -> list[torch.Tensor]:
@@ -61,3 +68,88 @@ def test_mean_embeddings_worked_out_by_hand():
     real = torch.tensor([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])  # mean (1, 1)
     assert embedding_distance(own, real).item() == 1 + 9
     assert embedding_distance(own, own.flip(0)).item() == 0
+
+
+def test_a_trajectory_worked_out_by_hand():
+    """From (0, 0) to (3, 4), of length 5: (3, 0) is reached, 4 away."""
+    start, target = torch.zeros(2), torch.tensor([3.0, 4.0])
+    distance = trajectory_distance(torch.tensor([3.0, 0.0]), start, target)
+    assert distance.item() == pytest.approx(16 / 25)
+    assert trajectory_distance(target, start, target).item() == 0
+    assert trajectory_distance(start, start, target).item() == 1
+
+
+IMAGES, WEIGHTS = 6, 4
+
+
+def step_gradient(images, steps):
+    """Of ½ (tanh(x · θ) − 1)² summed over the images of a step: x is in it beside its square."""
+    chosen = [torch.arange(step % 2, IMAGES, 2) for step in range(steps)]
+
+    def gradient(step, weights, differentiable):
+        own = (images if differentiable else images.detach())[chosen[step]]
+        loss = ((own @ weights).tanh() - 1).square().sum() / 2
+        return torch.autograd.grad(loss, weights, create_graph=differentiable)[0]
+
+    return gradient
+
+
+def problem(steps):
+    draws = torch.Generator().manual_seed(steps)
+    images = torch.randn(IMAGES, WEIGHTS, generator=draws, dtype=torch.float64).requires_grad_()
+    start, target = torch.randn(2, WEIGHTS, generator=draws, dtype=torch.float64)
+    step_size = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    return step_gradient(images, steps), start, target, images, step_size, steps
+
+
+def test_one_step_in_two_passes_has_the_gradients_of_the_unrolled_one():
+    pairs = zip(two_pass_gradients(*problem(1)), unrolled_gradients(*problem(1)), strict=True)
+    for own, other in pairs:
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
+
+
+def test_two_passes_are_autograd_with_the_weights_between_steps_held_constant():
+    gradient, start, target, images, step_size, steps = problem(5)
+    weights, total = start.clone(), torch.zeros_like(start)
+    for step in range(steps):
+        own = gradient(step, weights.detach().requires_grad_(), True)
+        total = total + own
+        weights = (weights - step_size * own).detach()
+    loss = (start - step_size * total - target).square().sum() / (start - target).square().sum()
+    expected = torch.autograd.grad(loss, images)[0]
+    found = two_pass_gradients(gradient, start, target, images, step_size, steps)
+    torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.distance, loss.detach(), rtol=0, atol=1e-12)
+    unrolled = unrolled_gradients(gradient, start, target, images, step_size, steps)
+    torch.testing.assert_close(unrolled.distance, loss.detach(), rtol=0, atol=1e-12)
+    assert (unrolled.images - expected).norm() > 0.01 * expected.norm()
+
+
+def test_the_step_size_s_gradient_of_two_passes_holds_the_sum_of_gradients_constant():
+    gradient, start, target, images, step_size, steps = problem(3)
+    weights, total = start.clone(), torch.zeros_like(start)
+    for step in range(steps):
+        own = gradient(step, weights.requires_grad_(), False)
+        total, weights = total + own, (weights - 0.1 * own).detach()
+    loss = (start - step_size * total - target).square().sum() / (start - target).square().sum()
+    expected = torch.autograd.grad(loss, step_size)[0]
+    found = two_pass_gradients(gradient, start, target, images, step_size, steps)
+    torch.testing.assert_close(found.step_size, expected, rtol=0, atol=1e-12)
+
+
+def test_unrolled_gradients_are_differences_of_the_distance():
+    gradient, start, target, images, step_size, steps = problem(4)
+    found = unrolled_gradients(gradient, start, target, images, step_size, steps)
+
+    def distance(changed, size):
+        weights, own = start, step_gradient(changed, steps)
+        for step in range(steps):
+            weights = weights - size * own(step, weights.detach().requires_grad_(), False)
+        return trajectory_distance(weights, start, target)
+
+    change = torch.zeros_like(images)
+    change[2, 1] = 1e-6
+    with_images = (distance(images + change, 0.1) - distance(images - change, 0.1)) / 2e-6
+    assert found.images[2, 1].item() == pytest.approx(with_images.item(), rel=1e-6)
+    with_size = (distance(images, 0.1 + 1e-6) - distance(images, 0.1 - 1e-6)) / 2e-6
+    assert found.step_size.item() == pytest.approx(with_size.item(), rel=1e-6)
