@@ -129,8 +129,9 @@ def distill_run(data: Dataset, recipe: Recipe, model: str, ipc: int, values: Lay
         recipe=recipe.distill.identity(),
         ipc=ipc,
     )
-    siamese = "-dsa" if recipe.distill.augment == "dsa" else ""
-    slug = f"{recipe.distill.match}{siamese}-{model}"
+    kind = [recipe.distill.match, *([recipe.distill.backward.replace("_", "-")] if follows else [])]
+    kind += ["dsa"] if recipe.distill.augment == "dsa" else []
+    slug = "-".join([*kind, model])
     return Run(
         "distill",
         slug,
