@@ -1,5 +1,7 @@
 rule distill:
-    """Make the images of every class by matching: a network sees them as it sees the real ones."""
+    """Make the images of every class by matching: networks see them as, or learn from them what, they do from real ones."""
+    input:
+        experts=ancient(PLAN.experts),
     output:
         part=directory("{artifacts}/distill/{dataset}/{run}/part-0"),
     log:

@@ -23,6 +23,7 @@ from cda.experiments.runs import (
     expert_parts,
     images_run_of,
     label_mode,
+    part_experts,
     part_shards,
     parts,
     seeds_of,
@@ -68,7 +69,9 @@ class Job:
 
     @property
     def share(self) -> float:
-        """Its work as a share of a job's that makes all shards of a part; 1 at other stages."""
+        """Its work as a share of a job's that makes a complete part; 1 at other stages."""
+        if self.run.stage == "expert":
+            return len(part_experts(self.run, self.index)) / len(part_experts(self.run, 0))
         if self.run.stage != "recover":
             return 1.0
         return len(self.missing_shards() or self.shards) / self.run.data.shards_per_job

@@ -187,6 +187,10 @@ class Plan:
         """The part folders that a job reads; of one that lacks shards, the last of these."""
         return self._inputs(wildcards, *MAKING)
 
+    def experts(self, wildcards: Wildcards) -> list[str]:
+        """The part folders of the experts that a distill job follows."""
+        return self._inputs(wildcards, "expert")
+
     def labels(self, wildcards: Wildcards) -> list[str]:
         """A validate job's label store."""
         return self._inputs(wildcards, "relabel")
