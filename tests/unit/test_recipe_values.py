@@ -4,7 +4,9 @@ The rows were written from the sources and not from config/. A value that is cha
 added without its source fails here. `SRe2L …` and `CDA …` are files of VILA-Lab/SRe2L, `Tiny …` of
 zeyuanyin/tiny-imagenet, `CL …` of zeyuanyin/SRe2L-CL, `LPQLD …` of
 he-y/soft-label-pruning-quantization-for-dataset-distillation, `Ridnik …` of
-Alibaba-MIIL/ImageNet21K, `DC …` of VICO-UoE/DatasetCondensation.
+Alibaba-MIIL/ImageNet21K, `DC …` of VICO-UoE/DatasetCondensation, `MTT …` of
+GeorgeCazenavette/mtt-distillation, `TESLA …` of justincui03/tesla, `TM …` of methods/tm/readme.md
+in justincui03/dc_benchmark, whose values are from MTT's authors.
 """
 
 from __future__ import annotations
@@ -77,6 +79,73 @@ DM: Rows = {
     "methods.dm.distill.augment": ("dsa", "DC main_DM.py: --dsa_strategy"),
     "methods.dm.distill.real_batch": (256, "DC main_DM.py: --batch_real 256"),
 }
+EXPERT: Rows = {
+    "expert.count": (100, "MTT buffer.py: --num_experts 100"),
+    "expert.per_job": (10, "a choice without effect on results"),
+    "expert.epochs": (50, "MTT buffer.py: --train_epochs 50"),
+    "expert.lr": (0.01, "MTT buffer.py: --lr_teacher 0.01"),
+    "expert.momentum": (0.0, "MTT buffer.py: --mom 0"),
+    "expert.batch_size": (256, "MTT buffer.py: --batch_train 256"),
+    "expert.augment": ("dsa", "MTT buffer.py: --dsa True"),
+}
+
+
+def trajectories(
+    lr: float, step_lr: float, max_start: int, by_ipc: dict[str, tuple[int, str]]
+) -> Rows:
+    """Of MTT and TESLA on a data set; TESLA's lr is half (its issue 5), other values as MTT's."""
+    rows: Rows = EXPERT | {
+        "methods.mtt.distill.iterations": (5000, "MTT distill.py: --Iteration 5000"),
+        "methods.mtt.distill.lr": (lr, "TM: lr_img"),
+        "methods.mtt.distill.backward": ("unrolled", "MTT distill.py: create_graph=True"),
+        "methods.tesla.distill.iterations": (10000, "TESLA distill.py: --Iteration 10000"),
+        "methods.tesla.distill.lr": (lr / 2, "TESLA distill.py: 2 * of a tuple"),
+        "methods.tesla.distill.backward": ("two_pass", "TESLA distill.py: two passes"),
+        "variants.learned-lr.validate.learned_lr": (True, "MTT distill.py: args.lr_net = syn_lr"),
+    }
+    for name in ("mtt", "tesla"):
+        own: Rows = {
+            "match": ("trajectory", "MTT distill.py: param_loss over param_dist"),
+            "momentum": (0.5, "MTT distill.py: SGD, momentum 0.5"),
+            "start": ("real", "MTT distill.py: --pix_init real"),
+            "augment": ("dsa", "MTT distill.py: --dsa True"),
+            "synthetic_steps": (20, "TM: syn_steps"),
+            "expert_epochs": (2, "TM: expert_epochs"),
+            "max_start": (max_start, "TM: max_start_epoch"),
+            "step_size": (0.01, "TM: lr_teacher"),
+            "step_lr": (step_lr, "TM: lr_lr"),
+        }
+        rows |= {f"methods.{name}.distill.{key}": row for key, row in own.items()}
+        rows |= {
+            f"methods.{name}.ipc.{ipc}.distill.{key}": row
+            for place, row in by_ipc.items()
+            for ipc, key in [place.split(".")]
+        }
+    return rows
+
+
+CIFAR100_TRAJECTORIES = trajectories(
+    1000.0,
+    1e-5,
+    20,
+    {
+        "1.expert_epochs": (3, "TM: expert_epochs"),
+        "50.synthetic_steps": (80, "TM: syn_steps"),
+        "50.synthetic_batch": (125, "TM: batch_syn"),
+        "50.max_start": (40, "TM: max_start_epoch"),
+    },
+)
+TINY_TRAJECTORIES = trajectories(
+    1e4,
+    1e-4,
+    40,
+    {
+        "1.synthetic_steps": (10, "TM: syn_steps"),
+        "1.max_start": (10, "TM: max_start_epoch"),
+        "10.synthetic_batch": (200, "TM: batch_syn"),
+        "50.synthetic_batch": (300, "TM: batch_syn"),
+    },
+)
 MATCHING_PROTOCOL: Rows = {
     f"variants.matching-protocol.{key}": row
     for key, row in {
@@ -521,8 +590,8 @@ DIGITS: Rows = {  # of the demo: no paper has them
 }
 
 TABLES = {
-    "cifar100": CIFAR100 | DC_AND_DSA | DM | MATCHING_PROTOCOL,
-    "tiny_imagenet": TINY | DM | MATCHING_PROTOCOL,
+    "cifar100": CIFAR100 | DC_AND_DSA | DM | CIFAR100_TRAJECTORIES | MATCHING_PROTOCOL,
+    "tiny_imagenet": TINY | DM | TINY_TRAJECTORIES | MATCHING_PROTOCOL,
     "imagenet1k": IMAGENET1K,
     "imagenet21k_p": IMAGENET21K,
     "digits": DIGITS,
@@ -547,6 +616,7 @@ NEUTRAL = {  # unless a recipe writes it
     "squeeze.restart": False,
     "validate.restart": False,
     "validate.batch_parts": 1,
+    "validate.learned_lr": False,
     "validate.decay_names": "all",
     "validate.warmup_epochs": 0,
     "validate.label_smoothing": 0.0,
