@@ -16,66 +16,11 @@ from cda.engine.trajectory import TrajectoryMatching
 from cda.experiments.jobs import graph_of, table_jobs
 from cda.experiments.paths import Layout
 
-METHODS = """\
-  mtt:
-    distill:
-      match: trajectory
-      iterations: 4
-      lr: 10.0
-      synthetic_steps: 3
-      expert_epochs: 1
-      max_start: 2
-      step_size: 0.01
-      step_lr: 1.0e-6
-      backward: unrolled
-  tesla:
-    distill:
-      match: trajectory
-      iterations: 4
-      lr: 10.0
-      synthetic_steps: 3
-      synthetic_batch: 15
-      expert_epochs: 1
-      max_start: 2
-      step_size: 0.01
-      step_lr: 1.0e-6
-      backward: two_pass
-variants:
-  own-protocol:
-    relabel:
-      labels: hard
-      mixing: none
-      augment: none
-      operation: dsa
-    validate:
-      optimizer: sgd
-      lr: 0.01
-      epochs: 2
-      warmup_epochs: 0
-      schedule: constant
-  learned-lr:
-    validate:
-      learned_lr: true
-"""
-EXPERT = """\
-expert:
-  count: 3
-  per_job: 2
-  epochs: 2
-  batch_size: 20
-"""
-
 
 @pytest.fixture
 def tree(tree):
     tree.few_images()
-    text = (tree.folder / "recipes/digits.yaml").read_text(encoding="utf-8")
-    head, tail = text.split("variants:\n")
-    top, methods = head.split("methods:\n")
-    tree.write("recipes/digits.yaml", top + EXPERT + "methods:\n" + methods + METHODS + tail)
-    usual: dict[str, Any] = {"recovery_models": ["convnet2"], "validation_models": ["convnet2"]}
-    usual |= {"ipc": [2], "variants": ["own-protocol", "learned-lr"]}
-    tree.experiment("tiny", usual | {"methods": ["mtt", "tesla"]})
+    tree.trajectories()
     return tree
 
 
@@ -244,7 +189,8 @@ def test_experts_must_be_convnets(tree, capsys):
     [
         ("  epochs: 2\n  batch_size: 20", "  epochs: 1\n  batch_size: 20",
          r"expert.epochs (1) must reach distill.max_start - 1 + distill.expert_epochs (2)"),
-        (EXPERT, "", "expert is missing"),
+        ("expert:\n  count: 3\n  per_job: 2\n  epochs: 2\n  batch_size: 20\n", "",
+         "expert is missing"),
     ],
 )  # fmt: skip
 def test_recipes_whose_experts_end_too_early_are_one_line(old, new, message, tree, capsys):
