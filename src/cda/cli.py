@@ -140,9 +140,9 @@ def reproduction(arguments: Arguments) -> None:
     option("name", metavar="NAME", help="of the data set: letters, digits, _ and -"),
     option(
         "--layout",
-        default=LAYOUTS[0],
         choices=LAYOUTS,
-        help="how its files are arranged (default: image_folder, a folder for each class)",
+        help="how its files are arranged (default: tiny_imagenet if it has "
+        "val/val_annotations.txt, else image_folder, a folder for each class)",
     ),
     option("--data", metavar="PATH", help="its folder, which is linked; default: data/NAME"),
     GPU,

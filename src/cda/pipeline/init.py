@@ -53,14 +53,15 @@ def declare(
     settings: Settings,
     name: str,
     *,
-    layout: str = LAYOUTS[0],
+    layout: str | None = None,
     path: Path | None = None,
     gpu: str | None = None,
     config: Path = CONFIG,
 ) -> str:
     """Write the files of the data set `name`; returns what was found and the next commands.
 
-    `path` is its folder, by default its standard place; `gpu` the kind of device to propose for, by
+    `path` is its folder, by default its standard place; `layout` by default Tiny-ImageNet's where
+    its list of held-out images is, else class folders; `gpu` the kind of device to propose for, by
     default this machine's. Raises CdaError.
     """
     _require_new(name, config)
@@ -69,6 +70,9 @@ def declare(
     plain = {"scale": "paper", "datasets": "all", "cells": "all", "data_paths": {}}
     experiments = ExperimentSet(settings.model_copy(update=plain), config)
     kind = rates_of(config, device_kind(experiments, gpu)).name
+    if layout is None:
+        tiny = ((path or root) / "val" / "val_annotations.txt").is_file()
+        layout = "tiny_imagenet" if tiny else LAYOUTS[0]
     data = _unmeasured(name, layout)
     with _placed(data, path, root) as placed:
         survey = intake.survey(data, root)

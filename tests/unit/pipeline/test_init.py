@@ -32,6 +32,18 @@ def photos(tree):
     return tree
 
 
+def test_tiny_imagenet_s_layout_is_recognised_by_its_list_of_held_out_images(photos, capsys):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for folder, count in (("train/n01/images", 4), ("train/n02/images", 4), ("val/images", 2)):
+        Path("tiny", folder).mkdir(parents=True)
+        for index in range(count):
+            pixels.save(Path("tiny", folder, f"{index}.JPEG"))
+    Path("tiny/val/val_annotations.txt").write_text("0.JPEG\tn01\n1.JPEG\tn02\n")
+    assert photos.cda("init", "mine", "--data", "tiny") == 0
+    assert "2 classes, 8 training and 2 held-out images" in capsys.readouterr().out
+    assert photos.experiments().dataset("mine").layout == "tiny_imagenet"
+
+
 def test_a_folder_of_photographs_becomes_a_table_that_can_be_planned(photos, capsys):
     assert photos.cda("init", "mine", "--data", "photos") == 0
     printed = capsys.readouterr().out.splitlines()
