@@ -1,5 +1,5 @@
 rule distill:
-    """Make the images of every class by matching: networks see them as, or learn from them what, they do from real ones."""
+    """Make the images of every class by matching: networks learn from them as from real ones."""
     input:
         experts=ancient(PLAN.experts),
     output:

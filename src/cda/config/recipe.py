@@ -327,7 +327,9 @@ class Distill(Strict):
         description="what of a network is made equal: class by class the gradient of its loss "
         "(DC, DSA) or the mean of its embeddings (DM); or where training leads (MTT, TESLA)"
     )
-    iterations: Count = Field(description="networks or expert's trajectories, one after the other")
+    iterations: Count = Field(
+        description="fresh networks, or trajectories of experts, one after the other"
+    )
     lr: Positive = Field(description="of SGD on the images")
     momentum: Ratio = Field(0.5, description="of SGD on the images")
     start: Literal["noise", "real"] = Field(

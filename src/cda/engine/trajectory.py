@@ -132,7 +132,8 @@ class TrajectoryMatching(Distillation):
 def too_large(recipe: Distill, images: int, gigabytes: float = 0.0) -> str:
     """The message where memory does not suffice for `images`, with the way out."""
     if recipe.match != "trajectory" or recipe.backward != "unrolled":
-        return "distill: no memory left; set runtime.precision to bf16 or use a larger device"
+        key = "synthetic_batch" if recipe.match == "trajectory" else "real_batch"
+        return f"distill: no memory left; lower distill.{key}, or use a device with more memory"
     batch = recipe.synthetic_batch or images
     need = f" (about {gigabytes:.1f} GB)" if gigabytes else ""
     return (

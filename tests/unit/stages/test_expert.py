@@ -209,3 +209,17 @@ def test_mtt_without_the_memory_names_tesla(tree, capsys):
     assert tree.cda("distill", "--run", run, "--experts", folder) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "does not fit into memory; use TESLA (method tesla, distill.backward: two_pass)" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [("mtt", "use TESLA (method tesla"), ("tesla", "lower distill.synthetic_batch")],
+)
+def test_memory_that_runs_out_on_the_way_is_one_line(method, line, tree, monkeypatch, capsys):
+    def step(_self: TrajectoryMatching) -> float:
+        raise MemoryError
+
+    folder, run = str(trained(tree)), tree.runs(method, 2)["distill"].id
+    monkeypatch.setattr(TrajectoryMatching, "step", step)
+    assert tree.cda("distill", "--run", run, "--experts", folder) == 1
+    assert line in capsys.readouterr().err.strip().splitlines()[-1]
