@@ -26,7 +26,8 @@ from cda.method import dsa
 from cda.method.matching import two_pass_gradients, unrolled_gradients
 from cda.rng import generator
 
-# What a step on one image of 32 pixels leaves for the backward pass at width 1: our estimate.
+# Bytes that a step on one image of 32 pixels leaves for the backward pass at width 1: ConvNets of
+# widths 1/4 and 1 leave 4.4 to 5.7 MB on a CPU.
 IMAGE_STEP = 5e6
 
 
