@@ -40,7 +40,7 @@ PAUSE = (3.0, 20.0)  # seconds between two faults
 PATIENCE = 600.0  # seconds after which a call that no fault hits hangs
 CALLS = 15  # of a round at most
 LINE = re.compile(r"^\s*cda: (.*)$", re.MULTILINE)
-REFUSED = re.compile(r"^(\S+?): .*\bdelete (it|its part folder|\S+/\S+)\b")
+REFUSED = re.compile(r"^(\S+?): .*\bdelete (it|\S+/\S+)\b")
 
 
 @dataclass
@@ -216,9 +216,7 @@ class Lane:
             if not refused:
                 continue
             path, what = self.flow.folder / refused[1], refused[2]
-            if what == "its part folder":
-                path = path.parent
-            elif what != "it":
+            if what != "it":
                 path = self.flow.folder / what
             self.tally.followed["delete " + re.sub(r"\S+/\S+", "FOLDER", what)] += 1
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

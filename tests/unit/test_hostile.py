@@ -201,7 +201,7 @@ def test_a_hostile_shard_is_refused(change, message):
         line = refusal(read)
         assert line.startswith(f"{path}: ")
         assert message in line
-        assert line.endswith("delete its part folder and recover it again, or pull it again")
+        assert line.endswith("delete it, and the same call makes it again, or pull it again")
 
 
 def test_images_of_another_size_are_refused_before_they_are_decoded():
