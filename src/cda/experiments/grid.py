@@ -92,28 +92,24 @@ def points(group: Group) -> Iterator[Point]:
 
 
 def controls_of(group: Group) -> Iterator[Group]:
-    """A group with random real images in place of its own, and its own images with hard labels."""
+    """A group with random real images in place of its own, and both sets with hard labels."""
     if group.control or group.quoted or group.stage == "score":
         return
     recovered = any(key.startswith("recover.") for key in group.vary)
     setting = _without(group.setting, "min_crop", "max_crop", "milestone", "beta_l")
-    yield group.model_copy(
-        update={
-            "methods": ("random",),
-            "control": True,
-            "setting": setting,
-            "vary": {} if recovered else group.vary,
-        }
-    )
+    vary = {} if recovered else group.vary
+    update = {"methods": ("random",), "control": True, "setting": setting, "vary": vary}
+    yield (real := group.model_copy(update=update))
     distilled = tuple(method for method in group.methods if method not in ("random", "real"))
     if group.stage == "validate" and distilled:
-        setting = ";".join(
-            part for part in (_without(group.setting, "relabel"), "labels=hard") if part
-        )
-        hard = group.set | {"relabel.labels": "hard"}
-        yield group.model_copy(
-            update={"methods": distilled, "set": hard, "setting": setting, "control": True}
-        )
+        for images in (group.model_copy(update={"methods": distilled}), real):
+            parts = (_without(images.setting, "relabel"), "labels=hard")
+            hard = {
+                "set": group.set | {"relabel.labels": "hard"},
+                "setting": ";".join(filter(None, parts)),
+                "control": True,
+            }
+            yield images.model_copy(update=hard)
 
 
 def _without(setting: str, *names: str) -> str:

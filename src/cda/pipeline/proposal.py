@@ -109,7 +109,7 @@ def dataset_text(data: Dataset, survey: Survey, reason: str, split: bool) -> str
     return "".join(
         [
             "# Proposed by `cda init`. The table compares CDA, SRe²L and random real images, and\n"
-            "# has both controls: the real images under the same labels, and hard labels.\n",
+            "# has the controls: the real images under the same labels, and hard labels of both.\n",
             *(_line(key, value, text) for key, value, text in rows),
             "# Printed where the images are missing: write where others find them.\n",
             f"get: lay out its images {how}in data/{data.name}\n",

@@ -107,7 +107,7 @@ def test_a_key_names_what_a_scale_runs_in_place_of_a_network(tree):
 
 @pytest.mark.parametrize(
     ("controls", "methods"),
-    [("none", ["cda"]), ("default", ["cda"]), ("all", ["cda", "random", "cda"])],
+    [("none", ["cda"]), ("default", ["cda"]), ("all", ["cda", "random", "cda", "random"])],
 )
 def test_the_setting_controls_chooses_the_cells_of_a_table(controls, methods, tree):
     tree.experiment("tiny", {"methods": ["cda"], "ipc": [1]}, controls=False)

@@ -31,12 +31,14 @@ def test_points_are_every_combination_and_methods_vary_fastest():
 
 
 def test_controls_are_random_images_and_hard_labels():
-    random, hard = controls_of(GROUP)
+    random, hard, both = controls_of(GROUP)
     assert (random.methods, random.control) == (("random",), True)
     assert (random.setting, random.vary) == ("validate_epochs=8", {})  # real images need no β_l
     assert (hard.methods, hard.control) == (("cda", "sre2l"), True)
     assert hard.setting == "beta_l={};validate_epochs=8;labels=hard"
     assert hard.set == {"validate.epochs": 8, "relabel.labels": "hard"}
+    assert (both.methods, both.control, both.vary) == (("random",), True, {})
+    assert (both.setting, both.set) == ("validate_epochs=8;labels=hard", hard.set)
 
 
 @pytest.mark.parametrize("change", [{"control": True}, {"quoted": True}, {"stage": "score"}])
