@@ -118,6 +118,55 @@ variants:
       lr: 1.0e-3         # our choice
 """
 
+TRAJECTORIES = """\
+  mtt:
+    distill:
+      match: trajectory
+      iterations: 4
+      lr: 10.0
+      synthetic_steps: 3
+      expert_epochs: 1
+      max_start: 2
+      step_size: 0.01
+      step_lr: 1.0e-6
+      backward: unrolled
+  tesla:
+    distill:
+      match: trajectory
+      iterations: 4
+      lr: 10.0
+      synthetic_steps: 3
+      synthetic_batch: 15
+      expert_epochs: 1
+      max_start: 2
+      step_size: 0.01
+      step_lr: 1.0e-6
+      backward: two_pass
+variants:
+  own-protocol:
+    relabel:
+      labels: hard
+      mixing: none
+      augment: none
+      operation: dsa
+    validate:
+      optimizer: sgd
+      lr: 0.01
+      epochs: 2
+      warmup_epochs: 0
+      schedule: constant
+  learned-lr:
+    validate:
+      learned_lr: true
+"""
+EXPERT = """\
+expert:
+  count: 3
+  per_job: 2
+  epochs: 2
+  batch_size: 20
+"""
+
 GROUP = {
     "dataset": "digits",
     "methods": ["cda", "sre2l", "random"],
@@ -189,6 +238,17 @@ class ConfigTree:
         self.write(
             f"scales/{name}.yaml", yaml.safe_dump({"datasets": {"digits": digits}}, sort_keys=False)
         )
+
+    def trajectories(self) -> None:
+        """Add methods mtt and tesla with three experts, and make them the table `tiny`."""
+        text = (self.folder / "recipes/digits.yaml").read_text(encoding="utf-8")
+        top, named = text.split("methods:\n")
+        methods, variants = named.split("variants:\n")
+        text = f"{top}{EXPERT}methods:\n{methods}{TRAJECTORIES}{variants}"
+        self.write("recipes/digits.yaml", text)
+        convnets = {"recovery_models": ["convnet2"], "validation_models": ["convnet2"]}
+        convnets |= {"ipc": [2], "variants": ["own-protocol", "learned-lr"]}
+        self.experiment("tiny", convnets | {"methods": ["mtt", "tesla"]})
 
     def experiments(self, **overrides: Any) -> ExperimentSet:
         return ExperimentSet(load_settings(overrides, self.folder), self.folder)

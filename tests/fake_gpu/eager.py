@@ -250,7 +250,8 @@ def augment(operation: str) -> Phases:
     real = images(on)
     seen = real.normalised(real.at(torch.arange(BATCH, device=on.torch_device)))
     yield "start"
-    dsa.OPERATIONS[operation](seen, generator("toy"))
+    values = dsa.OPERATIONS[operation][0](generator("toy"), len(seen), seen.shape[-1])
+    dsa.apply(seen, dsa.Operation(operation, values))
     yield "batch"
 
 

@@ -4,7 +4,9 @@ The rows were written from the sources and not from config/. A value that is cha
 added without its source fails here. `SRe2L …` and `CDA …` are files of VILA-Lab/SRe2L, `Tiny …` of
 zeyuanyin/tiny-imagenet, `CL …` of zeyuanyin/SRe2L-CL, `LPQLD …` of
 he-y/soft-label-pruning-quantization-for-dataset-distillation, `Ridnik …` of
-Alibaba-MIIL/ImageNet21K.
+Alibaba-MIIL/ImageNet21K, `DC …` of VICO-UoE/DatasetCondensation, `MTT …` of
+GeorgeCazenavette/mtt-distillation, `TESLA …` of justincui03/tesla, `TM …` of methods/tm/readme.md
+in justincui03/dc_benchmark, whose values are from MTT's authors.
 """
 
 from __future__ import annotations
@@ -41,6 +43,130 @@ NAMED_CHANGES: Rows = {
 }
 
 RANDOM: Rows = {"methods.random.recover.mode": ("random", "the control: real images")}
+GRADIENTS: Rows = {  # of DC and DSA
+    "match": ("gradient", "DC main.py: match_loss"),
+    "iterations": (1000, "DC main.py: --Iteration 1000"),
+    "lr": (0.1, "DC main.py: --lr_img 0.1"),
+    "momentum": (0.5, "DC main.py: SGD of the images, momentum 0.5"),
+    "real_batch": (256, "DC main.py: --batch_real 256"),
+    "model_lr": (0.01, "DC main.py: --lr_net 0.01"),
+    "model_batch": (256, "DC main.py: --batch_train 256"),
+}
+LOOPS: Rows = {
+    "10.distill.outer_steps": (10, "DC utils.py: get_loops(10)"),
+    "10.distill.inner_epochs": (50, "DC utils.py: get_loops(10)"),
+    "50.distill.outer_steps": (50, "DC utils.py: get_loops(50)"),
+    "50.distill.inner_epochs": (10, "DC utils.py: get_loops(50)"),
+}
+DC_AND_DSA: Rows = {
+    **{
+        f"methods.{name}.distill.{key}": row
+        for name in ("dc", "dsa")
+        for key, row in GRADIENTS.items()
+    },
+    **{f"methods.{name}.ipc.{key}": row for name in ("dc", "dsa") for key, row in LOOPS.items()},
+    "methods.dc.distill.start": ("noise", "DC README.md: --init noise"),
+    "methods.dc.distill.augment": ("none", "DC README.md: --method DC"),
+    "methods.dsa.distill.start": ("real", "DC README.md: --init real"),
+    "methods.dsa.distill.augment": ("dsa", "DC README.md: --method DSA"),
+}
+DM: Rows = {
+    "methods.dm.distill.match": ("embedding", "DC main_DM.py: mean embeddings"),
+    "methods.dm.distill.iterations": (20000, "DC main_DM.py: --Iteration 20000"),
+    "methods.dm.distill.lr": (1.0, "DC main_DM.py: --lr_img 1.0"),
+    "methods.dm.distill.momentum": (0.5, "DC main_DM.py: SGD of the images, momentum 0.5"),
+    "methods.dm.distill.start": ("real", "DC main_DM.py: --init real"),
+    "methods.dm.distill.augment": ("dsa", "DC main_DM.py: --dsa_strategy"),
+    "methods.dm.distill.real_batch": (256, "DC main_DM.py: --batch_real 256"),
+}
+EXPERT: Rows = {
+    "expert.count": (100, "MTT buffer.py: --num_experts 100"),
+    "expert.per_job": (10, "a choice without effect on results"),
+    "expert.epochs": (50, "MTT buffer.py: --train_epochs 50"),
+    "expert.lr": (0.01, "MTT buffer.py: --lr_teacher 0.01"),
+    "expert.momentum": (0.0, "MTT buffer.py: --mom 0"),
+    "expert.batch_size": (256, "MTT buffer.py: --batch_train 256"),
+    "expert.augment": ("dsa", "MTT buffer.py: --dsa True"),
+}
+
+
+def trajectories(
+    lr: float, step_lr: float, max_start: int, by_ipc: dict[str, tuple[int, str]]
+) -> Rows:
+    """Of MTT and TESLA on a data set; TESLA's lr is half (its issue 5), other values as MTT's."""
+    rows: Rows = EXPERT | {
+        "methods.mtt.distill.iterations": (5000, "MTT distill.py: --Iteration 5000"),
+        "methods.mtt.distill.lr": (lr, "TM: lr_img"),
+        "methods.mtt.distill.backward": ("unrolled", "MTT distill.py: create_graph=True"),
+        "methods.tesla.distill.iterations": (10000, "TESLA distill.py: --Iteration 10000"),
+        "methods.tesla.distill.lr": (lr / 2, "TESLA distill.py: 2 * of a tuple"),
+        "methods.tesla.distill.backward": ("two_pass", "TESLA distill.py: two passes"),
+        "variants.learned-lr.validate.learned_lr": (True, "MTT distill.py: args.lr_net = syn_lr"),
+    }
+    for name in ("mtt", "tesla"):
+        own: Rows = {
+            "match": ("trajectory", "MTT distill.py: param_loss over param_dist"),
+            "momentum": (0.5, "MTT distill.py: SGD, momentum 0.5"),
+            "start": ("real", "MTT distill.py: --pix_init real"),
+            "augment": ("dsa", "MTT distill.py: --dsa True"),
+            "synthetic_steps": (20, "TM: syn_steps"),
+            "expert_epochs": (2, "TM: expert_epochs"),
+            "max_start": (max_start, "TM: max_start_epoch"),
+            "step_size": (0.01, "TM: lr_teacher"),
+            "step_lr": (step_lr, "TM: lr_lr"),
+        }
+        rows |= {f"methods.{name}.distill.{key}": row for key, row in own.items()}
+        rows |= {
+            f"methods.{name}.ipc.{ipc}.distill.{key}": row
+            for place, row in by_ipc.items()
+            for ipc, key in [place.split(".")]
+        }
+    return rows
+
+
+CIFAR100_TRAJECTORIES = trajectories(
+    1000.0,
+    1e-5,
+    20,
+    {
+        "1.expert_epochs": (3, "TM: expert_epochs"),
+        "50.synthetic_steps": (80, "TM: syn_steps"),
+        "50.synthetic_batch": (125, "TM: batch_syn"),
+        "50.max_start": (40, "TM: max_start_epoch"),
+    },
+)
+TINY_TRAJECTORIES = trajectories(
+    1e4,
+    1e-4,
+    40,
+    {
+        "1.synthetic_steps": (10, "TM: syn_steps"),
+        "1.max_start": (10, "TM: max_start_epoch"),
+        "10.synthetic_batch": (200, "TM: batch_syn"),
+        "50.synthetic_batch": (300, "TM: batch_syn"),
+    },
+)
+MATCHING_PROTOCOL: Rows = {
+    f"variants.matching-protocol.{key}": row
+    for key, row in {
+        "relabel.labels": ("hard", "DC utils.py: cross-entropy of the classes"),
+        "relabel.mixing": ("none", "DC utils.py: no mixing"),
+        "relabel.augment": ("none", "DC utils.py: DSA alone"),
+        "relabel.flip": (0.0, "DC utils.py: DSA alone"),
+        "relabel.operation": ("dsa", "DC main.py: --dsa_strategy"),
+        "relabel.batch_size": (256, "DC main.py: --batch_train 256"),
+        "validate.epochs": (1001, "DC utils.py: range(Epoch + 1), 1,000 with DSA"),
+        "validate.batch_size": (256, "DC main.py: --batch_train 256"),
+        "validate.optimizer": ("sgd", "DC utils.py: evaluate_synset"),
+        "validate.lr": (0.01, "DC main.py: --lr_net 0.01"),
+        "validate.momentum": (0.9, "DC utils.py: evaluate_synset"),
+        "validate.weight_decay": (5e-4, "DC utils.py: evaluate_synset"),
+        "validate.schedule": ("step", "DC utils.py: lr_schedule = [Epoch // 2 + 1]"),
+        "validate.step_epochs": (502, "DC utils.py: lr_schedule, after that epoch"),
+        "validate.step_factor": (0.1, "DC utils.py: lr *= 0.1"),
+        "validate.restart": (True, "DC utils.py: a new SGD at the drop"),
+    }.items()
+}
 ABLATIONS: Rows = {
     "methods.real.recover.mode": ("random", "paper Table 9"),
     "methods.ctl-easy.recover.mode": ("constant", "paper Table 2"),
@@ -464,8 +590,8 @@ DIGITS: Rows = {  # of the demo: no paper has them
 }
 
 TABLES = {
-    "cifar100": CIFAR100,
-    "tiny_imagenet": TINY,
+    "cifar100": CIFAR100 | DC_AND_DSA | DM | CIFAR100_TRAJECTORIES | MATCHING_PROTOCOL,
+    "tiny_imagenet": TINY | DM | TINY_TRAJECTORIES | MATCHING_PROTOCOL,
     "imagenet1k": IMAGENET1K,
     "imagenet21k_p": IMAGENET21K,
     "digits": DIGITS,
@@ -481,12 +607,16 @@ NEUTRAL = {  # unless a recipe writes it
     "squeeze.init": None,
     "recover.per_image": False,
     "recover.image": "png",
+    "relabel.operation": "none",
     "relabel.bits": 16,
     "relabel.top_k": 0,
     "relabel.reuse": 1,
     "relabel.epochs": None,
     "relabel.cutout": 0.0,
+    "squeeze.restart": False,
+    "validate.restart": False,
     "validate.batch_parts": 1,
+    "validate.learned_lr": False,
     "validate.decay_names": "all",
     "validate.warmup_epochs": 0,
     "validate.label_smoothing": 0.0,

@@ -69,6 +69,9 @@ class Group(Strict):
     variants: tuple[str, ...] = Field(
         (), description="names under variants in the data set's recipe"
     )
+    scales: tuple[str, ...] = Field(
+        (), description="scales at which these cells exist; default: all of the table's"
+    )
     control: bool = Field(False, description="not in the paper: displayed apart")
     extra: bool = Field(False, description="a control that is run only with controls=all")
     quoted: bool = Field(
@@ -191,6 +194,12 @@ class DatasetScale(Strict):
         description="values to run instead of a table's own: {validate.epochs: {800: 100}}",
     )
     recipe: dict[str, Any] = Field({}, description="recipe values that replace the data set's")
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="recipe values that replace a method's: {dm: {distill: {iterations: 400}}}"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="recipe values that replace a variant's, as in methods"
+    )
 
 
 class Scale(Strict):

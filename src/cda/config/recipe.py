@@ -87,6 +87,9 @@ class Optimisation(Strict):
     schedule_per: Literal["epoch", "step"] = Field("epoch", description="when lr changes")
     step_epochs: Count = Field(30, description="epochs between drops of the step schedule")
     step_factor: Ratio = Field(0.1, description="factor of a drop")
+    restart: bool = Field(
+        False, description="a drop of the step schedule begins with a new optimiser: no momentum"
+    )
     warmup_epochs: Natural = Field(0, description="epochs of linear warm-up before the schedule")
     warmup_factor: Ratio = Field(0.01, description="first learning rate of the warm-up over lr")
     evaluate_every: Count = Field(10, description="epochs between evaluations, besides the last")
@@ -105,6 +108,7 @@ class Optimisation(Strict):
         ignored |= {"decay_names"} if self.decay_names == "all" else set()
         ignored |= {"momentum"} if self.optimizer != "sgd" else set()
         ignored |= {"step_epochs", "step_factor"} if self.schedule != "step" else set()
+        ignored |= {"restart"} if self.schedule != "step" or not self.restart else set()
         ignored |= {"warmup_factor"} if not self.warmup_epochs else set()
         return self.model_dump(mode="json", include=set(Optimisation.model_fields) - ignored)
 
@@ -223,7 +227,14 @@ class Relabel(Augmentation):
     mixing_alpha: Positive = Field(
         1.0, description="both parameters of the Beta distribution of the mixing ratio"
     )
-    batch_size: Count = Field(128, description="images among which mixing partners are drawn")
+    operation: Literal["none", "dsa"] = Field(
+        "none",
+        description="dsa: after the crop one of color, crop, cutout, flip, scale, rotate, drawn "
+        "for each label batch, on normalised images",
+    )
+    batch_size: Count = Field(
+        128, description="images among which mixing partners, or for which one operation, are drawn"
+    )
     seed: Natural = Field(0, description="of every random draw of the stage; part of the run's id")
 
     def label_epochs(self, epochs: int) -> int:
@@ -242,6 +253,8 @@ class Relabel(Augmentation):
         values = self.augmentation() | self.model_dump(mode="json", include={"mixing", "seed"})
         if self.mixing != "none":
             values |= self.model_dump(mode="json", include={"mixing_alpha", "batch_size"})
+        if self.operation != "none":
+            values |= self.model_dump(mode="json", include={"operation", "batch_size"})
         stored = {"bits", "top_k", "reuse"} if self.labels != "hard" else {"reuse"}
         values |= self.model_dump(mode="json", include=stored, exclude_defaults=True)
         return values | {"labels": "hard" if self.labels == "hard" else "soft"}
@@ -258,6 +271,10 @@ class Validate(Optimisation):
     temperature: Positive = Field(20.0, description="T of the distillation loss")
     temperature_squared: bool = Field(False, description="multiply the loss by T²")
     label_smoothing: Ratio = Field(0.0, description="share of soft labels spread over all classes")
+    learned_lr: bool = Field(
+        False,
+        description="the step size that trajectory matching learned with the images replaces lr",
+    )
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Validate:
@@ -272,7 +289,100 @@ class Validate(Optimisation):
         own = {"temperature", "temperature_squared"}
         own |= {"label_smoothing"} if self.label_smoothing else set()
         own |= {"batch_parts"} if self.batch_parts > 1 else set()
-        return self.optimisation() | self.model_dump(mode="json", include=own)
+        own |= {"learned_lr"} if self.learned_lr else set()
+        values = self.optimisation() | self.model_dump(mode="json", include=own)
+        return {k: v for k, v in values.items() if not (self.learned_lr and k == "lr")}
+
+
+class Expert(Strict):
+    """Experts: networks trained on the real data, whose weights trajectory matching follows."""
+
+    count: Count = Field(description="networks, each with first weights and draws of its own")
+    per_job: Count = Field(
+        10, description="experts that a job trains; no part of the run's id: it changes none"
+    )
+    epochs: Count = Field(description="passes over the training images; weights of each are stored")
+    lr: Positive = Field(0.01, description="of SGD, constant")
+    momentum: Ratio = Field(0.0, description="of SGD")
+    batch_size: Count = Field(256, description="images per optimiser step")
+    augment: Literal["dsa", "none"] = Field(
+        "dsa", description="dsa: one operation for each batch, with parameters for each image"
+    )
+    seed: Natural = Field(0, description="of every random draw of the stage; part of the run's id")
+
+    def identity(self) -> dict[str, Any]:
+        """The values that change the weights."""
+        return self.model_dump(mode="json", exclude={"per_job"})
+
+    def optimisation(self) -> Optimisation:
+        """How the one training loop trains an expert; it is evaluated after every epoch."""
+        own = self.model_dump(include={"epochs", "batch_size", "lr", "momentum"})
+        return Optimisation(optimizer="sgd", schedule="constant", evaluate_every=1, **own)
+
+
+class Distill(Strict):
+    """Images by matching (DC, DSA, DM, MTT, TESLA): networks learn from them as from real ones."""
+
+    match: Literal["gradient", "embedding", "trajectory"] = Field(
+        description="what of a network is made equal: class by class the gradient of its loss "
+        "(DC, DSA) or the mean of its embeddings (DM); or where training leads (MTT, TESLA)"
+    )
+    iterations: Count = Field(
+        description="fresh networks, or trajectories of experts, one after the other"
+    )
+    lr: Positive = Field(description="of SGD on the images")
+    momentum: Ratio = Field(0.5, description="of SGD on the images")
+    start: Literal["noise", "real"] = Field(
+        "real", description="images to begin with; real: those of the random control"
+    )
+    augment: Literal["dsa", "none"] = Field(
+        "dsa",
+        description="dsa: one operation for both batches of a class, with equal parameters; of a "
+        "trajectory: for each batch, with parameters for each image",
+    )
+    real_batch: Count = Field(256, description="real images of a class in a step")
+    outer_steps: Count = Field(
+        1, description="gradient: steps of the images for each network, which trains between them"
+    )
+    inner_epochs: Natural = Field(
+        0, description="gradient: epochs of training on the images between two of their steps"
+    )
+    model_lr: Positive = Field(0.01, description="gradient: of the network's training, by SGD")
+    model_batch: Count = Field(256, description="gradient: images of a step of that training")
+    synthetic_steps: Count = Field(
+        20, description="trajectory: N, steps of training on the images from an expert's weights"
+    )
+    synthetic_batch: Count | None = Field(
+        None, description="trajectory: |b|, images of such a step; default: all"
+    )
+    expert_epochs: Count = Field(
+        2, description="trajectory: M, epochs of the expert that these steps must reach"
+    )
+    max_start: Count = Field(
+        20, description="trajectory: T⁺, an iteration starts after fewer epochs of the expert"
+    )
+    step_size: Positive = Field(
+        0.01, description="trajectory: β₀, first learning rate of these steps, which is learned"
+    )
+    step_lr: Positive = Field(1e-5, description="trajectory: of SGD on that learning rate")
+    backward: Literal["unrolled", "two_pass"] = Field(
+        "unrolled",
+        description="trajectory: unrolled: through all steps at once (MTT), memory grows with "
+        "them; two_pass: a step at a time at constant weights (TESLA)",
+    )
+    seed: Natural = Field(0, description="of every random draw of the stage; part of the run's id")
+
+    def identity(self) -> dict[str, Any]:
+        """The values that change the images."""
+        inner = {"outer_steps", "inner_epochs", "model_lr", "model_batch"}
+        trajectory = {"synthetic_steps", "synthetic_batch", "expert_epochs", "max_start"}
+        trajectory |= {"step_size", "step_lr", "backward"}
+        if self.match == "trajectory":
+            return self.model_dump(mode="json", exclude=inner | {"real_batch"})
+        ignored = inner if self.match != "gradient" else set()
+        if self.match == "gradient" and self.outer_steps == 1:
+            ignored = inner - {"outer_steps"}
+        return self.model_dump(mode="json", exclude=ignored | trajectory)
 
 
 class Score(Strict):
@@ -312,10 +422,36 @@ class Recipe(Strict):
     architecture: Architecture
     squeeze: Squeeze
     recover: Recover
+    expert: Expert | None = None
+    distill: Distill | None = None
     relabel: Relabel
     validate_: Validate = Field(alias="validate")
     score: Score = Score()
     continual: Continual | None = None
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of what makes the images; None for real and imported ones."""
+        if self.distill:
+            return self.distill.iterations
+        return self.recover.iterations if self.recover.synthetic else None
+
+    @model_validator(mode="after")
+    def _experts_reach(self) -> Recipe:
+        own, expert = self.distill, self.expert
+        if own is None or own.match != "trajectory":
+            return self
+        if expert is None:
+            raise ValueError(
+                "expert is missing: distill.match trajectory needs count and epochs of its experts"
+            )
+        last = own.max_start - 1 + own.expert_epochs
+        if last > expert.epochs:
+            raise ValueError(
+                f"expert.epochs ({expert.epochs}) must reach distill.max_start - 1 + "
+                f"distill.expert_epochs ({last})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_last(self) -> Recipe:

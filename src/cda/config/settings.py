@@ -25,7 +25,9 @@ from cda.config.types import (
     Weight,
 )
 
-Computing = Literal["squeeze", "recover", "relabel", "validate", "score", "continual"]
+Computing = Literal[
+    "squeeze", "recover", "expert", "distill", "relabel", "validate", "score", "continual"
+]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cda.config.recipe import Relabel, Squeeze
 from cda.engine.images import EpochViews, Images, augmented, channels_last, compiled_on_gpu
+from cda.method import dsa
 from cda.method.augment import (
     Cutouts,
     Views,
@@ -26,6 +27,7 @@ from cda.method.augment import (
     draw_views,
     mixing_boxes,
     mixup,
+    to_device,
 )
 from cda.rng import generator
 
@@ -68,6 +70,25 @@ def split_batch(images: Tensor, target: Any, size: int, least: int = 1) -> list[
     return list(zip(images.split(sizes), targets, strict=True))
 
 
+class Operations(NamedTuple):
+    """The operation of DSA for each of N images, and its numbers."""
+
+    names: NDArray[np.str_]  # [N]
+    values: NDArray[np.float64]  # [N, 4], of which an operation uses the first ones
+
+    def applied(self, images: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+        """Normalised images `chosen` [B], each under its operation."""
+        names = self.names[chosen]
+        for name in np.unique(names):
+            own = np.flatnonzero(names == name)
+            operation = dsa.Operation(str(name), self.values[chosen[own]])
+            if len(own) == len(chosen):
+                return dsa.apply(images, operation)
+            index = to_device(own, images.device)
+            images = images.index_copy(0, index, dsa.apply(images[index], operation))
+        return images
+
+
 class EpochPlan(NamedTuple):
     """Augmentation of N images in one epoch; all but `order` is indexed by image."""
 
@@ -77,6 +98,7 @@ class EpochPlan(NamedTuple):
     ratios: NDArray[np.float64]  # [N] the image's own share of the mixed label; 1 without mixing
     boxes: NDArray[np.int64]  # [N, 4] CutMix patch: top, bottom, left, right
     cutouts: Cutouts | None = None
+    operations: Operations | None = None
 
 
 def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
@@ -95,11 +117,26 @@ def epoch_plan(recipe: Relabel, size: int, count: int, epoch: int) -> EpochPlan:
         cutouts = draw_cutouts(
             generator("relabel", recipe.seed, own, "cutout"), count, size, recipe.cutout
         )
-    return EpochPlan(_order(recipe, count, epoch), views, partners, ratios, boxes, cutouts)
+    operations = _operations(recipe, size, count, own) if recipe.operation == "dsa" else None
+    order = _order(recipe, count, epoch)
+    return EpochPlan(order, views, partners, ratios, boxes, cutouts, operations)
 
 
 def _order(recipe: Relabel, count: int, epoch: int) -> NDArray[np.int64]:
     return generator("relabel", recipe.seed, epoch, "order").permutation(count)
+
+
+def _operations(recipe: Relabel, size: int, count: int, own: int) -> Operations:
+    """An operation for each block of `batch_size` images of the label epoch `own`."""
+    order, names = _order(recipe, count, own), np.empty(count, "U8")
+    values = np.zeros((count, 4))
+    for start in range(0, count, recipe.batch_size):
+        block = order[start : start + recipe.batch_size]
+        draws = generator("relabel", recipe.seed, own, "operation", start // recipe.batch_size)
+        operation = dsa.draw(draws, len(block), size)
+        names[block] = operation.name
+        values[block, : operation.values.shape[1]] = operation.values
+    return Operations(names, values)
 
 
 def _mixed(
@@ -198,11 +235,13 @@ class DistilledBatches:
 
     def _inputs(self, placed: Placed, index: Tensor, chosen: NDArray[np.int64]) -> Tensor:
         """As `inputs`, of `chosen` on the host and the same `index` on the device."""
-        mixing = placed.mixing[index]
+        mixing, own = placed.mixing[index], chosen
         if self.recipe.mixing != "none":  # partners, with their own views, follow the images
             index = torch.cat([index, placed.partners[index]])
             chosen = np.concatenate([chosen, placed.plan.partners[chosen]])
-        return self._augment(self.set.taken(index, chosen), *placed.views.at(index), mixing)
+        pixels, operations = self.set.taken(index, chosen), placed.plan.operations
+        inputs = self._augment(pixels, *placed.views.at(index), mixing)
+        return inputs if operations is None else operations.applied(inputs, own)
 
     def _plain(
         self, pixels: Tensor, views: Tensor, squares: Tensor | None, mixing: Tensor

@@ -60,8 +60,12 @@ class Normalisation:
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """Pixels uint8 [n, R, R, 3] as images in [0, 1], float32 [n, 3, R, R]."""
-    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    """Pixels uint8 [n, R, R, 3] as images in [0, 1], float32 [n, 3, R, R]; floats stay as they are.
+
+    Distilled images of the matching methods are floats, and may lie beyond [0, 1].
+    """
+    images = pixels.permute(0, 3, 1, 2).contiguous()
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
 def augmented(pixels: Tensor, views: Tensor, squares: Tensor | None) -> Tensor:
@@ -104,14 +108,14 @@ class EpochViews(NamedTuple):
 
 
 class Images:
-    """All images uint8 [N, R, R, 3] and labels [N] of a set, on the device.
+    """All images uint8 or float32 [N, R, R, 3] and labels [N] of a set, on the device.
 
     A memory map stays on the disk, and images that do not fit on a GPU in the host's memory.
     """
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | NDArray[np.float32],
         labels: NDArray[np.int64],
         data: Dataset,
         device: Device,

@@ -76,6 +76,14 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 own[name] = torch.empty_like(parameter).copy_(value)
 
 
+def forget_steps(optimizer: Optimizer) -> None:
+    """Make an optimiser as new, in place: without momentum or other means over its steps."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
 def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
     """Learning rate of `step` (of `steps`) in `epoch`, both from 0: warm-up, then the schedule.
 
@@ -95,6 +103,13 @@ def lr_at(values: Optimisation, epoch: int, step: int, steps: int) -> float:
     if values.schedule == "step":
         return values.lr * values.step_factor ** int(now // values.step_epochs)
     return values.lr
+
+
+def restarts(values: Optimisation, epoch: int) -> bool:
+    """Whether `epoch` begins with a new optimiser: at a drop of the step schedule, by `restart`."""
+    since = epoch - values.warmup_epochs
+    dropped = values.schedule == "step" and since > 0 and since % values.step_epochs == 0
+    return values.restart and dropped
 
 
 def is_decayed(name: str, parameter: Tensor, values: Optimisation) -> bool:

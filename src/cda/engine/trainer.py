@@ -26,7 +26,14 @@ from cda.engine.batches import batch_count, batch_sizes, split_batch
 from cda.engine.checkpoint import Checkpoint, load_state
 from cda.engine.device import Device, seed_everything
 from cda.engine.memory import enough_memory
-from cda.engine.optimizers import build_optimizer, lr_at, restore_optimizer, set_lr
+from cda.engine.optimizers import (
+    build_optimizer,
+    forget_steps,
+    lr_at,
+    restarts,
+    restore_optimizer,
+    set_lr,
+)
 from cda.engine.signals import Stop
 from cda.errors import ArtifactError
 from cda.progress import Progress, log
@@ -261,6 +268,8 @@ def _train(
         if first == 0:
             trainer.seed_epoch(epoch)
             trainer.loss_sum.zero_()
+            if restarts(values, epoch):
+                forget_steps(trainer.optimizer)
         trainer.model.train()
         for step, (images, target) in enumerate(batches.epoch(epoch, first), start=first):
             trainer.seed_step(epoch, step)

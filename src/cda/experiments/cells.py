@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cda.config.experiment import KEYS, DatasetScale, Experiment, Group, Scale
+from cda.config.recipe import Recipe
 from cda.errors import ConfigError
 from cda.experiments.grid import controls_of, points
 from cda.experiments.reported import Reported
 from cda.experiments.resolver import Point, Resolver
-from cda.experiments.runs import Run, recover_run_of
+from cda.experiments.runs import Run, images_run_of
 from cda.text import nearest
 
 AS_DECLARED = DatasetScale()
@@ -202,9 +203,11 @@ def run_key(
     group: Group, point: Point, scaling: DatasetScale, run: Run, entry: str
 ) -> dict[str, Any]:
     """The parts of a cell's key that a scale replaces, as they ran."""
-    images = recover_run_of(run)
+    images = images_run_of(run)
     key: dict[str, Any] = {
-        "recovery_iterations": run_iterations(images) if images and point.recovery_model else "",
+        "recovery_iterations": run_iterations(images.recipe)
+        if images and point.recovery_model
+        else "",
         "dataset": replaced_name(run.dataset, group.dataset),
         "ipc": run.ipc if point.ipc else "",
     }
@@ -221,10 +224,9 @@ def replaced_name(ran: str, declared: str) -> str:
     return ran if ran == declared else f"{ran} (for {declared})"
 
 
-def run_iterations(images: Run) -> int | str:
-    """Recovery iterations of a recover run; empty for real or imported images."""
-    recover = images.recipe.recover
-    return recover.iterations if recover.synthetic else ""
+def run_iterations(recipe: Recipe) -> int | str:
+    """Iterations of what makes the images; empty for real or imported ones."""
+    return recipe.iterations or ""
 
 
 def paper_iterations(
@@ -236,7 +238,7 @@ def paper_iterations(
         return row.get("recovery_iterations", "")
     if not point.recovery_model:
         return ""
-    return run_iterations(sources.paper.images(table, group, point, AS_DECLARED))
+    return run_iterations(sources.paper.images(table, group, point, AS_DECLARED).recipe)
 
 
 def run_ipc(point: Point, scaling: DatasetScale) -> int | None:

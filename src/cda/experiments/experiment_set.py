@@ -22,7 +22,7 @@ from cda.experiments.grid import declared_scales, read_experiments
 from cda.experiments.paths import Layout
 from cda.experiments.reported import Reported
 from cda.experiments.resolver import Resolver
-from cda.experiments.runs import Run, recover_run_of, seeds_of, with_upstream
+from cda.experiments.runs import Run, images_run_of, seeds_of, with_upstream
 from cda.text import nearest
 
 
@@ -195,7 +195,7 @@ class ExperimentSet:
     def _required_shards(self) -> dict[str, int]:
         found: Counter[str] = Counter()
         for run in self._own_runs.values():
-            images = recover_run_of(run)
+            images = images_run_of(run)
             if images is not None:
                 found[images.id] = max(found[images.id], run.ipc)
         for name, figure in self.figures.items():

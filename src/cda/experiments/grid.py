@@ -42,7 +42,8 @@ def read_experiments(
         experiment = parse(kind, values, str(path), written)
         _require_scales(config, experiment.scales, written.get("scales", str(path)))
         if scale in experiment.scales:
-            found[path.stem] = experiment
+            groups = [one for one in experiment.groups if scale in (one.scales or (scale,))]
+            found[path.stem] = experiment.model_copy(update={"groups": tuple(groups)})
     for data in datasets:
         if not data.compare_ipc:
             continue

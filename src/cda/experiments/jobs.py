@@ -16,18 +16,22 @@ from cda.config.settings import Settings
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
 from cda.experiments.runs import (
+    MAKING,
     MEASURING,
     Run,
     decode_run,
+    expert_parts,
+    images_run_of,
     label_mode,
+    part_experts,
     part_shards,
     parts,
-    recover_run_of,
     seeds_of,
 )
 from cda.files import is_complete_json
 
-NUMBERED = {"recover": "part", "validate": "seed", "continual": "seed"}  # several jobs a run
+# stages of several jobs a run
+NUMBERED = {"recover": "part", "expert": "part", "validate": "seed", "continual": "seed"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Job:
 
     @property
     def share(self) -> float:
-        """Its work as a share of a job's that makes all shards of a part; 1 at other stages."""
+        """Its work as a share of a job's that makes a complete part; 1 at other stages."""
+        if self.run.stage == "expert":
+            return len(part_experts(self.run, self.index)) / len(part_experts(self.run, 0))
         if self.run.stage != "recover":
             return 1.0
         return len(self.missing_shards() or self.shards) / self.run.data.shards_per_job
@@ -104,14 +110,17 @@ class JobGraph:
             shards = part_shards(run, index, self.required(run))
             paths = {shard: layout.shard(run, index, shard) for shard in shards}
             return Job(run, index, layout.part(run, index), paths)
+        if run.stage in ("distill", "expert"):
+            return Job(run, index, layout.part(run, index))
         if run.stage in MEASURING:
             return Job(run, index, layout.run_json(run, index))
         one = {"decode": layout.decoded, "squeeze": layout.model, "relabel": layout.labels}
         return Job(run, 0, one[run.stage](run))
 
     def jobs(self, run: Run, ipc: int) -> list[Job]:
-        """A run's jobs; for a recover run those that make its first `ipc` shards."""
-        indices = parts(run, ipc) if run.stage == "recover" else range(1)
+        """A run's jobs; for a run of images those that make its first `ipc` shards."""
+        indices = parts(run, ipc) if run.stage in MAKING else range(1)
+        indices = expert_parts(run) if run.stage == "expert" else indices
         return [self.job(run, index) for index in indices]
 
     def inputs(self, job: Job) -> list[Job]:
@@ -120,11 +129,13 @@ class JobGraph:
 
     def _read(self, run: Run) -> Iterator[Run]:
         """The runs whose outputs a job of `run` reads."""
-        images, labels = recover_run_of(run), run.upstream.get("labels")
+        images, labels = images_run_of(run), run.upstream.get("labels")
         if images is not None and images is not run:
             yield images
         if labels is not None:
             yield labels
+        if "experts" in run.upstream:
+            yield run.upstream["experts"]
         labelled = labels or (run if run.stage == "relabel" else None)
         used = "online" if labels else "stored"
         model = (labels or run).upstream.get("model")

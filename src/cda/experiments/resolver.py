@@ -23,6 +23,7 @@ from cda.errors import ConfigError
 from cda.experiments.runs import (
     Run,
     continual_run,
+    distill_run,
     recover_run,
     relabel_run,
     score_run,
@@ -66,10 +67,13 @@ class Resolver:
         return data
 
     def images(self, table: str, group: Group, point: Point, scaling: DatasetScale) -> Run:
-        """The recover run of a point."""
+        """The recover or distill run of a point."""
         data = self.dataset(scaling.stand_in or group.dataset)
         network = self._model(scaling, point.recovery_model)
         recipe, layer = self._recipe(table, group, point, scaling, network)
+        if recipe.distill:
+            ipc = self._ipc(group, point.ipc, scaling)
+            return distill_run(data, recipe, network, ipc, layer)
         if recipe.recover.synthetic:
             require_bn(network)
         return recover_run(data, recipe, squeeze_run(data, recipe, network, layer), layer)
@@ -144,17 +148,24 @@ class Resolver:
             table, group, {**group.set, **dict.fromkeys(group.vary, point.value)}, scaling
         )
         data = self.dataset(scaling.stand_in or group.dataset)
-        key = repr((group.dataset, scaling, network, point.method, group.variants, own))
+        ipc = scaling.ipc.get(point.ipc, point.ipc) if point.ipc else 0
+        key = repr((group.dataset, scaling, network, point.method, ipc, group.variants, own))
         if key not in self._recipes:
-            layer = self._layers(data, group, point, scaling, network) | own
+            layer = self._layers(data, group, point, scaling, network, ipc) | own
             recipe = parse(Recipe, nested(layer), str(self._file(data)), places(layer))
             self._recipes[key] = (recipe, layer)
         return self._recipes[key]
 
     def _layers(
-        self, data: Dataset, group: Group, point: Point, scaling: DatasetScale, network: str
+        self,
+        data: Dataset,
+        group: Group,
+        point: Point,
+        scaling: DatasetScale,
+        network: str,
+        ipc: int,
     ) -> Layer:
-        """All layers but the table's own values."""
+        """All layers but the table's own values; a method's `ipc.N` holds values for that IPC."""
         file = self._file(data)
         recipe = read_layer(file)
         layer = {
@@ -163,11 +174,16 @@ class Resolver:
             if k.split(".")[0] not in ("methods", "variants", "recovery_models")
         }
         layer |= below(recipe, f"recovery_models.{network}")
-        layer |= named(recipe, "methods", point.method, file)
+        method = named(recipe, "methods", point.method, file)
+        layer |= {key: value for key, value in method.items() if key.split(".")[0] != "ipc"}
+        layer |= below(method, f"ipc.{ipc}")
         for variant in group.variants:
             layer |= named(recipe, "variants", variant, file)
-        if scaling.recipe:
-            layer |= below(read_layer(self._scale_file()), f"datasets.{group.dataset}.recipe")
+        variants = [f"variants.{variant}" for variant in group.variants]
+        if scaling.recipe or scaling.methods or scaling.variants:
+            scale, place = read_layer(self._scale_file()), f"datasets.{group.dataset}"
+            for part in ("recipe", f"methods.{point.method}", *variants):
+                layer |= below(scale, f"{place}.{part}")
         return layer
 
     def _own(

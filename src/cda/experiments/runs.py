@@ -26,11 +26,14 @@ VERSIONS = {
     "decode": 1,
     "squeeze": 2,
     "recover": 2,
+    "expert": 1,
+    "distill": 1,
     "relabel": 1,
     "validate": 1,
     "score": 1,
     "continual": 1,
 }
+MAKING = ("recover", "distill")  # stages that make images
 MEASURING = ("validate", "score", "continual")  # stages that leave the run JSONs which tables read
 
 
@@ -101,6 +104,45 @@ def recover_run(data: Dataset, recipe: Recipe, model: Run, values: Layer) -> Run
         "recover", data, upstream, recipe=recover.identity(), shards_per_job=data.shards_per_job
     )
     return Run("recover", slug, spec, data, recipe, upstream=upstream, values=values)
+
+
+def expert_run(data: Dataset, recipe: Recipe, model: str, values: Layer) -> Run:
+    """Networks `model` trained on the real data, whose weights after each epoch are stored."""
+    assert recipe.expert is not None
+    architecture, own = recipe.architecture.identity(), recipe.expert.identity()
+    spec = _spec("expert", data, {}, model=model, architecture=architecture, recipe=own)
+    return Run("expert", f"expert-{model}", spec, data, recipe, model=model, values=values)
+
+
+def distill_run(data: Dataset, recipe: Recipe, model: str, ipc: int, values: Layer) -> Run:
+    """`ipc` images of every class by matching, for networks `model`; a trajectory has experts."""
+    assert recipe.distill is not None
+    architecture = recipe.architecture.identity()
+    follows = recipe.distill.match == "trajectory"
+    upstream = {"experts": expert_run(data, recipe, model, values)} if follows else {}
+    spec = _spec(
+        "distill",
+        data,
+        upstream,
+        model=model,
+        architecture=architecture,
+        recipe=recipe.distill.identity(),
+        ipc=ipc,
+    )
+    kind = [recipe.distill.match, *([recipe.distill.backward.replace("_", "-")] if follows else [])]
+    kind += ["dsa"] if recipe.distill.augment == "dsa" else []
+    slug = "-".join([*kind, model])
+    return Run(
+        "distill",
+        slug,
+        spec,
+        data,
+        recipe,
+        model=model,
+        ipc=ipc,
+        upstream=upstream,
+        values=values,
+    )
 
 
 def relabel_run(
@@ -239,10 +281,10 @@ def with_upstream(runs: Iterable[Run]) -> dict[str, Run]:
     return found
 
 
-def recover_run_of(run: Run) -> Run | None:
-    """The recover run whose images a run reads (or the run itself); None if there is none."""
+def images_run_of(run: Run) -> Run | None:
+    """The recover or distill run whose images a run reads, or itself; None if there is none."""
     images = run.upstream.get("labels", run).upstream.get("images")
-    return run if run.stage == "recover" else images
+    return run if run.stage in MAKING else images
 
 
 def seeds_of(run: Run, seeds: int) -> int:
@@ -289,9 +331,24 @@ def label_mode(relabel: Run, max_gb: float) -> str:
     return "online" if mode == "stored" and label_gigabytes(relabel) > max_gb else mode
 
 
-def parts(recover: Run, ipc: int) -> range:
-    """The recover jobs that make its first `ipc` shards."""
-    return range(math.ceil(ipc / recover.data.shards_per_job))
+def parts(images: Run, ipc: int) -> range:
+    """The jobs that make the first `ipc` shards of a recover or distill run."""
+    several = images.stage == "recover"
+    return range(math.ceil(ipc / images.data.shards_per_job) if several else 1)
+
+
+def expert_parts(expert: Run) -> range:
+    """The jobs that train the experts of a run."""
+    recipe = expert.recipe.expert
+    assert recipe is not None
+    return range(math.ceil(recipe.count / recipe.per_job))
+
+
+def part_experts(expert: Run, part: int) -> range:
+    """The experts that a job trains."""
+    recipe = expert.recipe.expert
+    assert recipe is not None
+    return range(part * recipe.per_job, min(recipe.count, (part + 1) * recipe.per_job))
 
 
 def part_shards(recover: Run, part: int, required: int) -> range:

@@ -131,9 +131,13 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (resolution // 2**depth) ** 2, classes)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Images [N, 3, R, R] to what the classifier sees [N, D]."""
+        return self.features(x).flatten(1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, R, R] to logits [N, classes]."""
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.embed(x))
 
 
 def build(name: str, classes: int, resolution: int, architecture: Architecture) -> nn.Module:

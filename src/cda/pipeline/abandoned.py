@@ -9,6 +9,7 @@ they are small, and in git.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shutil
 import socket
@@ -24,7 +25,14 @@ from cda.experiments.paths import Layout
 from cda.files import cannot_write, read_json
 from cda.text import human_bytes
 
-STAGES = ("decode", "squeeze", "recover", "relabel")  # whose outputs are artifacts
+STAGES = (
+    "decode",
+    "squeeze",
+    "recover",
+    "expert",
+    "distill",
+    "relabel",
+)  # whose outputs are artifacts
 FOLDER = re.compile(r"\.?(.+-[0-9a-f]{8})(\.gone)?")  # a run's; `.gone` if its removal was killed
 # A lease of another host is respected for so long after its last beat, whatever the clocks say.
 FOREIGN_SECONDS = 86_400
@@ -107,7 +115,8 @@ def _made_from(top: Path, dataset: str, run: str, needed: set[str]) -> tuple[set
 def _upstream(folder: Path) -> Iterator[list[str]]:
     """Ids of the runs that a run was made from, by each of its descriptions that can be read."""
     descriptions = [folder / "squeeze.json", folder / "labels/header.json"]
-    for path in [*descriptions, *sorted(folder.glob("part-*/ipc-*.json"))]:
+    parts = (sorted(folder.glob(f"part-*/{kind}-*.json")) for kind in ("ipc", "expert"))
+    for path in [*descriptions, *itertools.chain(*parts)]:
         with contextlib.suppress(ArtifactError):
             spec = read_json(path, "a run's description").get("spec")
             if isinstance(spec, dict) and isinstance(spec.get("upstream"), dict):

@@ -14,10 +14,10 @@ from functools import cache
 from cda.config.recipe import Architecture, Optimisation
 from cda.config.settings import Dataset, Settings
 from cda.errors import ConfigError
-from cda.experiments.runs import Run, label_epochs, label_mode
+from cda.experiments.runs import Run, label_epochs, label_mode, part_experts
 
 EVALUATED = 512  # images of a forward pass without gradient, about
-TRAINING, RECOVERY = 3, 2  # forward passes' worth of a step on one image
+TRAINING, RECOVERY, SECOND = 3, 2, 9  # forward passes' worth of a step on one image
 Counting = Callable[[str, Dataset, Architecture], float]  # multiply-adds of a forward pass
 PNG = 0.85  # of the raw bytes: our estimate for recovered images, which are rough
 TAR = 1800  # bytes of headers and padding that an image and its label add to a shard
@@ -86,6 +86,29 @@ def _recover(run: Run, _max_gb: float, count: Counting) -> float:
     return RECOVERY * steps * _forward(run.upstream["model"], count)
 
 
+def _expert(run: Run, _max_gb: float, count: Counting) -> float:
+    values = run.recipe.expert
+    assert values is not None
+    each = TRAINING * (run.data.train_images or 0) + (run.data.val_images or 0)
+    return len(part_experts(run, 0)) * values.epochs * each * _forward(run, count)
+
+
+def _distill(run: Run, _max_gb: float, count: Counting) -> float:
+    """A step embeds real images, or takes their gradient, and differentiates that of its own."""
+    values = run.recipe.distill
+    assert values is not None
+    if values.match == "trajectory":
+        batch = values.synthetic_batch or run.ipc * run.data.classes
+        passes = SECOND + (TRAINING if values.backward == "two_pass" else 0)
+        return values.iterations * values.synthetic_steps * batch * passes * _forward(run, count)
+    if values.match == "embedding":
+        passes = values.real_batch + TRAINING * run.ipc
+    else:
+        inner = (values.outer_steps - 1) * values.inner_epochs * TRAINING * run.ipc
+        passes = values.outer_steps * (TRAINING * values.real_batch + SECOND * run.ipc) + inner
+    return values.iterations * run.data.classes * passes * _forward(run, count)
+
+
 def _relabel(run: Run, max_gb: float, count: Counting) -> float:
     if label_mode(run, max_gb) != "stored":
         return 0
@@ -116,8 +139,9 @@ def _continual(run: Run, _max_gb: float, count: Counting) -> float:
     return passes + trained * _forward(run.upstream["model"], count)
 
 
-_PASSES = {"squeeze": _squeeze, "recover": _recover, "relabel": _relabel, "validate": _validate,
-           "score": _score, "continual": _continual}  # fmt: skip
+_PASSES = {"squeeze": _squeeze, "recover": _recover, "expert": _expert, "distill": _distill,
+           "relabel": _relabel, "validate": _validate, "score": _score,
+           "continual": _continual}  # fmt: skip
 
 
 def operations(run: Run, max_gb: float, count: Counting = multiply_adds) -> float:
@@ -139,6 +163,15 @@ def steps(run: Run, settings: Settings) -> int:
         blocks = data.shards_per_job * -(-data.classes // recipe.recover.block_size)
         together = 1 if settings.runtime.blocks == "auto" else settings.runtime.blocks
         return recipe.recover.iterations * -(-blocks // together)
+    if run.stage == "expert" and (expert := recipe.expert):
+        each = _training_steps(expert.optimisation(), data.train_images or 0, data)
+        return len(part_experts(run, 0)) * each
+    if run.stage == "distill" and (matching := recipe.distill):
+        if matching.match == "trajectory":
+            passes = 3 if matching.backward == "two_pass" else 2
+            return matching.iterations * matching.synthetic_steps * passes
+        batches = 2 * matching.outer_steps if matching.match == "gradient" else 2
+        return matching.iterations * batches * data.classes
     if run.stage == "relabel" and label_mode(run, settings.labels.max_gb) == "stored":
         return label_epochs(run) * -(-images // EVALUATED)
     if run.stage == "validate":
@@ -164,7 +197,9 @@ def read_images(run: Run) -> int:
     tested = run.stage in ("validate", "continual") or (run.stage == "score" and not run.ipc)
     if run.stage == "recover" and not recipe.recover.synthetic:
         return data.shards_per_job * data.classes
-    trained = run.stage == "squeeze" and not recipe.squeeze.weights
+    if run.stage == "distill":
+        return run.ipc * data.classes if run.upstream else data.train_images or 0
+    trained = (run.stage == "squeeze" and not recipe.squeeze.weights) or run.stage == "expert"
     return (tested or trained) * (data.val_images or 0) + trained * (data.train_images or 0)
 
 
@@ -178,7 +213,9 @@ def decoded_images(run: Run) -> int:
 
 
 def shard_gigabytes(run: Run, shards: Iterable[int]) -> float:
-    """Estimated size of a recover job's shards and snapshots, in GB (1e9 bytes)."""
+    """Estimated size of a recover or distill job's shards and snapshots, in GB (1e9 bytes)."""
+    if run.stage == "distill":
+        return run.ipc * run.data.classes * ((PNG + 4) * 3 * run.data.resolution**2 + TAR) / 1e9
     made = set(shards)
     recover = run.recipe.recover
     snapshots = 0
@@ -186,6 +223,18 @@ def shard_gigabytes(run: Run, shards: Iterable[int]) -> float:
         snapshots = sum(step <= recover.iterations for step in recover.snapshots)
     images = (len(made) + snapshots) * run.data.classes
     return images * (PNG * 3 * run.data.resolution**2 + TAR) / 1e9
+
+
+def expert_gigabytes(run: Run, part: int) -> float:
+    """Size of an expert job's weights, of a ConvNet's parameters, in GB (1e9 bytes)."""
+    values, data = run.recipe.expert, run.data
+    assert values is not None
+    depth = int(run.model.removeprefix("convnet"))
+    width = max(8, round(128 * run.recipe.architecture.width))
+    side = data.resolution // 2**depth
+    convolutions = width * (27 + 3) + (depth - 1) * width * (9 * width + 3)  # biases, norms
+    weights = convolutions + data.classes * (width * side**2 + 1)
+    return len(part_experts(run, part)) * (values.epochs + 1) * 4 * weights / 1e9
 
 
 def pixel_gigabytes(run: Run, images: int) -> float:

@@ -36,8 +36,11 @@ VERSIONED = ("paper", "mini")  # scales whose artifacts are tracked
 ENTRIES = {  # what a run's folder holds, by stage; decoded test images stay where the data is
     "squeeze": ("model.safetensors", "squeeze.json"),
     "recover": ("part-*",),
+    "expert": ("part-*",),
+    "distill": ("part-0",),
     "relabel": ("labels",),
 }
+IN_PARTS = ("recover", "expert")  # stages whose runs grow part by part
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def _finished(experiments: ExperimentSet, run: Run) -> list[str]:
     """Entries of a run's finished jobs; none of a model or store that lacks a file."""
     folder = Path(experiments.layout.run_folder(run))
     entries = sorted(str(path) for name in ENTRIES[run.stage] for path in folder.glob(name))
-    if run.stage == "recover":
+    if run.stage in IN_PARTS:
         return [entry for entry in entries if Path(entry).name.removeprefix("part-").isdigit()]
     return entries if len(entries) == len(ENTRIES[run.stage]) else []
 
@@ -237,12 +240,12 @@ def find_needs(
     start += [job for job in targets if job.run.stage not in MEASURING]
 
     def path_of(job: Job) -> str:
-        return job.output if job.run.stage == "recover" else layout.run_folder(job.run)
+        return job.output if job.run.stage in IN_PARTS else layout.run_folder(job.run)
 
     @functools.cache
     def known(job: Job) -> Tracked | None:
         found = tracked(layout.run_folder(job.run))
-        if found is None or job.run.stage != "recover" or not found.is_recorded:
+        if found is None or job.run.stage not in IN_PARTS or not found.is_recorded:
             return found
         return found if Path(job.output).name in found.entries else None
 

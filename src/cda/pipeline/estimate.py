@@ -13,10 +13,11 @@ from cda.config.settings import Settings
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import Job, JobGraph, gpu_count, graph_of, table_jobs
-from cda.experiments.runs import VERSIONS, Run, label_gigabytes, label_mode
+from cda.experiments.runs import MAKING, VERSIONS, Run, label_gigabytes, label_mode
 from cda.pipeline.costs import (
     Counting,
     decoded_images,
+    expert_gigabytes,
     multiply_adds,
     pixel_gigabytes,
     shard_gigabytes,
@@ -48,6 +49,7 @@ class Estimate:
     chain_hours: float = 0.0  # of the longest chain of jobs from squeeze to a measurement
     gpus: int = 1
     shards_gb: float = 0.0
+    experts_gb: float = 0.0
     labels_gb: float = 0.0
     decoded_gb: float = 0.0
     pixels_gb: float = 0.0  # the most that one job holds in a GPU's memory
@@ -151,8 +153,10 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
     """Add the sizes of what the missing jobs write and hold in memory."""
     for job in missing:
         run = job.run
-        if run.stage == "recover":
+        if run.stage in MAKING:
             found.shards_gb += shard_gigabytes(run, job.missing_shards())
+        elif run.stage == "expert":
+            found.experts_gb += expert_gigabytes(run, job.index)
         elif run.stage == "decode":
             found.decoded_gb += pixel_gigabytes(run, run.data.val_images or 0)
         elif run.stage == "relabel":

@@ -37,7 +37,8 @@ SMALL_STEM = 15  # times as many: layers see 16 times as many pixels, fewer at t
 
 def rough_multiply_adds(name: str, data: Dataset, architecture: Architecture) -> float:
     """Estimated multiply-adds of network `name` for one image of `data`, forward."""
-    stem = SMALL_STEM if architecture.stem == "small" else 1
+    small = architecture.stem == "small" and not name.startswith("convnet")  # which have one stem
+    stem = SMALL_STEM if small else 1
     return PER_PIXEL.get(name, USUAL) * 1e3 * data.resolution**2 * stem * architecture.width**2
 
 

@@ -34,7 +34,8 @@ from cda.text import align_columns, clock
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 20.0  # seconds at the end of the budget in which a stage may save
 START = 5.0  # seconds of a job before its work begins
-READING = ("decode", "squeeze", "validate", "continual")  # stages that always read real images
+# stages that always read real images
+READING = ("decode", "squeeze", "expert", "distill", "validate", "continual")
 POLL = 0.1  # seconds between two checks of a running job
 LISTED = 15  # jobs that a forecast lists
 

@@ -40,6 +40,7 @@ def _overall(found: Estimate, gpu: str) -> list[str]:
     lines = [f"Wall time  {wall} on {found.gpus} × {gpu} ({bound})"]
     sizes = [
         ("shards", found.shards_gb),
+        ("experts' weights", found.experts_gb),
         ("soft labels", found.labels_gb),
         ("decoded validation images", found.decoded_gb),
     ]

@@ -25,7 +25,7 @@ from cda.config.yaml_source import places, read_layer, read_plain
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import Layout
-from cda.experiments.runs import MEASURING, Run, seeds_of
+from cda.experiments.runs import MEASURING, Run, part_experts, seeds_of
 from cda.files import read_json
 from cda.pipeline.costs import Counting, multiply_adds, operations, read_images, steps
 from cda.progress import log
@@ -182,6 +182,10 @@ def _described(run: Run, settings: Settings, layout: Layout) -> list[str]:
             for folder in folders
             if folder.name[5:].isdigit()
         ]
+    if run.stage == "expert":  # each expert records its own seconds
+        return sorted(map(str, Path(layout.run_folder(run)).glob("part-*/expert-*.json")))
+    if run.stage == "distill":
+        return [f"{layout.part(run, 0)}/ipc-000.json"]
     if run.stage == "relabel":
         return [f"{layout.labels(run)}/header.json"]
     if run.stage not in MEASURING:
@@ -197,9 +201,13 @@ def _provenance(
         with contextlib.suppress(ArtifactError):  # missing or damaged: the stages refuse it
             description = read_json(Path(path), "a job's description")
             if description.get("run") == run.id and isinstance(description.get("provenance"), dict):
-                full = run.data.shards_per_job
-                made = description.get("shards", full) if run.stage == "recover" else full
-                yield description["provenance"], made / full
+                share = 1.0
+                if run.stage == "recover":
+                    full = run.data.shards_per_job
+                    share = description.get("shards", full) / full
+                elif run.stage == "expert":
+                    share = 1 / len(part_experts(run, 0))
+                yield description["provenance"], share
 
 
 def device_kind(experiments: ExperimentSet, requested: str | None) -> str:

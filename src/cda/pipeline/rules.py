@@ -30,7 +30,7 @@ from cda.experiments.jobs import (
     process_count,
     table_jobs,
 )
-from cda.experiments.runs import Run
+from cda.experiments.runs import MAKING, Run
 from cda.pipeline.limits import TimeLimits
 from cda.text import nearest
 
@@ -185,7 +185,11 @@ class Plan:
 
     def shards(self, wildcards: Wildcards) -> list[str]:
         """The part folders that a job reads; of one that lacks shards, the last of these."""
-        return self._inputs(wildcards, "recover")
+        return self._inputs(wildcards, *MAKING)
+
+    def experts(self, wildcards: Wildcards) -> list[str]:
+        """The part folders of the experts that a distill job follows."""
+        return self._inputs(wildcards, "expert")
 
     def labels(self, wildcards: Wildcards) -> list[str]:
         """A validate job's label store."""
@@ -198,10 +202,10 @@ class Plan:
         fetched = squeeze.init and not squeeze.weights
         return [self.layout.fetched(job.run)] if fetched and self._must_run(job) else []
 
-    def _inputs(self, wildcards: Wildcards, stage: str) -> list[str]:
-        """What a job reads of `stage`; if its output exists, only what exists."""
+    def _inputs(self, wildcards: Wildcards, *stages: str) -> list[str]:
+        """What a job reads of `stages`; if its output exists, only what exists."""
         job = self._job(wildcards)
-        jobs = [one for one in self._graph.inputs(job) if one.run.stage == stage]
+        jobs = [one for one in self._graph.inputs(job) if one.run.stage in stages]
         must_run = self._must_run(job)
         return [one.target for one in jobs if must_run or one.is_done()]
 

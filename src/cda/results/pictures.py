@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cda.data.shards import read_shard, shard_name
+from cda.data.shards import read_shard, shard_name, to_pixels
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.runs import Run, part_shards
@@ -78,7 +78,7 @@ class Source:
                 "or pull it"
             )
         indices, labels = self.chosen(meta["classes"])
-        return images[indices], labels
+        return to_pixels(images[indices]), labels
 
     def steps(self) -> set[int]:
         """The recovery steps with stored images: the snapshots, and the last."""

@@ -15,7 +15,7 @@ from cda.config.load import load_settings, read_overrides
 from cda.errors import ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import process_count
-from cda.experiments.runs import Run, part_shards, recover_run_of
+from cda.experiments.runs import Run, images_run_of, part_shards
 
 if TYPE_CHECKING:
     from cda.stages.context import Context
@@ -52,7 +52,7 @@ def _model(arguments: Arguments, context: Context, run: Run | None) -> Path | No
 
 
 def _images(arguments: Arguments, context: Context) -> Path | None:
-    images = recover_run_of(context.run)
+    images = images_run_of(context.run)
     if arguments.images is not None:
         return Path(arguments.images)
     return Path(context.layout.run_folder(images)) if images is not None else None
@@ -134,6 +134,40 @@ def recover(arguments: Arguments) -> None:
     out = Path(arguments.out or context.layout.part(context.run, arguments.part))
     model = _model(arguments, context, context.run.upstream.get("model"))
     recover.run(context, arguments.part, model, out, shards)
+
+
+@command(
+    "stages",
+    RUN,
+    OUT,
+    option("--part", type=int, default=0, metavar="N", help="which part (default 0)"),
+)
+def expert(arguments: Arguments) -> None:
+    """Train one part of a run's experts, for trajectory matching."""
+    context = _context(arguments, "expert")
+    from cda.stages import expert
+
+    out = Path(arguments.out or context.layout.part(context.run, arguments.part))
+    expert.run(context, arguments.part, out)
+
+
+@command(
+    "stages",
+    RUN,
+    OUT,
+    option(
+        "--experts", metavar="PATH", help="folder of the expert run; default: its standard place"
+    ),
+)
+def distill(arguments: Arguments) -> None:
+    """Make a run's images by matching (DC, DSA, DM, MTT, TESLA)."""
+    context = _context(arguments, "distill")
+    from cda.stages import distill
+
+    read = context.run.upstream.get("experts")
+    experts = arguments.experts or (context.layout.run_folder(read) if read else None)
+    out = Path(arguments.out or context.layout.part(context.run, 0))
+    distill.run(context, Path(experts) if experts else None, out)
 
 
 @command("stages", RUN, OUT, IMAGES, MODEL)

@@ -64,6 +64,15 @@ def _problem(model: nn.Module, run: Run, count: int, training: bool) -> str:
     return f"it answers with {kind} where logits {[count, classes]} belong"
 
 
+def require_convnet(model: nn.Module, name: str) -> None:
+    """Raise ConfigError unless a network has embeddings and no batch statistics: a ConvNet."""
+    if not hasattr(model, "embed"):
+        raise ConfigError(
+            f"recovery model {name!r} cannot distil by matching; use a ConvNet: convnet3 at "
+            "32 pixels, convnet4 at 64"
+        )
+
+
 def least_batch(run: Run, images: int, batch_size: int, parts: int = 1) -> int:
     """The fewest images of a batch: 2 if the network's batch statistics need as many, else 1.
 

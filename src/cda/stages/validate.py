@@ -7,6 +7,7 @@ process share what they read and compile, and train one after another.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from cda.config.recipe import Validate
 from cda.data.label_store import LabelStore
-from cda.data.shards import load_distilled
+from cda.data.shards import load_distilled, shard_paths
 from cda.engine.batches import DistilledBatches
 from cda.engine.checkpoint import Checkpoint
 from cda.engine.device import Device
@@ -27,7 +28,7 @@ from cda.engine.signals import Stop
 from cda.engine.soft_labels import LabelledBatches
 from cda.engine.trainer import History, Loss, Trainer, fit
 from cda.errors import AlreadyDone, ArtifactError, ConfigError, DataError
-from cda.files import is_complete_json, write_json
+from cda.files import is_complete_json, read_json, write_json
 from cda.method.losses import kd_loss, mixed_ce
 from cda.progress import log
 from cda.stages.context import Context
@@ -64,6 +65,7 @@ class PostTraining:
     """What the seeds of a run share: images, labels, test set, and what their steps compile."""
 
     context: Context
+    recipe: Validate
     device: Device
     batches: LabelledBatches
     loss: Loss
@@ -76,7 +78,7 @@ class PostTraining:
         run, purpose = self.context.run, ("validate", seed)
         model = fresh_model(run, self.device, purpose)
         if self.trainer is None:
-            recipe = run.recipe.validate_
+            recipe = self.recipe
             parts = recipe.batch_parts
             least = least_batch(run, self.batches.images, recipe.batch_size, parts)
             self.trainer = Trainer(model, recipe, self.device, purpose, parts, least)
@@ -116,7 +118,7 @@ def run(
         try:
             with work_folder(context.work(f"seed-{seed}")) as stop:
                 history = training.train(seed, stop)
-                write_json(out, _record(context, history, seed, training.device))
+                write_json(out, _record(training, history, seed))
         except AlreadyDone as message:
             log(f"cda: {message}")
         except ArtifactError as error:
@@ -130,7 +132,7 @@ def _prepare(
     context: Context, images_folder: Path, labels: Path, model_path: Path | None
 ) -> PostTraining:
     """Read and check what all seeds share."""
-    run, recipe = context.run, context.run.recipe.validate_
+    run, recipe = context.run, _recipe_of(context, images_folder)
     store = LabelStore(labels)
     pixels, targets, classes, images_digest = load_distilled(
         images_folder,
@@ -157,11 +159,30 @@ def _prepare(
     distilled = DistilledBatches(images, store.recipe, recipe.batch_size, recipe.epochs)
     batches = LabelledBatches(distilled, store, teacher, device, recipe.epochs)
     key = f"{images_digest} {store.header.get('sha256')}"
-    return PostTraining(context, device, batches, loss_of(recipe, store), test, key)
+    return PostTraining(context, recipe, device, batches, loss_of(recipe, store), test, key)
 
 
-def _record(context: Context, history: History, seed: int, device: Device) -> dict[str, Any]:
+def _recipe_of(context: Context, images_folder: Path) -> Validate:
+    """The run's values, with the learning rate that was learned with the images if they say so.
+
+    Raises ArtifactError if the images have none.
+    """
+    recipe = context.run.recipe.validate_
+    if not recipe.learned_lr:
+        return recipe
+    described = shard_paths(images_folder, 1)[0].with_suffix(".json")
+    learned = read_json(described, "the images' description").get("step_size")
+    if not isinstance(learned, float) or not 0 < learned < math.inf:
+        raise ArtifactError(
+            f"{described}: has no step_size, so validate.learned_lr has none to take; use it for "
+            "images of trajectory matching (mtt, tesla) alone"
+        )
+    return recipe.model_copy(update={"lr": learned})
+
+
+def _record(training: PostTraining, history: History, seed: int) -> dict[str, Any]:
     """The run's JSON; all but `provenance` is the same on the same kind of CPU."""
+    context, device = training.context, training.device
     run, last, best = context.run, history.last, history.best
     measured = {
         "top1": last["top1"],
@@ -170,4 +191,5 @@ def _record(context: Context, history: History, seed: int, device: Device) -> di
         "best_epoch": best["epoch"],
     }
     described = context.description() | {"model": run.model, "ipc": run.ipc, "seed": seed}
+    described |= {"lr": training.recipe.lr} if training.recipe.learned_lr else {}
     return described | measured | {"curve": history.curve, "provenance": device.provenance()}

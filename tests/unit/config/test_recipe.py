@@ -61,7 +61,7 @@ def layered(
         f"methods.{method}",
         *(f"variants.{name}" for name in variants),
     ):
-        layer |= below(own, name)
+        layer |= {k: v for k, v in below(own, name).items() if not k.startswith("ipc.")}
     return layer
 
 

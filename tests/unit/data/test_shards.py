@@ -145,6 +145,58 @@ def test_a_jpeg_shard_holds_what_jpeg_makes_of_its_images(tmp_path):
     assert 0 < np.abs(images.astype(int) - smooth).mean() < 8
 
 
+def floats(seed: int = 0, size: int = 4) -> np.ndarray:
+    draws = np.random.default_rng(seed).normal(0.5, 1, (3, size, size, 3))
+    return draws.astype(np.float32)
+
+
+def test_floats_are_read_to_the_last_bit_and_seen_as_pictures(tmp_path):
+    images = floats()
+    path = written(tmp_path, images=images)
+    found, meta = read_shard(path, 4)
+    np.testing.assert_array_equal(found, images)
+    assert (found.dtype, meta["format"]) == (np.float32, "cda-shard/2")
+    content = {entry.name: data for entry, data in members(path)}
+    array = np.load(io.BytesIO(content["00001_000.npy"]))
+    np.testing.assert_array_equal(array, images[1])
+    picture = np.asarray(Image.open(io.BytesIO(content["00001_000.png"])))
+    np.testing.assert_array_equal(picture, np.rint(np.clip(images[1], 0, 1) * 255))
+    image, label = DistilledDataset(tmp_path, 1)[2]
+    np.testing.assert_array_equal(image, images[2])
+    assert label == 2
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        floats()[0].astype(np.float64),
+        floats(size=5)[0],
+        np.full((4, 4, 3), np.nan, np.float32),
+        np.asfortranarray(floats()[0]),
+        np.array([{"a": 1}], dtype=object),
+    ],
+    ids=["float64", "size", "nan", "order", "pickle"],
+)
+def test_an_array_that_is_no_image_is_refused(array, tmp_path):
+    path = written(tmp_path, images=floats())
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    entries = [
+        (entry, buffer.getvalue() if entry.name == "00001_000.npy" else data)
+        for entry, data in members(path)
+    ]
+    rewrite(path, entries)
+    with pytest.raises(ArtifactError, match="damaged or no shard"):
+        read_shard(path, 4)
+
+
+def test_floats_and_pixels_are_not_one_set(tmp_path):
+    written(tmp_path, 0)
+    written(tmp_path, 1, images=floats())
+    with pytest.raises(ArtifactError, match="not to its neighbours"):
+        load_distilled(tmp_path, 2)
+
+
 def test_a_shard_that_is_not_there_is_refused(tmp_path):
     path = tmp_path / "ipc-000.tar"
     assert "recover it or pull it" in refused(lambda: read_shard(path), path)

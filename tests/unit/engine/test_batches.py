@@ -21,6 +21,7 @@ from cda.engine.batches import (
 )
 from cda.engine.device import Device
 from cda.engine.images import Images
+from cda.method import dsa
 from cda.method.augment import draw_views, resample, resampling
 from cda.rng import generator
 
@@ -93,6 +94,30 @@ def test_squeeze_augments_by_the_recipes_values(values):
         seen = resample(batches.set.at(index), resampling(views.of(index.numpy()), SIZE))
         expected = batches.set.normalised(seen)
         torch.testing.assert_close(batch, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [4, 3, 10])
+def test_a_label_batch_shares_an_operation_and_images_have_their_own_numbers(batch_size):
+    """The same images in any batch size of training, which may cut label batches."""
+    recipe = Relabel(operation="dsa", augment="none", flip=0.0, batch_size=4)
+    source, epochs = images(), range(6)
+    names = set()
+    for epoch in epochs:
+        found = DistilledBatches(source, recipe, batch_size, len(epochs))
+        batches = list(found.epoch(epoch))
+        seen = torch.cat([inputs for inputs, _ in batches])
+        order = batches[0][1][1].plan.order
+        assert seen.shape == (COUNT, 3, SIZE, SIZE)
+        for start in range(0, COUNT, 4):
+            block = order[start : start + 4]
+            draws = generator("relabel", recipe.seed, epoch, "operation", start // 4)
+            operation = dsa.draw(draws, len(block), SIZE)
+            names.add(operation.name)
+            plain = source.normalised(source.at(torch.from_numpy(block)))
+            expected = dsa.apply(plain, operation)
+            own = seen[start : start + len(block)]
+            torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+    assert len(names) > 3
 
 
 def test_all_epochs_decide_whether_augmentation_is_compiled(monkeypatch):

@@ -805,6 +805,31 @@ def test_a_training_that_goes_on_says_from_where(tmp_path, capsys):
     assert "toy: going on from epoch 1 of 4, step 2\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_drop_may_begin_with_a_new_optimiser(tmp_path, restart):
+    values = recipe(
+        lr=0.1, momentum=0.9, schedule="step", step_epochs=2, restart=restart, evaluate_every=4
+    )
+
+    def layers() -> nn.Sequential:
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+
+    trainer = fitted(Trainer(layers(), values, MACHINE, ("toy", 0)), tmp_path)
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for epoch in range(4):
+        if epoch == 2:
+            if restart:
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+            optimizer.param_groups[0]["lr"] = 0.1 * 0.1
+        for images, target in Toy().epoch(epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), target).backward()
+            optimizer.step()
+    torch.testing.assert_close(trainer.model[1].weight, model[1].weight, rtol=0, atol=1e-6)
+
+
 def test_one_process_has_the_complete_batch():
     batch = np.array([4, 2, 9])
     assert MACHINE.share(batch).tolist() == [4, 2, 9]

@@ -22,6 +22,12 @@ NEARLY_ONE = float(np.nextafter(1.0, 0.0))
 SIZES = (8, 9, 64)
 
 
+def operated(name: str, images: torch.Tensor, draws: np.random.Generator) -> torch.Tensor:
+    """The images under an operation with parameters of each."""
+    values = dsa.OPERATIONS[name][0](draws, len(images), images.shape[-1])
+    return dsa.apply(images, dsa.Operation(name, values))
+
+
 def noise(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
@@ -38,7 +44,7 @@ class Fixed:
 
 def drawn(name: str, images: torch.Tensor, value: float) -> torch.Tensor:
     """An operation with all its draws at `value`, a number in [0, 1)."""
-    return dsa.OPERATIONS[name](images, Fixed(value))  # type: ignore[arg-type]
+    return operated(name, images, Fixed(value))  # type: ignore[arg-type]
 
 
 # Equal parameters, equal images
@@ -129,7 +135,7 @@ def test_scale_draws_a_ratio_for_each_axis_of_each_image():
     wanted = np.stack(
         [sampled(one, np.diag(both)) for one, both in zip(images.numpy(), ratios, strict=True)]
     )
-    found = dsa.OPERATIONS["scale"](images, draws).numpy()
+    found = operated("scale", images, draws).numpy()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
 
 
@@ -160,7 +166,7 @@ def test_cutout_covers_a_half_square_whose_centre_is_anywhere(size):
 
 def test_flip_mirrors_half_of_the_images():
     images = noise(8, 4000, 3, 2, 2)
-    out = dsa.OPERATIONS["flip"](images, np.random.default_rng(9))
+    out = operated("flip", images, np.random.default_rng(9))
     mirrored = (out == torch.from_numpy(images.numpy()[..., ::-1].copy())).flatten(1).all(dim=1)
     assert torch.equal(out[~mirrored], images[~mirrored])
     assert 0.46 < mirrored.double().mean() < 0.54  # five standard deviations
@@ -191,7 +197,7 @@ def test_every_batch_is_one_operation_and_all_six_are_equally_likely():
         out = dsa.augment(images, generator("dsa", batch))
         draws = generator("dsa", batch)
         name = list(dsa.OPERATIONS)[int(draws.integers(6))]
-        assert torch.equal(out, dsa.OPERATIONS[name](images, draws))
+        assert torch.equal(out, operated(name, images, draws))
         counts[name] += 1
     assert list(counts) == ["color", "crop", "cutout", "flip", "scale", "rotate"]
     assert all(60 <= count <= 140 for count in counts.values()), (
@@ -203,9 +209,9 @@ def test_every_batch_is_one_operation_and_all_six_are_equally_likely():
 def test_equal_images_come_out_differently_and_equal_draws_give_equal_batches(name):
     images = noise(11, 1, 3, 16, 16).float().expand(32, 3, 16, 16)
     before = images.clone()
-    out = dsa.OPERATIONS[name](images, generator("draws"))
+    out = operated(name, images, generator("draws"))
     assert len(torch.unique(out, dim=0)) > (1 if name == "flip" else 16)
-    assert torch.equal(out, dsa.OPERATIONS[name](images, generator("draws")))
+    assert torch.equal(out, operated(name, images, generator("draws")))
     assert torch.equal(images, before), "the input must stay as it is"
     assert (out.shape, out.dtype) == (images.shape, images.dtype)
 
@@ -213,6 +219,4 @@ def test_equal_images_come_out_differently_and_equal_draws_give_equal_batches(na
 @pytest.mark.parametrize("name", sorted(dsa.OPERATIONS))
 def test_the_gradient_passes(name):
     images = noise(12, 2, 3, 6, 6).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: dsa.OPERATIONS[name](x, generator("gradient")), images
-    )
+    assert torch.autograd.gradcheck(lambda x: operated(name, x, generator("gradient")), images)

@@ -21,6 +21,8 @@ decode: 100            # our choice
 share:
   squeeze: 0.5         # a book
   recover: 0.25        # another book
+  expert: 0.5          # our choice
+  distill: 0.25        # our choice
   relabel: 0.5         # our choice
   validate: 0.5        # our choice
   score: 0.5           # our choice
@@ -63,6 +65,8 @@ def write_done(
         described = {
             "squeeze": path.with_name("squeeze.json"),
             "recover": path / f"ipc-{job.index * run.data.shards_per_job:03d}.json",
+            "expert": path / "expert-000.json",
+            "distill": path / "ipc-000.json",
             "relabel": path / "header.json",
         }.get(run.stage, path)
         described.parent.mkdir(parents=True, exist_ok=True)

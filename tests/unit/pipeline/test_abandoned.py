@@ -21,7 +21,11 @@ CONFIG = Path("config")
 def make(tree: Any, run: Run, scale: str = "paper") -> Path:
     """A run's folder with its description and 1,000 bytes; returns the folder."""
     folder = Path(tree.experiments(scale=scale).layout.run_folder(run))
-    names = {"squeeze": "squeeze.json", "relabel": "labels/header.json"}
+    names = {
+        "squeeze": "squeeze.json",
+        "relabel": "labels/header.json",
+        "expert": "part-0/expert-000.json",
+    }
     description = folder / names.get(run.stage, "part-0/ipc-000.json")
     description.parent.mkdir(parents=True, exist_ok=True)
     description.write_text(json.dumps({"run": run.id, "spec": dict(run.spec)}))
@@ -178,3 +182,17 @@ def test_a_target_or_abandoned(words, tree, capsys):
         tree.cda("list", *words)
     assert ended.value.code == 2
     assert "takes a TARGET, or --abandoned with or without --delete" in capsys.readouterr().err
+
+
+def test_experts_of_tracked_images_stay_and_tracked_experts_are_known(tree, capsys):
+    """Their epochs were changed since."""
+    tree.trajectories()
+    runs = tree.runs("mtt", 2)
+    folders = {stage: make(tree, runs[stage]) for stage in ("expert", "distill")}
+    tree.edit(
+        "recipes/digits.yaml", "  epochs: 2\n  batch_size: 20", "  epochs: 3\n  batch_size: 20"
+    )
+    assert listed(capsys) == [str(folders["expert"]), str(folders["distill"])]
+    Path(f"{folders['distill']}.dvc").write_text("")
+    list_abandoned(CONFIG)
+    assert capsys.readouterr().out == "Nothing is abandoned.\n"

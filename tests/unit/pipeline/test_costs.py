@@ -174,3 +174,46 @@ def test_images_of_files_are_read_by_every_job_that_trains_or_tests_on_them(devi
     assert costs.read_images(devices.runs("random", ipc=2)["recover"]) == 20
     devices.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\nstream: true")
     assert costs.read_images(devices.runs()["squeeze"]) == 0  # while it trains
+
+
+def flat(_name: str, _data: Dataset, _architecture: Architecture) -> float:
+    """A network of one multiply-add."""
+    return 1.0
+
+
+def test_an_expert_trains_on_all_images_and_is_tested_after_each_epoch(devices):
+    devices.trajectories()
+    run, settings = devices.runs("mtt", 2)["expert"], devices.experiments().settings
+    assert costs.operations(run, 50, flat) == 2 * 2 * 2 * (3 * 1438 + 359)  # 2 experts, 2 epochs
+    assert costs.steps(run, settings) == 2 * 2 * (72 + 1)  # batches of 20, and a test
+
+
+def test_a_trajectory_costs_nine_passes_an_image_and_step_and_three_more_in_two_passes(devices):
+    devices.trajectories()
+    settings = devices.experiments().settings
+    unrolled, two_pass = (devices.runs(name, 2)["distill"] for name in ("mtt", "tesla"))
+    assert costs.operations(unrolled, 50, flat) == 2 * 4 * 3 * 20 * 9  # all 20 images
+    assert costs.operations(two_pass, 50, flat) == 2 * 4 * 3 * 15 * 12  # 15 of them
+    assert costs.steps(unrolled, settings) == 4 * 3 * 2
+    assert costs.steps(two_pass, settings) == 4 * 3 * 3
+
+
+def test_experts_read_all_images_and_trajectories_their_first_ones(devices):
+    devices.trajectories()
+    devices.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
+    read = {stage: costs.read_images(run) for stage, run in devices.runs("mtt", 2).items()}
+    assert read == {"expert": 1438 + 359, "distill": 20, "relabel": 0, "validate": 359}
+
+
+@pytest.mark.parametrize(("model", "resolution"), [("convnet2", 8), ("convnet3", 32)])
+def test_the_size_of_experts_is_that_of_their_networks_weights(model, resolution, devices):
+    from cda.method.networks import build
+
+    devices.trajectories()
+    run = devices.runs("mtt", 2)["expert"]
+    data = run.data.model_copy(update={"resolution": resolution})
+    run = Run("expert", run.slug, run.spec, data, run.recipe, model=model)
+    network = build(model, 10, resolution, run.recipe.architecture)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    assert costs.expert_gigabytes(run, 0) * 1e9 == pytest.approx(2 * 3 * 4 * weights)
+    assert costs.expert_gigabytes(run, 1) * 1e9 == pytest.approx(1 * 3 * 4 * weights)

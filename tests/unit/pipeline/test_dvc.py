@@ -105,3 +105,20 @@ def test_finished_measurements_need_nothing(tree, needs):
     Path(job.output).write_text("{}\n")
     assert needs() == {}
     assert set(needs(everything=True)) == {"squeeze", "recover", "relabel"}
+
+
+def test_experts_are_tracked_part_by_part(tree):
+    tree.trajectories()
+    experiments, runs = tree.experiments(seeds=1), tree.runs("mtt", 2)
+
+    def missing():
+        found = find_needs(experiments, table_jobs(experiments, "tiny"), False)
+        return [job.index for job, one in found.values() if job.run.stage == "expert" and not one]
+
+    assert missing() == [0, 1]
+    write(experiments.layout.run_folder(runs["expert"]), 10, **{"part-1": 10})
+    assert missing() == [0]
+    for method in ("mtt", "tesla"):
+        folder = experiments.layout.run_folder(tree.runs(method, 2)["distill"])
+        write(folder, 10, **{"part-0": 10})
+    assert missing() == []

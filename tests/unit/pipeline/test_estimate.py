@@ -226,3 +226,15 @@ def test_squeezing_imagenet21k_is_within_a_factor_of_three_of_the_paper_s_hours(
     narrowed = load_settings({"datasets": ["imagenet21k_p"], "controls": "none"}, ROOT / "config")
     found = estimate(ExperimentSet(narrowed, ROOT / "config"), ["table4"], "a100", 4)
     assert 1 / 3 < line(found, "squeeze").gpu_hours / (4 * 32) < 3  # with the wait for decoding
+
+
+def test_experts_are_trained_in_jobs_and_their_weights_take_room(devices):
+    devices.trajectories()
+    found = estimate(devices.experiments(), ["tiny"], "fast", 1)
+    expert = line(found, "expert")
+    assert (expert.runs, expert.jobs, expert.to_do) == (1, 2, 2)
+    run = devices.runs("mtt", 2)["expert"]
+    jobs = graph_of(devices.experiments()).jobs(run, 0)
+    assert [job.share for job in jobs] == [1.0, 0.5]
+    assert found.experts_gb == pytest.approx(1.5 * costs.expert_gigabytes(run, 0))
+    assert line(found, "distill").jobs == 2

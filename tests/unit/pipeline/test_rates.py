@@ -172,3 +172,14 @@ def test_every_device_and_stage_has_a_source():
         "v100",
         "cpu",
     }
+
+
+def test_an_expert_is_a_share_of_its_job(devices):
+    """Each has its own seconds: here those of half a job of two, at 0.8 million a second."""
+    devices.trajectories()
+    experiments, run = devices.experiments(), devices.runs("mtt", 2)["expert"]
+    provenance = {"device": "Fast 1", "seconds": costs.operations(run, 50) / 2 / 0.8e6}
+    write_done(experiments, run, provenance)
+    rates = rates_of(devices.folder, "fast")
+    measure(rates, [run], experiments.settings, experiments.layout)
+    assert rates.measured == {("expert", "digits"): [pytest.approx(0.8e-6)] * 2}  # a part, a file

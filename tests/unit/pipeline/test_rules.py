@@ -231,3 +231,16 @@ def test_a_constraint_of_no_names_matches_nothing():
     assert re.fullmatch(one_of(["a.b", "c"]), "a.b")
     assert not re.fullmatch(one_of(["a.b", "c"]), "axb")
     assert not re.fullmatch(one_of([]), "")
+
+
+def test_images_that_follow_experts_wait_for_all_of_their_parts(tree, plan_of):
+    tree.trajectories()
+    graph, runs = graph_of(tree.experiments()), tree.runs("tesla", 2)
+    parts = graph.jobs(runs["expert"], 0)
+    plan, distill = plan_of(), wildcards(graph.job(runs["distill"]))
+    assert plan.experts(distill) == [part.output for part in parts]
+    assert len(parts) == 2
+    finish(parts[0], graph.job(runs["distill"]))
+    assert plan.experts(distill) == [parts[0].output]
+    assert plan.experts(wildcards(graph.job(runs["relabel"]))) == []
+    assert plan.minutes(SimpleNamespace(run=runs["expert"].id, part="1"), 1) >= 10
