@@ -479,7 +479,7 @@ def test_damaged_files_end_in_one_line(make, tree, capsys, monkeypatch):
 def test_the_watch_finds_what_a_reader_must_not_do(read, problem, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path / "in")
-    monkeypatch.setattr(sys.modules[__name__], "SECONDS_EACH", 0.2)
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS_EACH", 1)
     assert re.search(problem, failure(read))
 
 
