@@ -55,6 +55,7 @@ def _target(experiments: ExperimentSet, target: str) -> str:
     path, figures = Path(target), experiments.figures
     if path.stem in figures:
         experiments.require_own(path)
+        experiments.require_pictured(path.stem)
         return path.stem
     if path.stem not in experiments.tables:
         known = [*experiments.tables, *figures]

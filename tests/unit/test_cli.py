@@ -156,6 +156,16 @@ def test_figures_are_found_by_name_and_by_their_own_path(tree, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_figure_of_a_misspelt_data_set_names_the_nearest(tree, capsys):
+    group = (tree.folder / "experiments/tiny.yaml").read_text().split("groups:")[1]
+    group = group.replace("dataset: digits", "dataset: digit")
+    tree.write("experiments/seen.yaml", f"title: S\nkind: grid\nscales: [paper]\ngroups:{group}")
+    assert tree.cda("run", "seen") == 1
+    line = capsys.readouterr().err
+    assert "config/experiments/seen.yaml: groups give no run whose images it could draw: " in line
+    assert line.endswith("config/datasets/ (nearest: digits); data sets are digits\n")
+
+
 def test_a_table_of_another_scale_names_that_scale(tree, capsys):
     tree.scale("small")
     tree.experiment("shrunk", scales=["small"])

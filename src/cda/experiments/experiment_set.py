@@ -163,6 +163,17 @@ class ExperimentSet:
             )
         return path.stem
 
+    def require_pictured(self, figure: str) -> None:
+        """Raise ConfigError if the groups of a figure of images have none to draw."""
+        groups = self.figures[figure].groups
+        if groups and not pictured_runs(figure, groups, sources=self.sources):
+            notes = {self.sources.scaling(group.dataset)[1] for group in groups} - {""}
+            raise ConfigError(
+                f"{self.config / 'experiments' / figure}.yaml: groups give no run whose images it "
+                f"could draw{': ' if notes else ''}{'; '.join(sorted(notes))}; data sets are "
+                f"{', '.join(self.sources.datasets)}"
+            )
+
     def require_own(self, path: Path) -> None:
         """Raise ConfigError if `path` is a file that lies outside this scale's results."""
         if path.suffix and path.parent != Path(self.layout.results):

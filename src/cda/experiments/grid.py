@@ -27,9 +27,10 @@ def read_experiments(
 ) -> dict[str, Experiment | Figure]:
     """The tables and figures of `config/experiments/` that exist at `scale`, by name.
 
-    After them stand the comparison tables of those `datasets` that set `compare_ipc`. Raises
-    ConfigError for a file that does not parse, whose name a shell could misread or a comparison
-    table has, or of an unknown scale.
+    After them stand the comparison table, and its picture, of those `datasets` that set
+    `compare_ipc`.
+    Raises ConfigError for a file that does not parse, whose name a shell could misread or a
+    comparison table has, or of an unknown scale.
     """
     found: dict[str, Experiment | Figure] = {}
     for path in sorted((config / "experiments").glob("*.yaml"), key=_natural):
@@ -53,7 +54,8 @@ def read_experiments(
                 f"{path}: compare_ipc of {config / 'datasets' / path.name} makes a table of this "
                 "name; rename this file, or drop compare_ipc there"
             )
-        found[data.name] = comparison_table(data)
+        found[data.name] = table = comparison_table(data)
+        found.setdefault(f"{data.name}-grid", comparison_grid(table, data))
     return found
 
 
@@ -136,4 +138,15 @@ def comparison_table(data: Dataset) -> Experiment:
         layout=layout,
         groups=(group,),
         controls=True,
+    )
+
+
+def comparison_grid(table: Experiment, data: Dataset) -> Figure:
+    """The picture beside such a table: each method's images of the first classes."""
+    return Figure(
+        title=f"Images of {data.name}",
+        caption="A row a shard; real images are of the same classes.",
+        kind="grid",
+        scales=table.scales,
+        groups=table.groups,
     )

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
+
 from cda.config.names import find
 from cda.config.settings import Dataset
 from cda.data import sources
 from cda.errors import ConfigError, DataError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.paths import data_root
-from cda.experiments.runs import Run
+from cda.experiments.runs import Run, images_run_of
 
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -72,9 +74,32 @@ def _data_sets(experiments: ExperimentSet, runs: Sequence[Run], deep: bool) -> I
         if deep and data.layout != "no_images":
             yield _decoded(data, root)
             continue
-        problem = sources.check(data, root)
+        problem = sources.check(data, root) or _too_few(data, root, runs)
         text = problem or (str(root) if root.exists() else data.get)
         yield Finding(f"data set {name}", problem is None, text, is_needed=True)
+
+
+def _too_few(data: Dataset, root: Path, runs: Sequence[Run]) -> str | None:
+    """The problem if real images are drawn at an IPC that the smallest class does not reach."""
+    ipcs = [run.ipc for run in runs if run.dataset == data.name and _takes_real(run)]
+    if not ipcs or data.layout == "no_images":
+        return None
+    counts = np.bincount(sources.labels_of(data, "train", root), minlength=data.classes)
+    label = int(counts.argmin())
+    if counts[label] >= max(ipcs):
+        return None
+    name = sources.class_names(data, root)[label]
+    return (
+        f"class {name} has {counts[label]} training images, too few for real images at IPC "
+        f"{max(ipcs)}; lower the IPC in the table or in compare_ipc"
+    )
+
+
+def _takes_real(run: Run) -> bool:
+    images = images_run_of(run)
+    if images is None or images.recipe.distill:
+        return False
+    return images.recipe.recover.mode == "random"
 
 
 def _decoded(data: Dataset, root: Path) -> Finding:

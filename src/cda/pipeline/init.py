@@ -100,10 +100,11 @@ def _next(data: Dataset, kind: str, scale: str) -> Iterator[str]:
     blocks = min(max(data.compare_ipc), BATCH // data.classes)
     packed = ["runtime.blocks=" + str(blocks)] if kind == "cpu" and blocks > 1 else []
     yield "Next:"
-    for verb, values in (("check", options), ("run", options + packed)):
-        yield " ".join([f"  cda {verb} {data.name}", *(["--config", *values] if values else [])])
+    names = f"{data.name} {data.name}-grid"
+    for verb, values in ((f"check {data.name}", options), (f"run {names}", options + packed)):
+        yield " ".join([f"  cda {verb}", *(["--config", *values] if values else [])])
     together = f"; {blocks} shards of so few classes are recovered together" if packed else ""
-    yield f"The table will be results/{data.name}.md{together}."
+    yield f"Results: results/{data.name}.md, results/{data.name}-grid.png{together}."
 
 
 def _require_new(name: str, config: Path) -> None:

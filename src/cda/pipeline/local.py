@@ -223,6 +223,12 @@ def run_tables(
     for process in processes_of(jobs):
         seconds[process[0]] += rates.start
     print(forecast(jobs, seconds, budget), flush=True)
+    load, cores, threads = os.getloadavg()[0], os.cpu_count() or 1, settings.runtime.cpu_threads
+    if threads > 1 and load > cores / 2 and rates.name == "cpu":
+        log(
+            f"The load is {load:.1f} on {cores} cores: while other programs work, a job's threads "
+            "wait for each other, and --config runtime.cpu_threads=1 is several times faster."
+        )
     if dry:
         return
     absent = missing_data(settings, (job.run for job in jobs if job.run.stage in READING))

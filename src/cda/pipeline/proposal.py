@@ -66,7 +66,8 @@ def propose_resolution(sizes: Sequence[tuple[int, int]], largest: int) -> tuple[
         return sizes[0][0], "the size of all images"
     shorter = sorted(min(size) for size in sizes)
     side = min(shorter[int(SMALLER * len(shorter))], largest)
-    reason = f"our choice: shorter sides are {shorter[0]} to {shorter[-1]} pixels"
+    sides = " to ".join(dict.fromkeys((f"{shorter[0]}", f"{shorter[-1]}")))
+    reason = f"our choice: shorter sides are {sides} pixels"
     return max((one for one in RESOLUTIONS if one <= side), default=RESOLUTIONS[0]), reason
 
 

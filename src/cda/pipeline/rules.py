@@ -104,6 +104,8 @@ class Plan:
                 )
             if wanted == scale and path.stem in tables:
                 self.experiments.table_of(path.stem)  # raises ConfigError if no cell can run
+            elif wanted == scale:
+                self.experiments.require_pictured(path.stem)
 
     def _check_measurements(self) -> None:
         """Raise ArtifactError for a damaged run JSON, which Snakemake would take for finished."""

@@ -52,8 +52,12 @@ def test_tables_are_in_natural_order_and_own_data_sets_come_last(tree):
     tree.edit("datasets/digits.yaml", "shards_per_job: 2", "shards_per_job: 2\ncompare_ipc: [1]")
     digits = tree.experiments().dataset("digits")
     found = read_experiments(tree.folder, scale="paper", datasets=[digits])
-    assert list(found) == ["table2", "table10", "tiny", "digits"]
+    assert list(found) == ["table2", "table10", "tiny", "digits", "digits-grid"]
     assert found["digits"] == comparison_table(digits)
+    assert (found["digits-grid"].kind, found["digits-grid"].groups) == (
+        "grid",
+        found["digits"].groups,
+    )
     assert read_experiments(tree.folder, scale="demo", datasets=[]) == {}
 
 

@@ -63,6 +63,16 @@ def test_what_is_only_useful_is_not_missing(tree):
 
 
 @pytest.mark.usefixtures("bare")
+def test_real_images_of_a_larger_ipc_than_a_class_has_are_missing(tree):
+    tree.experiment("large", {"methods": ["random"], "ipc": [500]})
+    text, complete = check(tree.experiments(), ["large"])
+    assert not complete
+    assert "training images, too few for real images at IPC 500; lower the IPC in" in text
+    tree.experiment("large", {"methods": ["cda"], "ipc": [500]})
+    assert check(tree.experiments(), ["large"])[1]  # synthesised images need none
+
+
+@pytest.mark.usefixtures("bare")
 def test_a_missing_data_set_comes_with_how_to_get_it(tree):
     tree.edit("datasets/digits.yaml", "layout: digits", "layout: image_folder")
     tree.edit("datasets/digits.yaml", "get: scikit-learn ships it", "get: ask your neighbour")

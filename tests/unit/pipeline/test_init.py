@@ -52,7 +52,10 @@ def test_a_folder_of_photographs_becomes_a_table_that_can_be_planned(photos, cap
         "36×50 pixels in 2 sizes"
     )
     assert tuple(printed[1:3]) == FILES
-    assert printed[-3:-1] == ["  cda check mine", "  cda run mine --config runtime.blocks=3"]
+    assert printed[-3:-1] == [
+        "  cda check mine",
+        "  cda run mine mine-grid --config runtime.blocks=3",
+    ]
     assert "every fifth image of a class" in Path(FILES[0]).read_text(encoding="utf-8")
     own = photos.experiments()
     data = own.dataset("mine")
@@ -91,7 +94,7 @@ def test_a_gpu_gets_more(photos, capsys):
     assert "for mine on a100" in text
     assert "width" not in text
     assert "iterations: 1000 " in text
-    assert capsys.readouterr().out.splitlines()[-2] == "  cda run mine"
+    assert capsys.readouterr().out.splitlines()[-2] == "  cda run mine mine-grid"
 
 
 def test_data_in_its_place_needs_no_path(photos, capsys):

@@ -105,6 +105,18 @@ def test_a_dry_run_starts_nothing(tree, programs, capsys):
     assert not Path("artifacts").exists()
 
 
+@pytest.mark.parametrize(
+    ("load", "threads", "warned"), [(9, 2, True), (9, 1, False), (0, 2, False)]
+)
+def test_a_busy_machine_is_named_with_the_number_of_threads_to_choose(
+    load, threads, warned, tree, monkeypatch, capsys
+):
+    monkeypatch.setattr(local.os, "getloadavg", lambda: (float(load), 0.0, 0.0))
+    monkeypatch.setattr(local.os, "cpu_count", lambda: 2)
+    run(tree, dry=True, overrides={"runtime.cpu_threads": threads})
+    assert ("The load is 9.0 on 2 cores" in capsys.readouterr().err) == warned
+
+
 def test_a_failed_job_costs_those_that_read_its_output_and_no_other(tree, programs, capsys):
     programs["squeeze"] = FAIL
     with pytest.raises(CdaError, match=r"^failed: squeeze digits .* \(exit status 3\); .* skipped"):
