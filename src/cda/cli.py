@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -179,7 +180,8 @@ def init(arguments: Arguments) -> None:
 def list_(arguments: Arguments) -> None:
     """List the runs of a table or figure, and how many of their jobs are done.
 
-    Inputs come first. Cells of a table that cannot run are named after its runs.
+    Inputs come first, each with the methods that read it. Cells of a table that cannot run are named
+    after its runs.
     """
     experiments = experiments_of(arguments)
     if arguments.abandoned == bool(arguments.target) or arguments.delete > arguments.abandoned:
@@ -194,12 +196,29 @@ def list_(arguments: Arguments) -> None:
     if arguments.files:
         print("\n".join(_existing_files(experiments, jobs)))
         return
+    methods = _methods(experiments, target)
     for run in {job.run.id: job.run for job in jobs}.values():
         own = [job for job in jobs if job.run.id == run.id]
-        done = sum(job.is_done() for job in own)
-        print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {done}/{len(own)} done")
+        state = f"{sum(job.is_done() for job in own)}/{len(own)} done"
+        print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {state}  {', '.join(methods[run.id])}")
     for line in _not_run(experiments, target):
         print(line)
+
+
+def _methods(experiments: ExperimentSet, target: str) -> dict[str, dict[str, None]]:
+    """The methods of a table's cells or of a figure's images that read each run, by its id."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    if target in experiments.figures:
+        plotted = experiments.figures[target].tables
+        read = [(key["method"], run) for key, run in experiments.pictured(target)]
+    else:
+        plotted, read = (target,), []
+    cells = (cell for table in plotted for cell in experiments.cells(table))
+    read += [(cell.key["method"], run) for cell in cells for run in cell.runs]
+    for method, last in read:
+        for run in last.chain():
+            found[run.id][str(method)] = None
+    return found
 
 
 def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str]:

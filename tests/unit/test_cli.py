@@ -101,7 +101,12 @@ def test_list_prints_runs_upstream_first_and_paths_of_what_exists(tree, capsys):
     assert len(lines) == len(tree.experiments().runs(("tiny",)))
     stages = [line.split()[0] for line in lines]
     assert stages[:4] == ["squeeze", "recover", "relabel", "validate"]
-    assert all(line.endswith(" done") for line in lines)
+    assert all(re.search(r" \d/\d done  [a-z0-9, ]+$", line) for line in lines)
+    assert [line.split()[-1] for line in lines if line.startswith("recover")] == [
+        "cda",
+        "sre2l",
+        "random",
+    ]
     assert tree.cda("list", "tiny", "--files") == 0
     assert capsys.readouterr().out.strip() == ""
     layout, runs = tree.experiments().layout, tree.runs()

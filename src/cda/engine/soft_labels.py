@@ -109,6 +109,8 @@ class SoftLabelled:
         store, header = LabelStore(Path(labels)), Path(labels) / "header.json"
         if store.mode != "stored":
             fix = "raise labels.max_gb, or choose relabel.labels: stored, and relabel"
+            if store.mode == "hard":
+                fix = "name the labels of a run without -hard (cda list)"
             raise ArtifactError(f"{header}: holds no logits (labels: {store.mode}); {fix}")
         data, ipc = _described(store, header)
         pixels, targets, self.classes, digest = load_distilled(

@@ -91,8 +91,11 @@ def test_the_readme_s_lines_train_a_network_of_torchvision():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"labels": "hard"},
+            r"holds no logits \(labels: hard\); name the labels of a run without -hard",
+        ),
         ({"labels": "online"}, r"holds no logits \(labels: online\); raise labels.max_gb"),
-        ({"labels": "hard"}, r"holds no logits \(labels: hard\)"),
         ({"images_digest": "abc"}, "these labels belong to another set of images"),
         ({"classes": [*"9876543210"]}, "classes are in another order"),
         ({"sha256": "abc"}, "differs from its header's digest"),
