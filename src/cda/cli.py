@@ -180,8 +180,8 @@ def init(arguments: Arguments) -> None:
 def list_(arguments: Arguments) -> None:
     """List the runs of a table or figure, and how many of their jobs are done.
 
-    Inputs come first, each with the methods that read it. Cells of a table that cannot run are named
-    after its runs.
+    Inputs come first, each with the methods that read it. Cells of a table that cannot run are
+    named after its runs.
     """
     experiments = experiments_of(arguments)
     if arguments.abandoned == bool(arguments.target) or arguments.delete > arguments.abandoned:
