@@ -97,7 +97,8 @@ def test_what_came_is_not_planned_and_a_further_seed_squeezes_and_recovers_nothi
     jobs = missing_jobs(seeds=4)
     stages = Counter(job.run.stage for job in jobs)
     assert planned(dry_run(TABLE, "scale=mini", "seeds=4")) == {**stages, "table": 1}
-    assert set(stages) == {"recover", "relabel", "validate"}
+    # DM's images (1.8 MB) do not fit into the remote's 16 MB.
+    assert set(stages) == {"recover", "distill", "relabel", "validate"}
     recovered = [job.run for job in jobs if job.run.stage == "recover"]
     assert not any(run.recipe.recover.synthetic for run in recovered)  # real images only
 
