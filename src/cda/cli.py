@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -196,29 +195,14 @@ def list_(arguments: Arguments) -> None:
     if arguments.files:
         print("\n".join(_existing_files(experiments, jobs)))
         return
-    methods = _methods(experiments, target)
+    methods = experiments.methods(target)
     for run in {job.run.id: job.run for job in jobs}.values():
         own = [job for job in jobs if job.run.id == run.id]
         state = f"{sum(job.is_done() for job in own)}/{len(own)} done"
-        print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {state}  {', '.join(methods[run.id])}")
+        whose = ", ".join(methods.get(run.id, ()))
+        print(f"{run.stage:9s} {run.dataset:14s} {run.id}  {state}  {whose}".rstrip())
     for line in _not_run(experiments, target):
         print(line)
-
-
-def _methods(experiments: ExperimentSet, target: str) -> dict[str, dict[str, None]]:
-    """The methods of a table's cells or of a figure's images that read each run, by its id."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
-    if target in experiments.figures:
-        plotted = experiments.figures[target].tables
-        read = [(key["method"], run) for key, run in experiments.pictured(target)]
-    else:
-        plotted, read = (target,), []
-    cells = (cell for table in plotted for cell in experiments.cells(table))
-    read += [(cell.key["method"], run) for cell in cells for run in cell.runs]
-    for method, last in read:
-        for run in last.chain():
-            found[run.id][str(method)] = None
-    return found
 
 
 def _existing_files(experiments: ExperimentSet, jobs: Sequence[Job]) -> list[str]:

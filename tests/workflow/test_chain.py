@@ -246,7 +246,7 @@ def test_a_lost_shard_is_made_again_and_its_part_stays(program, copy, monkeypatc
         assert main(["run", "tiny"]) == 0
     else:
         jobs = planned(snakemake("--cores", "2", "results/tiny.csv", cwd=copy))
-        assert jobs == {"recover_missing": 1, "relabel": 2, "validate": 2, "table": 1}
+        assert jobs == {"complete_part": 1, "relabel": 2, "validate": 2, "table": 1}
     assert shard.read_bytes() == before
     assert (part / "ipc-001.tar").stat().st_mtime_ns == other.st_mtime_ns
     assert planned(snakemake("-n", "results/tiny.csv", cwd=copy)) == {"table": 1}
@@ -306,6 +306,30 @@ def test_a_data_set_of_one_s_own_takes_one_file_and_no_code(tmp_path, config_tre
     assert {path.name for path in shards} == {"ipc-000.tar"}  # what IPC 1 reads
     tree.edit("datasets/flowers.yaml", "compare_ipc: [1]", "compare_ipc: [1, 3]")
     printed = snakemake("--cores", "2", "results/flowers.csv", cwd=tmp_path)
-    assert planned(printed) == {"recover_missing": 3, "relabel": 6, "validate": 6, "table": 1}
+    assert planned(printed) == {"complete_part": 3, "relabel": 6, "validate": 6, "table": 1}
     assert len(list(tmp_path.rglob("ipc-*.tar"))) == 9
     assert {path: path.read_bytes() for path in shards} == shards
+
+
+def test_matching_methods_run_and_lost_experts_and_shards_are_made_again(
+    tmp_path, config_tree, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tree = config_tree()
+    tree.few_images()
+    tree.trajectories()
+    tree.edit("config.yaml", "seeds: 2", "seeds: 1")
+    stages = {"distill": 2, "relabel": 2, "validate": 2, "table": 1}
+    printed = snakemake("--cores", "2", "results/tiny.csv", cwd=tmp_path)
+    assert planned(printed) == {"expert": 2, **stages}
+    made = [*tmp_path.rglob("expert-*.safetensors"), *tmp_path.rglob("ipc-*.tar")]
+    before = {path: path.read_bytes() for path in made}
+    assert len(before) == 3 + 2 * 2
+    for path in before:
+        if path.name in ("expert-001.safetensors", "ipc-001.tar"):
+            path.unlink()
+    for folder in ("artifacts/relabel", "results/runs"):
+        shutil.rmtree(folder)
+    printed = snakemake("--cores", "2", "results/tiny.csv", cwd=tmp_path)
+    assert planned(printed) == {"complete_part": 3, "relabel": 2, "validate": 2, "table": 1}
+    assert {path: path.read_bytes() for path in made} == before

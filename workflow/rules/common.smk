@@ -23,6 +23,7 @@ wildcard_constraints:
     dataset=r"[\w-]+",
     run=r"[\w.-]+",
     part=r"\d+",
-    shard=r"\d+",
+    making="recover|distill|expert",
+    file=r"ipc-\d+\.tar|expert-\d+\.safetensors",
     seed=r"\d+",
     table=one_of(PLAN.experiments.tables),

@@ -19,26 +19,3 @@ rule recover:
         recipe=PLAN.recipe,
     shell:
         "python -m cda recover --run {wildcards.run} --part {wildcards.part} --out {output.part} &> {log}"
-
-
-rule recover_missing:
-    """Add to an existing part the shards that it lacks: a table reads more of them, or one is lost."""
-    input:
-        model=ancient(PLAN.model),
-    output:
-        shard="{artifacts}/recover/{dataset}/{run}/part-{part}/ipc-{shard}.tar",
-    log:
-        "logs/{artifacts}/recover/{dataset}/{run}/part-{part}-{shard}.log",
-    benchmark:
-        "logs/{artifacts}/benchmarks/recover/{dataset}/{run}/part-{part}-{shard}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: PLAN.threads
-    resources:
-        gpu=PLAN.gpus,
-        runtime=PLAN.minutes,
-        mem_mb=PLAN.memory,
-    params:
-        recipe=PLAN.recipe,
-    shell:
-        "python -m cda recover --run {wildcards.run} --part {wildcards.part} &> {log}"

@@ -121,6 +121,21 @@ class ExperimentSet:
         groups = (one for one in self.figures[figure].groups if self._requested(one.dataset))
         return pictured_runs(figure, groups, sources=self.sources)
 
+    def methods(self, target: str) -> dict[str, list[str]]:
+        """The methods that read each run of a table or figure, by the run's id; raises ConfigError.
+
+        A plot's are those of its tables.
+        """
+        figure = self.figures.get(target)
+        read = [(key["method"], run) for key, run in self.pictured(target)] if figure else []
+        for table in figure.tables if figure else (target,):
+            read += [(cell.key["method"], run) for cell in self.cells(table) for run in cell.runs]
+        found: dict[str, dict[str, None]] = {}
+        for method, last in read:
+            for run in last.chain():
+                found.setdefault(run.id, {})[str(method)] = None
+        return {run: list(names) for run, names in found.items()}
+
     def runs(self, tables: tuple[str, ...] | None = None) -> dict[str, Run]:
         """Every run below some tables, upstream first, by id; by default all tables and figures."""
         names = self.tables if tables is None else tables

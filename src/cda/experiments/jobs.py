@@ -41,31 +41,31 @@ class Job:
     run: Run = field(compare=False)
     index: int = field(compare=False)  # of the part or the seed; 0 if the run is one job
     output: str
-    shards: Mapping[int, str] = field(default_factory=dict, compare=False)  # their paths
+    files: Mapping[int, str] = field(default_factory=dict, compare=False)  # of a part, by number
 
     def is_done(self) -> bool:
         """Whether its output exists; a squeezed model's description is written last.
 
         Measurements that are no complete JSON, as after a crash of the disk, are not done, nor is
-        a part that lacks a shard.
+        a part that lacks a shard or an expert.
         """
         path = Path(self.output)
-        if self.run.stage == "recover":
-            return path.exists() and not self.missing_shards()
+        if self.files:
+            return path.exists() and not self.missing_files()
         if self.run.stage in MEASURING:
             return is_complete_json(path)
         described = self.run.stage != "squeeze" or path.with_name("squeeze.json").exists()
         return path.exists() and described
 
-    def missing_shards(self) -> list[int]:
-        """The shards that a recover job has to make."""
-        return [index for index, path in self.shards.items() if not Path(path).is_file()]
+    def missing_files(self) -> list[int]:
+        """The shards or experts that a part lacks, by number."""
+        return [index for index, path in self.files.items() if not Path(path).is_file()]
 
     @property
     def target(self) -> str:
-        """What Snakemake makes for who reads its output: that, or the last shard that it lacks."""
-        missing = self.missing_shards() if Path(self.output).exists() else ()
-        return self.shards[missing[-1]] if missing else self.output
+        """What Snakemake makes for who reads its output: that, or the last file that it lacks."""
+        missing = self.missing_files() if Path(self.output).exists() else ()
+        return self.files[missing[-1]] if missing else self.output
 
     @property
     def share(self) -> float:
@@ -74,7 +74,7 @@ class Job:
             return len(part_experts(self.run, self.index)) / len(part_experts(self.run, 0))
         if self.run.stage != "recover":
             return 1.0
-        return len(self.missing_shards() or self.shards) / self.run.data.shards_per_job
+        return len(self.missing_files() or self.files) / self.run.data.shards_per_job
 
     def is_damaged(self) -> bool:
         """Whether its output is there and is no complete JSON of measurements."""
@@ -108,10 +108,16 @@ class JobGraph:
         layout = self.layout
         if run.stage == "recover":
             shards = part_shards(run, index, self.required(run))
-            paths = {shard: layout.shard(run, index, shard) for shard in shards}
-            return Job(run, index, layout.part(run, index), paths)
-        if run.stage in ("distill", "expert"):
-            return Job(run, index, layout.part(run, index))
+        elif run.stage == "distill":
+            shards = range(run.ipc)
+        elif run.stage == "expert":
+            files = {
+                expert: layout.expert(run, index, expert) for expert in part_experts(run, index)
+            }
+            return Job(run, index, layout.part(run, index), files)
+        if run.stage in MAKING:
+            files = {shard: layout.shard(run, index, shard) for shard in shards}
+            return Job(run, index, layout.part(run, index), files)
         if run.stage in MEASURING:
             return Job(run, index, layout.run_json(run, index))
         one = {"decode": layout.decoded, "squeeze": layout.model, "relabel": layout.labels}

@@ -59,6 +59,10 @@ class Layout:
         """The shard with IPC index `index`, in its part's folder."""
         return f"{self.part(run, part)}/ipc-{index:03d}.tar"
 
+    def expert(self, run: Run, part: int, index: int) -> str:
+        """The weights of expert `index`, in its part's folder."""
+        return f"{self.part(run, part)}/expert-{index:03d}.safetensors"
+
     def labels(self, run: Run) -> str:
         """Folder of a relabel run's label store."""
         return f"{self.run_folder(run)}/labels"

@@ -154,7 +154,7 @@ def _add_sizes(found: Estimate, missing: Sequence[Job], settings: Settings) -> N
     for job in missing:
         run = job.run
         if run.stage in MAKING:
-            found.shards_gb += shard_gigabytes(run, job.missing_shards())
+            found.shards_gb += shard_gigabytes(run, job.missing_files())
         elif run.stage == "expert":
             found.experts_gb += expert_gigabytes(run, job.index)
         elif run.stage == "decode":

@@ -31,7 +31,7 @@ def finish(*jobs: Job) -> None:
         path = Path(job.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}\n") if path.suffix else path.mkdir(exist_ok=True)
-        for shard in job.shards.values():
+        for shard in job.files.values():
             Path(shard).touch()
         if job.run.stage == "squeeze":
             path.with_name("squeeze.json").touch()
@@ -101,7 +101,7 @@ def test_a_model_without_its_description_is_not_done(tree, graph):
 def test_a_part_has_the_shards_that_tables_and_figures_read(tree):
     def shards(method: str = "cda") -> list[list[int]]:
         run, graph = tree.runs(method)["recover"], graph_of(tree.experiments())
-        return [list(graph.job(run, part).shards) for part in range(3)]
+        return [list(graph.job(run, part).files) for part in range(3)]
 
     tree.experiment("tiny", {"methods": ["cda", "random"], "ipc": [1]})
     before = tree.runs()["recover"].id
@@ -122,10 +122,10 @@ def test_a_part_that_lacks_a_shard_is_not_done(tree, graph):
     finish(part)
     assert part.is_done()
     assert part.target == part.output
-    Path(part.shards[1]).unlink()
+    Path(part.files[1]).unlink()
     assert not part.is_done()
-    assert (part.target, part.share) == (part.shards[1], 0.5)
-    assert Path(part.shards[1]).name == shard_name(1)
+    assert (part.target, part.share) == (part.files[1], 0.5)
+    assert Path(part.files[1]).name == shard_name(1)
 
 
 def test_jobs_name_their_command(tree, graph):

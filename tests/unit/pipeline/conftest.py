@@ -74,7 +74,7 @@ def write_done(
         described.write_text(json.dumps(content))
         if run.stage == "squeeze":
             path.touch()
-        for shard in job.shards.values():
+        for shard in job.files.values():
             Path(shard).touch()
 
 

@@ -45,7 +45,7 @@ def programs(monkeypatch):
 
     def command(jobs):
         code = chosen.get(jobs[0].run.stage, MAKE)
-        outputs = [path for job in jobs for path in (job.shards.values() or [job.output])]
+        outputs = [path for job in jobs for path in (job.files.values() or [job.output])]
         return [sys.executable, "-c", code, *outputs]
 
     monkeypatch.setattr(local, "command", command)

@@ -45,7 +45,7 @@ def finish(*jobs: Job) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}\n") if path.suffix else path.mkdir()
         path.with_name("squeeze.json").touch()
-        for shard in job.shards.values():
+        for shard in job.files.values():
             Path(shard).touch()
 
 
@@ -72,12 +72,12 @@ def test_a_part_that_lacks_shards_is_completed_by_its_last_one(tree, plan_of):
     jobs = chain(tree)
     part, relabel = jobs["recover"], wildcards(jobs["relabel"])
     finish(part)
-    for path in part.shards.values():
+    for path in part.files.values():
         Path(path).unlink()
-    assert plan_of().shards(relabel) == [part.shards[1]]
-    Path(part.shards[1]).touch()
-    assert plan_of().shards(relabel) == [part.shards[0]]
-    Path(part.shards[0]).touch()
+    assert plan_of().shards(relabel) == [part.files[1]]
+    Path(part.files[1]).touch()
+    assert plan_of().shards(relabel) == [part.files[0]]
+    Path(part.files[0]).touch()
     assert plan_of().shards(relabel) == [part.output]
 
 

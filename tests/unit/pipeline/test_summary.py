@@ -20,7 +20,7 @@ def finish(tree: Any, stage: str = "validate") -> None:
     job = graph_of(tree.experiments()).job(tree.runs(ipc=2)[stage])
     Path(job.output).parent.mkdir(parents=True)
     Path(job.output).write_text("{}\n") if stage == "validate" else Path(job.output).mkdir()
-    for shard in job.shards.values():
+    for shard in job.files.values():
         Path(shard).touch()
 
 
