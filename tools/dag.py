@@ -16,7 +16,7 @@ mpl.use("agg")
 mpl.rcParams["svg.hashsalt"] = "cda"  # equal graphs give equal files
 
 LINE = {"squeeze", "recover", "relabel", "validate"}
-STAGES = LINE | {"score", "continual"}
+STAGES = LINE | {"expert", "distill", "score", "continual"}
 
 
 def read(text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:

@@ -42,6 +42,9 @@ def test_a_table_is_submitted_job_by_job_with_what_each_needs(
     model.parent.mkdir(parents=True)
     model.touch()  # nothing is run: the partition holds every job
     model.with_name("squeeze.json").touch()
+    for method in ("cda", "random"):  # a part that lacks shards
+        run = tree.runs(method, 2 * PARTS)["recover"]
+        Path(Layout("paper").part(run, 0)).mkdir(parents=True)
     if heading:
         workflow.uncomment(heading)
     before = len(cluster.jobs())
@@ -54,8 +57,10 @@ def test_a_table_is_submitted_job_by_job_with_what_each_needs(
         head.wait()
     # Random real images need no network.
     assert Counter((job.rule, job.gpus, job.generic) for job in jobs) == {
-        ("recover", 1, requested): PARTS,
-        ("recover", 0, ""): PARTS,
+        ("recover", 1, requested): PARTS - 1,
+        ("recover", 0, ""): PARTS - 1,
+        ("complete_part", 1, requested): 1,
+        ("complete_part", 0, ""): 1,
     }
     assert {(job.gpus, job.minutes) for job in jobs} == {(1, 11), (0, 10)}
     assert {(job.megabytes // 1000, job.state) for job in jobs} == {(8, "PENDING")}
