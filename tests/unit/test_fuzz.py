@@ -467,7 +467,7 @@ def test_damaged_files_end_in_one_line(make, tree, capsys, monkeypatch):
     ("read", "problem"),
     [
         (lambda: {}["x"], "KeyError: 'x'"),
-        (lambda: bytearray(2 * MEMORY), "MemoryError"),
+        (lambda: bytearray(64 * MEMORY), "MemoryError"),
         (lambda: time.sleep(2 * SECONDS_EACH), "Hangs"),
         (lambda: Path("../outside").touch(), "open .*outside"),
         (lambda: Path("inside").touch(), "^$"),

@@ -14,17 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def snakemake(*arguments, cwd=ROOT, ok=True):
+def snakemake(*arguments, cwd=ROOT, ok=True, before=(sys.executable,)):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("CDA_CONFIG", None)
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        str(ROOT / "workflow" / "Snakefile"),
-        *arguments,
-    ]
+    command = [*before, "-m", "snakemake", "-s", str(ROOT / "workflow" / "Snakefile"), *arguments]
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

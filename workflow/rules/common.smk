@@ -23,7 +23,7 @@ wildcard_constraints:
     dataset=r"[\w-]+",
     run=r"[\w.-]+",
     part=r"\d+",
-    making="recover|distill|expert",
+    making=r"recover|distill|expert",
     file=r"ipc-\d+\.tar|expert-\d+\.safetensors",
     seed=r"\d+",
     table=one_of(PLAN.experiments.tables),

@@ -18,6 +18,6 @@ rule complete_part:
         mem_mb=PLAN.memory,
     params:
         recipe=PLAN.recipe,
-        part=lambda wildcards: "" if wildcards.making == "distill" else f"--part {wildcards.part}",
+        part=PLAN.part_option,
     shell:
         "python -m cda {wildcards.making} --run {wildcards.run} {params.part} &> {log}"

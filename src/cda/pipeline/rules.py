@@ -23,6 +23,7 @@ from cda.config.load import from_environment, load_settings, merge, scale_names
 from cda.errors import ArtifactError, ConfigError
 from cda.experiments.experiment_set import ExperimentSet
 from cda.experiments.jobs import (
+    NUMBERED,
     Job,
     figure_jobs,
     gpu_count,
@@ -192,6 +193,11 @@ class Plan:
     def experts(self, wildcards: Wildcards) -> list[str]:
         """The part folders of the experts that a distill job follows."""
         return self._inputs(wildcards, "expert")
+
+    def part_option(self, wildcards: Wildcards) -> str:
+        """The option that names a part to a stage which has several."""
+        job = self._job(wildcards)
+        return f"--part {job.index}" if job.run.stage in NUMBERED else ""
 
     def labels(self, wildcards: Wildcards) -> list[str]:
         """A validate job's label store."""
